@@ -1,0 +1,3 @@
+"""Weighted multi-token prediction."""
+
+__version__ = "0.1.0.dev0"

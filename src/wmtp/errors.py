@@ -1,0 +1,48 @@
+"""Every error a user can meet, in one hierarchy.
+
+A message says what was got, what was expected and how to mend it. `exit_code` is what the command line
+returns: 1 for a failure while working, 2 for wrong usage, configuration or input. Whatever is not a
+`WmtpError` is a defect of this package.
+"""
+
+from __future__ import annotations
+
+
+class WmtpError(Exception):
+    """The work failed (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(WmtpError):
+    """The command, its configuration or its input is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration file or override is wrong."""
+
+
+class DataError(UsageError):
+    """A data file or a row in it is wrong."""
+
+
+class ModelError(UsageError):
+    """A model, tokenizer or checkpoint is not what the run needs."""
+
+
+class CheckpointError(WmtpError):
+    """A checkpoint could not be written or none could be read."""
+
+
+class NonFiniteError(WmtpError):
+    """Training met too many non-finite gradients in a row."""
+
+
+class Interrupted(WmtpError):
+    """A signal stopped the run after its state was saved (exit code 128 + signal number)."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
