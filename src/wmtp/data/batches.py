@@ -1,0 +1,156 @@
+"""Which rows form which batch, and batches as tensors.
+
+The order is a pure function of (seed, batch number): nothing is consumed, so a run that resumes at step n asks for
+batch n and gets the one it would have got. Rows of similar length share a batch and are padded to its longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wmtp.data.text import Row
+from wmtp.errors import DataError
+
+Item = tuple[int, ...]
+"""Rows that must stay together: one row, or a (correct, incorrect) pair."""
+
+POOL = 32
+"""Batches that are sorted by length together: enough to even out lengths, few enough to keep the order random."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to the longest of them."""
+
+    tokens_BT: Tensor
+    trainable_BT: Tensor
+    """bool: response tokens and their EOS."""
+    reward_B: Tensor
+    """fp32: 1 correct, 0 incorrect, NaN unknown."""
+    row_B: tuple[int, ...]
+    """Place of each row in the data set, for messages."""
+    document_BT: Tensor | None = None
+    """None: every row is one document."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        document = None if self.document_BT is None else self.document_BT.to(device)
+        return Batch(
+            self.tokens_BT.to(device), self.trainable_BT.to(device), self.reward_B.to(device), self.row_B, document
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions computed, padding included."""
+        return self.tokens_BT.numel()
+
+
+def single_items(rows: Sequence[Row]) -> list[Item]:
+    """Every row by itself."""
+    return [(i,) for i in range(len(rows))]
+
+
+def pair_items(rows: Sequence[Row]) -> list[Item]:
+    """(correct, incorrect) rows of the same problem, each row used once where possible.
+
+    Per problem, the longer side is walked through once and the shorter one repeated, so every labelled row of a
+    problem that has both kinds is in at least one pair.
+
+    Raises:
+        DataError: no problem has both.
+    """
+    sides: dict[int, tuple[list[int], list[int]]] = {}
+    for i, row in enumerate(rows):
+        good, bad = sides.setdefault(row.problem, ([], []))
+        if row.reward == 1.0:
+            good.append(i)
+        elif row.reward == 0.0:
+            bad.append(i)
+    pairs: list[Item] = [
+        (good[j % len(good)], bad[j % len(bad)])
+        for good, bad in sides.values()
+        if good and bad
+        for j in range(max(len(good), len(bad)))
+    ]
+    if not pairs:
+        raise DataError(
+            f"no pairs: none of {len(sides):,} problems has a response with is_correct true and one with false"
+        )
+    return pairs
+
+
+class Batches:
+    """An endless, addressable sequence of batches over items.
+
+    Args:
+        batch_size: rows per batch; a multiple of the items' size. The last batch of an epoch may be smaller.
+        seed: of the order; None keeps the items' own order (validation).
+        pad_id: id in the padded places; never trained, never attended to by a real token.
+
+    Raises:
+        DataError: a batch size that items do not fill evenly.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], items: Sequence[Item], *, batch_size: int, seed: int | None, pad_id: int
+    ) -> None:
+        per_item = len(items[0])
+        if batch_size % per_item:
+            raise DataError(f"train.batch_size must be a multiple of {per_item} (rows come in pairs), got {batch_size}")
+        self.rows, self.items = rows, items
+        self.items_per_batch = batch_size // per_item
+        self.seed, self.pad_id = seed, pad_id
+        self._lengths = np.array([max(len(rows[i].tokens) for i in item) for item in items])
+        self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.items) // self.items_per_batch)
+
+    def rows_of(self, number: int) -> list[int]:
+        """The rows of batch `number`, counted from 0 over all epochs."""
+        epoch, place = divmod(number, len(self))
+        return [row for item in self._order(epoch)[place] for row in self.items[item]]
+
+    def at(self, number: int, micro_batch_size: int | None = None) -> list[Batch]:
+        """Batch `number` as micro-batches of at most `micro_batch_size` rows (None: as one)."""
+        rows = self.rows_of(number)
+        size = micro_batch_size or len(rows)
+        return [collate(self.rows, rows[i : i + size], self.pad_id) for i in range(0, len(rows), size)]
+
+    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, self._shuffled(epoch))
+        return self._epoch[1]
+
+    def _shuffled(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Items per batch: shuffled, sorted by length within pools, batches shuffled again."""
+        size, total = self.items_per_batch, len(self.items)
+        if self.seed is None:
+            return [np.arange(i, min(i + size, total)) for i in range(0, total, size)]
+        random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        order = random.permutation(total)
+        pool = POOL * size
+        pools = [order[i : i + pool] for i in range(0, total, pool)]
+        order = np.concatenate([p[np.argsort(self._lengths[p], kind="stable")] for p in pools])
+        batches = [order[i : i + size] for i in range(0, total, size)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+
+def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int) -> Batch:
+    """The chosen rows as one padded batch."""
+    longest = max(len(rows[i].tokens) for i in chosen)
+    tokens = np.full((len(chosen), longest), pad_id, dtype=np.int64)
+    trainable = np.zeros((len(chosen), longest), dtype=bool)
+    for b, i in enumerate(chosen):
+        row = rows[i]
+        tokens[b, : len(row.tokens)] = row.tokens
+        trainable[b, row.response_start : len(row.tokens)] = True
+    reward = np.array([rows[i].reward for i in chosen], dtype=np.float32)
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(trainable), torch.from_numpy(reward), tuple(chosen))

@@ -1,0 +1,213 @@
+"""From a data file to records, row by row, whatever the file's kind.
+
+The kind is told from the rows, never from the path: MBPP's rows have `task_id` and `code`, ours have `prompt` and
+`response`, anything else needs a field map. A file is JSON Lines, or one JSON array (as MBPP's sanitized file is).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from wmtp.data.records import BadRow, Record, parse
+from wmtp.errors import DataError
+
+MBPP_SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
+"""Task ids of MBPP's official splits (Austin et al. 2021, arXiv 2108.07732)."""
+
+MAX_LINE_BYTES = 64 * 2**20
+
+
+@dataclass
+class SourceReport:
+    """What reading a source left out. Nothing is left out without a line here."""
+
+    path: str
+    rows: int = 0
+    kept: int = 0
+    other_split: int = 0
+    bad: list[str] = field(default_factory=list)
+    """One message per bad row (at most 20 are kept)."""
+    num_bad: int = 0
+
+    def summary(self) -> str:
+        """One line for people."""
+        text = f"{self.path}: {self.kept:,} of {self.rows:,} rows"
+        if self.other_split:
+            text += f"; {self.other_split:,} of another split"
+        if self.num_bad:
+            text += f"; {self.num_bad:,} bad rows skipped, the first: {self.bad[0]}"
+        return text
+
+
+def read_records(
+    path: Path,
+    *,
+    role: str = "train",
+    split: str | None = None,
+    fields: Mapping[str, str] | None = None,
+    on_bad_row: str = "error",
+) -> tuple[list[Record], SourceReport]:
+    """All records of a file.
+
+    Args:
+        role: what the records are for, `train` or `validation`: the split taken where the data set has official ones.
+        split: another official split than the role's own; an error where the data set has none. MBPP's test split
+            is refused for training.
+        fields: our field name -> the row's; the row's other fields are then ignored.
+        on_bad_row: `error` stops at the first bad row, `skip` counts it.
+
+    Raises:
+        DataError: the file cannot be read, has no usable row, or a row is bad; with file and line.
+    """
+    report = SourceReport(str(path))
+    records: list[Record] = []
+    for line, decode in _rows(path):
+        report.rows += 1
+        try:
+            record, row_split = _to_record(decode(), fields)
+            _check_split(row_split, split, role)
+        except BadRow as problem:
+            message = f"{path}:{line}: {problem}"
+            if on_bad_row == "error":
+                raise DataError(f"{message}\n(set data.on_bad_row=skip to leave such rows out, counted)") from problem
+            report.num_bad += 1
+            report.bad = [*report.bad, message][:20]
+            continue
+        if row_split is not None and (split or role) != row_split:
+            report.other_split += 1
+            continue
+        records.append(record)
+    report.kept = len(records)
+    if not records:
+        raise DataError(f"no usable rows: {report.summary()}")
+    return records, report
+
+
+def _to_record(row: Any, fields: Mapping[str, str] | None) -> tuple[Record, str | None]:
+    """The record of a row, and the official split it belongs to where its data set has splits."""
+    if fields:
+        return parse(_mapped(row, fields)), None
+    if isinstance(row, dict) and {"task_id", "code", "test_list"} <= set(row):
+        return _from_mbpp(row)
+    return parse(row), None
+
+
+def _mapped(row: Any, fields: Mapping[str, str]) -> Any:
+    if not isinstance(row, dict):
+        return row
+    missing = sorted(theirs for theirs in fields.values() if theirs not in row)
+    if missing:
+        raise BadRow(f"field {missing[0]!r} (from data.*.fields) is missing; the row has {', '.join(sorted(row)[:12])}")
+    return {ours: row[theirs] for ours, theirs in fields.items()}
+
+
+def _from_mbpp(row: dict[str, Any]) -> tuple[Record, str | None]:
+    """MBPP's two published schemas: the full file (`text`, `test_setup_code`) and the sanitized one (`prompt`)."""
+    task = row["task_id"]
+    split = next(
+        (name for name, (low, high) in MBPP_SPLITS.items() if isinstance(task, int) and low <= task <= high), None
+    )
+    if split is None:
+        raise BadRow(f"MBPP task_id must be an integer from 1 to 974, got {task!r}")
+    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    tests = row["test_list"]
+    if not isinstance(tests, list) or not tests or not isinstance(tests[0], str):
+        raise BadRow(f"field 'test_list' must be a non-empty list of strings, got {tests!r:.60}")
+    if "text" not in row and "prompt" not in row:
+        raise BadRow("field 'text' (or 'prompt') is missing")
+    code = row["code"]
+    record = parse(
+        {
+            "problem_id": f"mbpp/{task}",
+            "prompt": _mbpp_prompt(row.get("text") or row.get("prompt"), tests),
+            "response": code.replace("\r\n", "\n") if isinstance(code, str) else code,
+            "is_correct": True,
+            "tests": [setup, *tests] if setup else tests,
+            "source": "mbpp",
+        }
+    )
+    return record, split
+
+
+def _mbpp_prompt(text: Any, tests: list[str]) -> Any:
+    """The statement and one test, which is where MBPP says what the function is called."""
+    return f"{text}\n{tests[0]}" if isinstance(text, str) and text.strip() else text
+
+
+def _check_split(row_split: str | None, split: str | None, role: str) -> None:
+    if split is None:
+        return
+    if row_split is None:
+        raise BadRow(f"data.{role}.split is {split!r}, but this row's data set has no official splits")
+    if split not in MBPP_SPLITS:
+        raise BadRow(f"this is an MBPP row: data.{role}.split must be one of {', '.join(MBPP_SPLITS)}, got {split!r}")
+    if role == "train" and split == "test":
+        raise BadRow("MBPP's test split is for evaluation; training on it would spoil every later score")
+
+
+Decode = Callable[[], Any]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Decode]]:
+    """(line number, decoder) per row; the decoder raises `BadRow`. Blank lines are not rows."""
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a directory; a JSON Lines file was expected")
+        with path.open("rb") as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+            file.seek(0)
+            if start.startswith(b"["):
+                yield from _array_rows(path, file.read())
+                return
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES):
+                number += 1
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    raise DataError(
+                        f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; is this JSON Lines?"
+                    )
+                if line.strip():
+                    yield number, _decoder(line)
+    except OSError as problem:
+        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+
+
+def _decoder(line: bytes) -> Decode:
+    def decode() -> Any:
+        try:
+            return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
+        except UnicodeDecodeError as problem:
+            raise BadRow(f"broken UTF-8 at byte {problem.start} of the line") from problem
+        except RecursionError as problem:
+            raise BadRow("brackets nested too deeply") from problem
+        except json.JSONDecodeError as problem:
+            raise BadRow(f"not valid JSON: {problem.msg} at column {problem.colno}") from problem
+
+    return decode
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise BadRow(f"field {next(n for n in names if names.count(n) > 1)!r} appears twice")
+    return row
+
+
+def _array_rows(path: Path, data: bytes) -> Iterator[tuple[int, Decode]]:
+    """Rows of one JSON array; the number is the row's place in it, from 1."""
+    try:
+        rows = _decoder(data)()
+    except BadRow as problem:
+        raise DataError(f"{path}: {problem}") from problem
+    for number, row in enumerate(rows, 1):
+        yield number, partial(_identity, row)
+
+
+def _identity(row: Any) -> Any:
+    return row

@@ -1,0 +1,158 @@
+"""Hugging Face models and tokenizers in: loaded strictly, from a local folder or by hub id.
+
+`transformers` fills tensors that a checkpoint lacks with random numbers and says so in a log line. Here a missing,
+unexpected or misshapen tensor is an error that names it. Weights come from safetensors only; no code of a model
+folder is ever run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from wmtp.errors import ModelError
+from wmtp.storage import resolve
+
+
+def locate(source: str) -> str:
+    """What transformers should be given: a local folder's path, or a hub id as it is.
+
+    Raises:
+        ModelError: a file where a folder is needed, or neither a folder nor the form of a hub id.
+    """
+    path = resolve(source)
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise ModelError(f"{source} is a file; a model folder (config.json, *.safetensors) was expected")
+    if "://" not in source and source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return source
+    raise ModelError(f"no model folder at {source}")
+
+
+def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A `transformers` causal language model with every weight read from `source`.
+
+    Raises:
+        ModelError: no such model, not a causal language model, or weights that do not fit, named.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = locate(source)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as problem:
+        raise ModelError(f"cannot load a causal language model from {source}: {_first_line(problem)}") from problem
+    _check_loaded(source, info)
+    return model
+
+
+def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: int) -> Any:
+    """A freshly initialised model.
+
+    Args:
+        architecture: a transformers config as a mapping with `model_type`, or the location of a `config.json`'s folder.
+        vocabulary: the tokenizer's size; a mapping without `vocab_size` takes it.
+
+    Raises:
+        ModelError: unknown `model_type`, or a key the config class does not have.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(architecture, vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except ValueError as problem:
+            raise ModelError(f"cannot build a causal language model: {_first_line(problem)}") from problem
+
+
+def model_config(source: str) -> Any:
+    """The transformers config of a model folder, without its weights."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(locate(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"cannot read the config of the model {source}: {_first_line(problem)}") from problem
+
+
+def _config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if isinstance(architecture, str):
+        return copy.deepcopy(model_config(architecture))
+    options = dict(architecture)
+    kind = options.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise ModelError(f"model.architecture.model_type = {kind!r} is not one that transformers knows")
+    known = set(CONFIG_MAPPING[kind]().to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ModelError(f"model.architecture.{unknown[0]}: a {kind} config has no such key")
+    options.setdefault("vocab_size", vocabulary)
+    return AutoConfig.for_model(kind, **options)
+
+
+def _check_loaded(source: str, info: dict[str, Any]) -> None:
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in info.get(what, ()))
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(f"{source}: {what.replace('_', ' ')} in its weights: {', '.join(names[:3])}{more}")
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
+
+
+def load_tokenizer(source: str) -> Any:
+    """A fast tokenizer with an EOS.
+
+    Raises:
+        ModelError: none there, one without character offsets, or one without EOS.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        raise ModelError(f"cannot load a tokenizer from {source}: {_first_line(problem)}") from problem
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"the tokenizer of {source} gives no character offsets; a fast tokenizer is needed")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {source} has no EOS token; responses could not be ended")
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over (token, id) of the whole vocabulary: equal if and only if every id means the same."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+
+def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:
+    """Raise `ModelError` unless every id means the same token in both; names the first that does not."""
+    ours, theirs = policy.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return
+    different = min(
+        (index for token, index in ours.items() if theirs.get(token) != index), default=min(len(ours), len(theirs))
+    )
+    raise ModelError(
+        f"{what} has another tokenizer than the policy: {len(theirs):,} against {len(ours):,} tokens, first "
+        f"difference at id {different} ({_token(other, different)!r} against {_token(policy, different)!r})"
+    )
+
+
+def _token(tokenizer: Any, index: int) -> str | None:
+    return tokenizer.convert_ids_to_tokens(index) if index < len(tokenizer) else None

@@ -1,0 +1,200 @@
+"""WMTP's own model folder, out and in.
+
+    config.json, model.safetensors (sharded when large), tokenizer files    a plain Hugging Face folder
+    wmtp.json                                                               what WMTP added
+    mtp_heads.safetensors                                                   heads 2..K           (an MTP model)
+    value_head.safetensors                                                  the value head       (a critic)
+
+So `transformers` loads the folder as it is, heads dropped, without a warning; and whether a folder is ours is told
+by its `wmtp.json`, never by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from wmtp.errors import ModelError
+from wmtp.formats.hf import load_causal_lm, locate
+from wmtp.model import MTPModel
+from wmtp.storage import fsync_folder
+from wmtp.value import ValueModel
+
+FORMAT = 1
+MTP_HEADS, VALUE_HEAD, CARD = "mtp_heads.safetensors", "value_head.safetensors", "wmtp.json"
+
+
+class MTPCard(BaseModel):
+    """`wmtp.json` of a model with prediction heads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    kind: Literal["mtp"] = "mtp"
+    heads: Literal["parallel"] = "parallel"
+    num_heads: int
+
+
+class ValueCard(BaseModel):
+    """`wmtp.json` of a critic."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    kind: Literal["value"] = "value"
+    head: str
+    loss: str
+    """What trained it: pairwise values are defined up to a constant only."""
+
+
+def read_card(source: str) -> MTPCard | ValueCard | None:
+    """What WMTP added to a model folder; None for a plain Hugging Face model.
+
+    Raises:
+        ModelError: a `wmtp.json` that this version does not understand.
+    """
+    path = Path(locate(source)) / CARD
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        if content["kind"] == "value":
+            return ValueCard.model_validate(content)
+        return MTPCard.model_validate(content)
+    except (OSError, ValueError, TypeError, KeyError, ValidationError) as problem:
+        raise ModelError(f"{path} is not a model card this version of wmtp understands: {problem}") from problem
+
+
+def load_model(
+    source: str,
+    *,
+    heads: str = "parallel",
+    num_heads: int | None = None,
+    init: str = "copy",
+    dtype: torch.dtype = torch.float32,
+) -> MTPModel:
+    """An `MTPModel` from a Hugging Face model (heads are added) or a WMTP folder (heads are read).
+
+    Args:
+        source: local folder, `file://`, `embedded://` or hub id.
+        heads: head family; `parallel` is the one this version has.
+        num_heads: K. None: the folder's own number, or 4 for a model without heads. Fewer than stored drops the last.
+        init: how added heads start, `copy` or `fresh`.
+
+    Raises:
+        ModelError: not such a model, tensors that do not fit, or more heads than the folder has.
+    """
+    if heads != "parallel":
+        raise ModelError(f"head family must be 'parallel', got {heads!r}")
+    card = read_card(source)
+    if isinstance(card, ValueCard):
+        raise ModelError(f"{source} is a critic (kind 'value'); a language model was expected")
+    base = load_causal_lm(source, dtype)
+    if card is None:
+        return MTPModel(base, num_heads or 4, init)
+    if num_heads is not None and num_heads > card.num_heads:
+        raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
+    model = MTPModel(base, card.num_heads, init)
+    _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
+    if num_heads is not None:
+        model.keep_heads(num_heads)
+    return model
+
+
+def load_value_model(source: str, *, backbone: str = "frozen", dtype: torch.dtype = torch.float32) -> ValueModel:
+    """A critic that `save_model` wrote.
+
+    Raises:
+        ModelError: the folder holds something else.
+    """
+    card = read_card(source)
+    if not isinstance(card, ValueCard):
+        found = "a plain model" if card is None else f"kind {card.kind!r}"
+        raise ModelError(f"{source} is not a critic ({found}); train one with objective.kind = value")
+    model = ValueModel(load_causal_lm(source, dtype), card.head, backbone, card.loss)
+    _read_into(model.value_head, Path(locate(source)) / VALUE_HEAD)
+    return model
+
+
+def _read_into(module: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not any(True for _ in module.parameters()):
+        return
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as problem:
+        raise ModelError(f"{path} does not fit the model: {str(problem).splitlines()[0]}") from problem
+
+
+def save_model(model: MTPModel | ValueModel, path: str | Path, tokenizer: Any = None) -> Path:
+    """Write a model folder; it appears whole or not at all, replacing what was there."""
+    folder = Path(path)
+    temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        _write_base(model, temporary)
+        _write_extra(model, temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        _publish(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write_base(model: MTPModel | ValueModel, folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    tensors = {model.hf_key(k): v for k, v in model.state_dict().items() if k.startswith("base.")}
+    save_torch_state_dict(_untied(tensors, model.base), folder)
+    model.base.config.save_pretrained(folder)
+    if model.base.generation_config is not None:
+        model.base.generation_config.save_pretrained(folder)
+
+
+def _untied(tensors: dict[str, Tensor], base: Any) -> dict[str, Tensor]:
+    """Without the names that transformers ties again by itself on loading."""
+    if not base.config.tie_word_embeddings:
+        return tensors
+    tied = set(getattr(base, "_tied_weights_keys", None) or ())
+    return {name: tensor for name, tensor in tensors.items() if name not in tied}
+
+
+def _write_extra(model: MTPModel | ValueModel, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    card: BaseModel
+    if isinstance(model, ValueModel):
+        card = ValueCard(head=model.value_head.kind, loss=model.loss)
+        save_file(_contiguous(model.value_head), folder / VALUE_HEAD, metadata={"format": "pt"})
+    else:
+        card = MTPCard(num_heads=model.num_heads)
+        if model.num_heads > 1:
+            save_file(_contiguous(model.extra_heads), folder / MTP_HEADS, metadata={"format": "pt"})
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+
+
+def _contiguous(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    for file in temporary.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    fsync_folder(temporary)
+    aside = folder.with_name(f".del-{folder.name}-{uuid.uuid4().hex[:8]}")
+    if folder.exists():
+        folder.rename(aside)
+    temporary.rename(folder)
+    fsync_folder(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)

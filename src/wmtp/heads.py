@@ -1,0 +1,110 @@
+"""Prediction heads and the place where they attach to a decoder.
+
+`parallel` heads (Gloeckle et al. 2024, arXiv 2404.19737; docs/math.md (3)): the trunk is every decoder layer but
+the last; head 1 is the model's own last layer; heads 2..K are further layers of the same class. All read the same
+trunk output with the same positions and masks; final norm and unembedding are shared.
+
+No model code is copied. `Branch` takes the last layer's place in the model's own layer list, keeps what the
+layers before it hand over, and lets the heads be run on it afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from wmtp.errors import ModelError
+
+
+@dataclass(frozen=True)
+class TrunkOutput:
+    """The last layer's arguments, as the model's own forward prepared them."""
+
+    hidden_BTD: Tensor
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def through(self, layer: nn.Module) -> Tensor:
+        """`layer`'s output `[B, T, D]` on this trunk output."""
+        out = layer(self.hidden_BTD, *self.arguments, **self.keywords)
+        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+
+class Branch(nn.Module):
+    """Stands where the last decoder layer stood: passes the hidden state on and remembers the call.
+
+    It owns that layer (as `layer`), so that parameters keep their order, and answers for its attributes, because
+    some models ask a layer for its attention type before calling it.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self._output: TrunkOutput | None = None
+
+    def forward(self, hidden_BTD: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        self._output = TrunkOutput(hidden_BTD, arguments, keywords)
+        return hidden_BTD
+
+    def take(self) -> TrunkOutput:
+        """What the last forward handed over; can be taken once, so that no activation outlives its step."""
+        output, self._output = self._output, None
+        if output is None:
+            raise RuntimeError("the trunk has not run since its output was last taken")
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+def layer_list(decoder: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:
+    """Name and list of the decoder's layers: its one `ModuleList` of length `num_layers`.
+
+    Raises:
+        ModelError: there is none, or more than one.
+    """
+    found = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(decoder).__name__} has {len(found)} module lists of {num_layers} layers among its children, "
+            "expected exactly one: this architecture's layers cannot be told apart"
+        )
+    return found[0]
+
+
+def final_norm(decoder: nn.Module, layers_name: str) -> str:
+    """Name of the decoder's final norm: its one direct child whose class name ends in 'Norm'.
+
+    Raises:
+        ModelError: there is none, or more than one.
+    """
+    norms = [n for n, m in decoder.named_children() if n != layers_name and type(m).__name__.endswith("Norm")]
+    if len(norms) != 1:
+        raise ModelError(
+            f"{type(decoder).__name__} has {len(norms)} norms beside its layers, expected exactly one final norm"
+        )
+    return norms[0]
+
+
+def more_heads(layer: nn.Module, count: int, init: str, initialise: Callable[[nn.Module], None]) -> nn.ModuleList:
+    """`count` further layers of `layer`'s class: `copy` of its weights, or `fresh` by the model's own initialisation.
+
+    Args:
+        initialise: the model's initialisation of one module (`PreTrainedModel._init_weights`).
+    """
+    heads = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
+    if init == "fresh":
+        for parameter in heads.parameters():
+            parameter.__dict__.pop("_is_hf_initialized", None)
+        for module in heads.modules():
+            module.__dict__.pop("_is_hf_initialized", None)
+            initialise(module)
+    return heads

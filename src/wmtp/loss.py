@@ -1,0 +1,121 @@
+"""The loss, slow and obvious: the specification that the fused version is proven against.
+
+Source: docs/math.md (2). Nothing here is fast and nothing here may change for speed's sake.
+
+The unembedding is described by `Unembedding`: logits = softcap(hidden @ projection.T + bias).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wmtp.targets import IGNORE
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that losses and weights are computed in: fp32 whatever the compute dtype; float64 stays float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Unembedding(NamedTuple):
+    """How a hidden state becomes logits."""
+
+    projection_VD: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    """Gemma 2's final soft-capping: `cap * tanh(logits / cap)`."""
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits `[..., V]` of hidden states `[..., D]`, in their own dtype."""
+        logits = F.linear(hidden_ND, self.projection_VD, self.bias_V)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Sums over one micro-batch. They add; the one division happens in `step.train_step`.
+
+    `weighted_sum` carries the gradient; everything else is detached, fp32 (counts int64).
+    """
+
+    weighted_sum: Tensor
+    """sum c_k * w * nll over the valid (position, head) pairs."""
+    weight_total: Tensor
+    """sum c_k * w over the same pairs."""
+    nll_sum_K: Tensor
+    """Unweighted sum of nll per head."""
+    count_K: Tensor
+    """Number of valid pairs per head."""
+    correct_K: Tensor
+    """How often the most likely token was the target, per head."""
+    nll_BTK: Tensor
+    """Per-pair nll, 0 where there is no target."""
+
+    def per(self, weight_total: Tensor) -> LossSum:
+        """The same sums, to be divided by another total."""
+        return replace(self, weight_total=weight_total)
+
+
+def plain_nll(hidden_K: Sequence[Tensor], unembedding: Unembedding, target_BTK: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-pair negative log-likelihood and argmax-correctness, `nll_BTK` (differentiable) and `correct_BTK` (bool).
+
+    One head's logits `[B,T,V]` at a time, in fp32; pairs without a target are 0 and False.
+    """
+    nll_K, correct_K = [], []
+    for k, hidden_BTD in enumerate(hidden_K):
+        logits_BTV = unembedding.logits(hidden_BTD)
+        logits_BTV = logits_BTV.to(accumulator(logits_BTV.dtype))
+        target_BT = target_BTK[:, :, k]
+        nll = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), reduction="none", ignore_index=IGNORE)
+        nll_K.append(nll.view_as(target_BT))
+        correct_K.append((logits_BTV.argmax(-1) == target_BT) & (target_BT != IGNORE))
+    return torch.stack(nll_K, -1), torch.stack(correct_K, -1)
+
+
+def reduce_loss(
+    nll_BTK: Tensor,
+    correct_BTK: Tensor,
+    target_BTK: Tensor,
+    weight_BTK: Tensor | None = None,
+    coefficient_K: Tensor | None = None,
+) -> LossSum:
+    """The weighted reduction of docs/math.md (2): sums only, no division.
+
+    Args:
+        weight_BTK: w >= 0, used in fp32 and detached; None means 1 everywhere.
+        coefficient_K: c_k >= 0; None means 1 for every head.
+    """
+    valid_BTK = target_BTK != IGNORE
+    scale_BTK = pair_scale(target_BTK, weight_BTK, coefficient_K, nll_BTK.dtype)
+    nll_detached = nll_BTK.detach() * valid_BTK
+    return LossSum(
+        weighted_sum=(scale_BTK * nll_BTK).sum(),
+        weight_total=scale_BTK.sum(),
+        nll_sum_K=nll_detached.sum((0, 1)),
+        count_K=valid_BTK.sum((0, 1)),
+        correct_K=correct_BTK.sum((0, 1)),
+        nll_BTK=nll_detached,
+    )
+
+
+def pair_scale(
+    target_BTK: Tensor,
+    weight_BTK: Tensor | None,
+    coefficient_K: Tensor | None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """c_k * w * m for every pair: what multiplies its nll. Detached; exactly 0 where there is no target."""
+    scale_BTK = (target_BTK != IGNORE).to(dtype)
+    if weight_BTK is not None:
+        if weight_BTK.shape != target_BTK.shape:
+            raise ValueError(f"weights have shape {tuple(weight_BTK.shape)}, targets {tuple(target_BTK.shape)}")
+        scale_BTK = torch.where(scale_BTK > 0, weight_BTK.detach().to(dtype), 0.0)
+    if coefficient_K is not None:
+        scale_BTK = scale_BTK * coefficient_K.to(scale_BTK)
+    return scale_BTK

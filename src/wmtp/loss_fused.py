@@ -1,0 +1,289 @@
+"""The same numbers as `loss.py` without ever holding more than one chunk of logits.
+
+The method, for a chunk of C rows of one head:
+
+    logits_CV = hidden @ projection.T          (compute dtype; softcap applied)
+    nll       = logsumexp(logits) - logits[target]                  (fp32)
+    dlogits   = (softmax(logits) - onehot(target)) * row_weight     (written over the logits)
+    dhidden   = dlogits @ projection           dprojection += dlogits.T @ hidden      (fp32 accumulator)
+
+The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
+dropped before the next chunk. `backward` only multiplies the stored gradients by the incoming scalar. A row
+without a target never meets the unembedding; a row with weight 0 is looked at (its nll is a metric) but does
+no gradient work. Peak extra memory: C*V (logits) + V*D (dprojection) + N*D (dhidden).
+
+Chunks never mix heads, so a head's rows see the same matrix products whatever the other heads are: that is why
+a reference equal to the policy has an excess of exactly 0, not of 1e-7.
+
+The idea of computing the gradient while the logits are there: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989)
+and Wijmans et al. 2024, Cut Your Losses (arXiv 2411.09009). Arbitrary row weights and several heads are ours.
+
+Not covered: double backward, forward-mode differentiation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wmtp.loss import LossSum, Unembedding, accumulator, pair_scale
+from wmtp.targets import IGNORE
+
+
+class RowLoss(NamedTuple):
+    """What `linear_nll` returns; only `weighted_sum` carries a gradient."""
+
+    weighted_sum: Tensor
+    """sum row_weight * nll, a scalar."""
+    nll_N: Tensor
+    """fp32 nll per row; 0 for ignored rows."""
+    correct_N: Tensor
+    """bool: the most likely token is the target; False for ignored rows."""
+
+
+def default_chunk(vocabulary: int, logits_bytes: int = 64 * 2**20) -> int:
+    """Rows per chunk such that one fp32 chunk of logits takes about `logits_bytes` (at least 64 rows, at most 4096).
+
+    Below some tens of rows the matrix product loses efficiency; above a few thousand nothing is gained.
+    """
+    return max(64, min(4096, logits_bytes // (4 * vocabulary)))
+
+
+def linear_nll(
+    hidden_ND: Tensor,
+    projection_VD: Tensor,
+    target_N: Tensor,
+    row_weight_N: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    ignore_index: int = IGNORE,
+    bias_V: Tensor | None = None,
+    chunk: int | None = None,
+) -> RowLoss:
+    """Weighted negative log-likelihood of a linear unembedding, without the `[N, V]` logits.
+
+    Args:
+        hidden_ND: final hidden states, any float dtype.
+        projection_VD: the unembedding (`lm_head.weight`).
+        target_N: int64 target ids; rows equal to `ignore_index` are skipped.
+        row_weight_N: w >= 0 per row, used in fp32 (float64 if the hidden states are) and detached; None means 1.
+        softcap: Gemma 2's final soft-capping.
+        bias_V: the unembedding's bias.
+        chunk: rows of logits held at once; by default `default_chunk(V)`.
+
+    Raises:
+        ValueError: shapes that do not fit, a chunk below 1, or a target outside the vocabulary.
+    """
+    _check_rows(hidden_ND, projection_VD, target_N, row_weight_N, chunk)
+    rows_N = (target_N != ignore_index).nonzero().squeeze(-1)
+    weight_N = None if row_weight_N is None else row_weight_N.detach().to(accumulator(hidden_ND.dtype))[rows_N]
+    unembedding = Unembedding(projection_VD, bias_V, softcap)
+    total, nll_R, correct_R = _rows_nll([hidden_ND[rows_N]], unembedding, [target_N[rows_N]], [weight_N], chunk)
+    nll_N = nll_R.new_zeros(target_N.shape).index_copy_(0, rows_N, nll_R)
+    correct_N = torch.zeros_like(target_N, dtype=torch.bool).index_copy_(0, rows_N, correct_R)
+    return RowLoss(total, nll_N, correct_N)
+
+
+def fused_loss(
+    hidden_K: Sequence[Tensor],
+    unembedding: Unembedding,
+    target_BTK: Tensor,
+    weight_BTK: Tensor | None = None,
+    coefficient_K: Tensor | None = None,
+    *,
+    chunk: int | None = None,
+) -> LossSum:
+    """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time."""
+    scale_BTK = pair_scale(target_BTK, weight_BTK, coefficient_K, accumulator(hidden_K[0].dtype))
+    valid_BTK = target_BTK != IGNORE
+    index_K = [valid_BTK[:, :, k].flatten().nonzero().squeeze(-1) for k in range(len(hidden_K))]
+    total, nll_R, correct_R = _rows_nll(
+        [h.flatten(0, 1)[index] for h, index in zip(hidden_K, index_K, strict=True)],
+        unembedding,
+        [target_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
+        [scale_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
+        chunk,
+    )
+    nll_BTK = _scatter(nll_R, index_K, target_BTK)
+    correct_BTK = _scatter(correct_R, index_K, target_BTK)
+    return LossSum(
+        weighted_sum=total,
+        weight_total=scale_BTK.sum(),
+        nll_sum_K=nll_BTK.sum((0, 1)),
+        count_K=valid_BTK.sum((0, 1)),
+        correct_K=correct_BTK.sum((0, 1)),
+        nll_BTK=nll_BTK,
+    )
+
+
+def _scatter(value_R: Tensor, index_K: list[Tensor], like_BTK: Tensor) -> Tensor:
+    """Rows of all heads, one head after another, back to `[B, T, K]`; 0 elsewhere."""
+    B, T, K = like_BTK.shape
+    out_KN = value_R.new_zeros((K, B * T))
+    sizes = [len(index) for index in index_K]
+    for k, part in enumerate(torch.split(value_R, sizes)):
+        out_KN[k].index_copy_(0, index_K[k], part)
+    return out_KN.T.reshape(B, T, K)
+
+
+def _check_rows(
+    hidden_ND: Tensor, projection_VD: Tensor, target_N: Tensor, row_weight_N: Tensor | None, chunk: int | None
+) -> None:
+    if hidden_ND.ndim != 2 or projection_VD.ndim != 2 or hidden_ND.shape[1] != projection_VD.shape[1]:
+        raise ValueError(
+            f"expected hidden [N, D] and projection [V, D], got {tuple(hidden_ND.shape)} and "
+            f"{tuple(projection_VD.shape)}"
+        )
+    for name, rows in (("target_N", target_N), ("row_weight_N", row_weight_N)):
+        if rows is not None and rows.shape != hidden_ND.shape[:1]:
+            raise ValueError(f"{name} has shape {tuple(rows.shape)}, expected ({hidden_ND.shape[0]},)")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+
+
+def _rows_nll(
+    hidden_K: list[Tensor],
+    unembedding: Unembedding,
+    target_K: list[Tensor],
+    weight_K: Sequence[Tensor | None],
+    chunk: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    chunk = chunk or default_chunk(unembedding.projection_VD.shape[0])
+    device = unembedding.projection_VD.device.type
+    if torch.is_autocast_enabled(device):
+        hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
+    with torch.autocast(device, enabled=False):
+        result: tuple[Tensor, Tensor, Tensor] = _LinearNLL.apply(  # type: ignore[no-untyped-call]
+            unembedding.projection_VD, unembedding.bias_V, unembedding.softcap, chunk, target_K, weight_K, *hidden_K
+        )
+    return result
+
+
+class _LinearNLL(torch.autograd.Function):
+    """One visit per chunk; gradients are ready when forward returns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projection_VD: Tensor,
+        bias_V: Tensor | None,
+        softcap: float | None,
+        chunk: int,
+        target_K: list[Tensor],
+        weight_K: list[Tensor | None],
+        *hidden_K: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        compute = hidden_K[0].dtype
+        accumulate = accumulator(compute)
+        projection = projection_VD.to(compute)
+        bias = None if bias_V is None else bias_V.to(compute)
+        needs_projection, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        dprojection = torch.zeros_like(projection_VD, dtype=accumulate) if needs_projection else None
+        dbias = torch.zeros_like(bias_V, dtype=accumulate) if needs_bias and bias_V is not None else None
+        dhidden_K = [
+            torch.zeros_like(hidden) if needed else None
+            for hidden, needed in zip(hidden_K, ctx.needs_input_grad[6:], strict=True)
+        ]
+        total = torch.zeros((), dtype=accumulate, device=projection.device)
+        nll_R, correct_R = [], []
+        for hidden, target, weight, dhidden in zip(hidden_K, target_K, weight_K, dhidden_K, strict=True):
+            for start in range(0, len(target), chunk):
+                piece = slice(start, start + chunk)
+                wants_gradient = not (dprojection is None and dbias is None and dhidden is None)
+                logits = _capped(hidden[piece], projection, bias, softcap)
+                seen = _visit(logits, target[piece], softcap, wants_gradient)
+                nll_R.append(seen.nll_C)
+                correct_R.append(seen.correct_C)
+                row_weight = torch.ones_like(seen.nll_C) if weight is None else weight[piece]
+                total += (row_weight * seen.nll_C).sum()
+                if not wants_gradient:
+                    continue
+                kept = _kept_rows(row_weight)
+                dlogits = _logits_gradient(seen, target[piece], row_weight, kept)
+                dlogits = dlogits.to(compute)
+                rows = slice(start, start + len(row_weight)) if kept is None else kept + start
+                if dhidden is not None:
+                    dhidden[rows] = dlogits @ projection
+                if dprojection is not None:
+                    _add_product(dprojection, dlogits, hidden[rows])
+                if dbias is not None:
+                    dbias += dlogits.sum(0, dtype=accumulate)
+        ctx.save_for_backward(dprojection, dbias, *dhidden_K)
+        ctx.dtypes = (projection_VD.dtype, None if bias_V is None else bias_V.dtype)
+        nll_all = torch.cat(nll_R) if nll_R else total.new_zeros(0)
+        correct_all = torch.cat(correct_R) if correct_R else torch.zeros(0, dtype=torch.bool, device=total.device)
+        ctx.mark_non_differentiable(nll_all, correct_all)
+        return total, nll_all, correct_all
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        dprojection, dbias, *dhidden_K = ctx.saved_tensors
+        projection_dtype, bias_dtype = ctx.dtypes
+        return (
+            None if dprojection is None else (dprojection * grad_total).to(projection_dtype),
+            None if dbias is None else (dbias * grad_total).to(bias_dtype),
+            None,
+            None,
+            None,
+            None,
+            *(None if dhidden is None else (dhidden * grad_total).to(dhidden.dtype) for dhidden in dhidden_K),
+        )
+
+
+def _capped(hidden: Tensor, projection: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
+    """One chunk of logits in the accumulation dtype."""
+    logits = torch.nn.functional.linear(hidden, projection, bias)
+    logits = logits.to(accumulator(logits.dtype))
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+class _Visited(NamedTuple):
+    """What one look at a chunk of logits leaves behind."""
+
+    nll_C: Tensor
+    correct_C: Tensor
+    exponential_CV: Tensor
+    """exp(logits - row maximum), written over the logits."""
+    total_C: Tensor
+    """Row sums of `exponential_CV`: softmax = exponential / total."""
+    slope_CV: Tensor | None
+    """d(capped logits)/d(logits), where there is a softcap and a gradient is wanted."""
+
+
+def _visit(logits_CV: Tensor, target_C: Tensor, softcap: float | None, gradient: bool) -> _Visited:
+    """Losses of a chunk by the shifted log-sum-exp; consumes the logits. One exponential serves loss and gradient."""
+    slope = (logits_CV / softcap).square_().neg_().add_(1) if softcap is not None and gradient else None
+    top_C, most_likely_C = logits_CV.max(1)
+    shifted = logits_CV.sub_(top_C.unsqueeze(1))
+    at_target_C = shifted.gather(1, target_C.unsqueeze(1)).squeeze(1)
+    exponential = shifted.exp_()
+    total_C = exponential.sum(1)
+    return _Visited(total_C.log() - at_target_C, most_likely_C == target_C, exponential, total_C, slope)
+
+
+def _kept_rows(weight_C: Tensor) -> Tensor | None:
+    """The rows that need gradient work, or None for all of them (no copy then)."""
+    kept = (weight_C != 0).nonzero().squeeze(-1)
+    return None if len(kept) == len(weight_C) else kept
+
+
+def _logits_gradient(seen: _Visited, target_C: Tensor, weight_C: Tensor, kept: Tensor | None) -> Tensor:
+    """d(weight * nll)/d(logits before capping) of the kept rows; in place where no row was dropped."""
+    exponential, total_C, slope = seen.exponential_CV, seen.total_C, seen.slope_CV
+    if kept is not None:
+        exponential, total_C, target_C, weight_C = exponential[kept], total_C[kept], target_C[kept], weight_C[kept]
+        slope = None if slope is None else slope[kept]
+    gradient = exponential.mul_((weight_C / total_C).unsqueeze(1))
+    gradient.scatter_add_(1, target_C.unsqueeze(1), -weight_C.unsqueeze(1))
+    return gradient if slope is None else gradient.mul_(slope)
+
+
+def _add_product(total_VD: Tensor, dlogits_CV: Tensor, hidden_CD: Tensor) -> None:
+    """total += dlogits.T @ hidden, accumulated over chunks in the accumulator's dtype."""
+    if dlogits_CV.dtype == total_VD.dtype:
+        total_VD.addmm_(dlogits_CV.T, hidden_CD)
+    else:
+        total_VD += dlogits_CV.T @ hidden_CD

@@ -1,0 +1,37 @@
+"""Sums that become metrics: they add over micro-batches (and ranks), and are divided once, by their reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Named additive tensors, and named extremes."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.lows: dict[str, Tensor] = {}
+        self.highs: dict[str, Tensor] = {}
+
+    def add(self, **values: Tensor) -> None:
+        """Add each value to its sum."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def extremes(self, name: str, low: Tensor, high: Tensor) -> None:
+        """Widen the range of `name`."""
+        self.lows[name] = torch.minimum(self.lows[name], low) if name in self.lows else low
+        self.highs[name] = torch.maximum(self.highs[name], high) if name in self.highs else high
+
+    def merge(self, other: Meter) -> None:
+        """Take in everything the other one has seen."""
+        self.add(**other.sums)
+        for name in other.lows:
+            self.extremes(name, other.lows[name], other.highs[name])
+
+    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The sums over all ranks."""
+        return {name: reduce(value) for name, value in self.sums.items()}

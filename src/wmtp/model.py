@@ -1,0 +1,180 @@
+"""A causal language model with K prediction heads, and the loss of such a model on a batch.
+
+`forward` returns the K final hidden states, never logits: `[B, T, K, V]` does not exist anywhere in WMTP.
+Projecting a hidden state is a separate method, for those who need some logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from wmtp.errors import ModelError
+from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list, more_heads
+from wmtp.loss import LossSum, Unembedding, plain_nll, reduce_loss
+from wmtp.loss_fused import fused_loss
+from wmtp.targets import future_targets
+
+
+class TokenBatch(Protocol):
+    """What the loss reads of a batch."""
+
+    @property
+    def tokens_BT(self) -> Tensor: ...
+    @property
+    def trainable_BT(self) -> Tensor: ...
+    @property
+    def document_BT(self) -> Tensor | None: ...
+
+
+class MTPModel(nn.Module):
+    """Any Hugging Face decoder-only causal language model, with K heads.
+
+    Args:
+        base: a `transformers` `...ForCausalLM`. It is taken over: its last layer moves behind a `Branch`.
+        num_heads: K >= 1. With K = 1 this *is* the base model.
+        init: how heads 2..K start: `copy` of the last layer, or `fresh`.
+
+    Raises:
+        ModelError: the architecture's layers, final norm or unembedding cannot be told apart.
+    """
+
+    family = "parallel"
+
+    def __init__(self, base: Any, num_heads: int, init: str = "copy") -> None:
+        super().__init__()
+        if num_heads < 1:
+            raise ModelError(f"num_heads must be at least 1, got {num_heads}")
+        if base.get_output_embeddings() is None:
+            raise ModelError(f"{type(base).__name__} has no unembedding; a causal language model is needed")
+        self.base = base
+        self.num_heads = num_heads
+        layers_name, layers = layer_list(self.decoder, base.config.num_hidden_layers)
+        self._norm_name = final_norm(self.decoder, layers_name)
+        self._last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
+        self.extra_heads = more_heads(layers[-1], num_heads - 1, init, base._init_weights)
+        layers[-1] = Branch(layers[-1])
+        self._layers_name = layers_name
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its unembedding."""
+        decoder: nn.Module = self.base.base_model
+        return decoder
+
+    @property
+    def branch(self) -> Branch:
+        """Where the heads attach."""
+        branch: Branch = getattr(self.decoder, self._layers_name)[-1]
+        return branch
+
+    def heads(self) -> Iterator[nn.Module]:
+        """The K head layers, head 1 first."""
+        yield self.branch.layer
+        yield from self.extra_heads
+
+    def trunk(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> TrunkOutput:
+        """Run every layer but the last. Rows are padded on the right: causal attention needs no mask for that."""
+        self.decoder(input_ids=tokens_BT, position_ids=position_BT, use_cache=False)
+        return self.branch.take()
+
+    def head(self, layer: nn.Module, trunk: TrunkOutput) -> Tensor:
+        """Final hidden state `[B, T, D]` of one head: its layer, then the model's own final norm."""
+        hidden: Tensor = getattr(self.decoder, self._norm_name)(trunk.through(layer))
+        return hidden
+
+    def forward(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> list[Tensor]:
+        """K final hidden states `[B, T, D]`, head 1 first."""
+        trunk = self.trunk(tokens_BT, position_BT)
+        return [self.head(layer, trunk) for layer in self.heads()]
+
+    def unembedding(self) -> Unembedding:
+        """The shared map from final hidden states to logits, as tensors."""
+        head = self.base.get_output_embeddings()
+        softcap = getattr(self.base.config, "final_logit_softcapping", None)
+        return Unembedding(head.weight, getattr(head, "bias", None), softcap)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., V]` of final hidden states `[..., D]`."""
+        return self.unembedding().logits(hidden)
+
+    def keep_heads(self, count: int) -> None:
+        """Drop all but the first `count` heads; with 1, what is left is the base model.
+
+        Raises:
+            ModelError: fewer than 1, or more than there are.
+        """
+        if not 1 <= count <= self.num_heads:
+            raise ModelError(f"the model has {self.num_heads} heads, {count} cannot be kept")
+        self.extra_heads = self.extra_heads[: count - 1]
+        self.num_heads = count
+
+    def hf_key(self, key: str) -> str:
+        """The name that transformers gives to this model's tensor `base.<...>`."""
+        moved = f"base.{self._last_layer}layer."
+        if key.startswith(moved):
+            return self._last_layer + key.removeprefix(moved)
+        return key.removeprefix("base.")
+
+
+def mtp_loss(
+    model: MTPModel,
+    batch: TokenBatch,
+    weights_BTK: Tensor | None = None,
+    *,
+    coefficient_K: Tensor | None = None,
+    denominator: str = "weights",
+    kind: str = "fused",
+    chunk: int | None = None,
+) -> LossSum:
+    """The sums of docs/math.md (2) for one micro-batch; `weighted_sum / weight_total` is the loss.
+
+    Args:
+        weights_BTK: w >= 0 per (position, head); None means 1.
+        coefficient_K: c_k per head; None means 1.
+        denominator: `weights` makes `weight_total` = sum c*w, `tokens` makes it sum c.
+        kind: `fused`, or `plain` for the specification.
+    """
+    targets = batch_targets(batch, model.num_heads)
+    return hidden_loss(
+        model(batch.tokens_BT), model.unembedding(), targets, weights_BTK, coefficient_K, denominator, kind, chunk
+    )
+
+
+def batch_targets(batch: TokenBatch, num_heads: int) -> Tensor:
+    """`target_BTK` of a batch."""
+    return future_targets(batch.tokens_BT, batch.trainable_BT, batch.document_BT, num_heads)
+
+
+def hidden_loss(
+    hidden_K: Sequence[Tensor],
+    unembedding: Unembedding,
+    target_BTK: Tensor,
+    weights_BTK: Tensor | None = None,
+    coefficient_K: Tensor | None = None,
+    denominator: str = "weights",
+    kind: str = "fused",
+    chunk: int | None = None,
+) -> LossSum:
+    """`mtp_loss` from hidden states that are already there."""
+    if kind == "plain":
+        nll_BTK, correct_BTK = plain_nll(hidden_K, unembedding, target_BTK)
+        sums = reduce_loss(nll_BTK, correct_BTK, target_BTK, weights_BTK, coefficient_K)
+    elif kind == "fused":
+        sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, chunk=chunk)
+    else:
+        raise ValueError(f"loss kind must be 'fused' or 'plain', got {kind!r}")
+    if denominator == "weights":
+        return sums
+    if denominator != "tokens":
+        raise ValueError(f"denominator must be 'weights' or 'tokens', got {denominator!r}")
+    return sums.per(coefficient_total(sums.count_K, coefficient_K))
+
+
+def coefficient_total(count_K: Tensor, coefficient_K: Tensor | None) -> Tensor:
+    """sum c_k * count_k (fp32): the denominator `tokens`, and the scale known before any forward."""
+    coefficient = torch.ones_like(count_K, dtype=torch.float32) if coefficient_K is None else coefficient_K
+    return (count_K * coefficient).sum()

@@ -1,0 +1,314 @@
+"""What a run minimises. Two objectives share one trainer: multi-token prediction, and the critic's values.
+
+An objective turns a micro-batch into sums; it never divides and never steps. `known_total` is the part of the
+denominator that the data alone decides: the step scales by it before the backward pass and corrects by
+`known_total / weight_total` afterwards, which is exactly 1 for uniform weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from wmtp.data.batches import Batch
+from wmtp.metrics import Meter
+from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
+from wmtp.targets import IGNORE
+from wmtp.value import ValueModel, lambda_return_loss, mean_response_value, pairwise_loss
+from wmtp.weighting.base import Reduce, Scheme, SchemeInput, When
+
+
+class Sums(NamedTuple):
+    """One micro-batch: loss = weighted_sum / weight_total once all micro-batches and ranks are added."""
+
+    weighted_sum: Tensor
+    weight_total: Tensor
+    meter: Meter
+
+
+class Objective(Protocol):
+    """What the step needs to know of an objective."""
+
+    def known_total(self, model: Any, batches: Sequence[Batch]) -> Tensor:
+        """Denominator as far as the data decides it."""
+        ...
+
+    def plan(self, model: Any, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[Any]:
+        """What can be prepared for each micro-batch before any backward pass."""
+        ...
+
+    def sums(self, model: Any, batch: Batch, plan: Any, reduce: Reduce, training: bool) -> Sums:
+        """Loss of one micro-batch, with its graph."""
+        ...
+
+    def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
+        """Readable figures from added-up sums."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A micro-batch whose frozen scores are there, and its weights if they are known already."""
+
+    scheme_input: SchemeInput
+    weighted: bool = False
+    weight_BTK: Tensor | None = None
+
+
+Score = Callable[[Batch], dict[str, Tensor]]
+"""Frozen scores of a batch: any of `values_BT`, `reference_nll_BTK`."""
+
+
+def no_scores(batch: Batch) -> dict[str, Tensor]:
+    """For schemes that need none."""
+    return {}
+
+
+class MTPObjective:
+    """Weighted multi-token prediction.
+
+    Args:
+        scheme: gives the weights.
+        score: frozen scores that the scheme needs.
+        coefficient_K: c_k per head; None means 1.
+        denominator: `weights` or `tokens`, see docs/math.md (2).
+        kind: `fused` or `plain` loss.
+        chunk: rows of logits held at once.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        *,
+        score: Score = no_scores,
+        coefficient_K: Tensor | None = None,
+        denominator: str = "weights",
+        kind: str = "fused",
+        chunk: int | None = None,
+    ) -> None:
+        self.scheme, self.score = scheme, score
+        self.coefficient_K, self.denominator = coefficient_K, denominator
+        self.kind, self.chunk = kind, chunk
+
+    def known_total(self, model: MTPModel, batches: Sequence[Batch]) -> Tensor:
+        """sum c_k over all valid pairs."""
+        counts = [(batch_targets(b, model.num_heads) != IGNORE).sum((0, 1)) for b in batches]
+        return coefficient_total(torch.stack(counts).sum(0), self._coefficients(batches[0]))
+
+    def plan(self, model: MTPModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[Plan]:
+        """Weights of the whole step where they can be known before a backward pass.
+
+        A scheme that looks at the whole step's nll costs one more forward pass, without gradients, over all
+        micro-batches; with one micro-batch it does not.
+        """
+        plans = [Plan(self._scheme_input(model, batch)) for batch in batches]
+        if self.scheme.when is When.MICRO_BATCH or (self.scheme.when is When.WHOLE_STEP and len(batches) == 1):
+            return plans
+        if self.scheme.when is When.WHOLE_STEP:
+            with torch.no_grad():
+                plans = [
+                    self._with_nll(plan, model, model(b.tokens_BT)) for plan, b in zip(plans, batches, strict=True)
+                ]
+        weights = self.scheme.weights([plan.scheme_input for plan in plans], reduce, training)
+        return [replace(p, weighted=True, weight_BTK=w) for p, w in zip(plans, weights, strict=True)]
+
+    def sums(self, model: MTPModel, batch: Batch, plan: Plan, reduce: Reduce, training: bool) -> Sums:
+        """Forward, weights if they had to wait, loss."""
+        hidden_K = model(batch.tokens_BT)
+        if not plan.weighted:
+            plan = self._with_nll(plan, model, hidden_K)
+            (weight_BTK,) = self.scheme.weights([plan.scheme_input], reduce, training)
+            plan = replace(plan, weighted=True, weight_BTK=weight_BTK)
+        target_BTK = plan.scheme_input.target_BTK
+        loss = hidden_loss(
+            hidden_K,
+            model.unembedding(),
+            target_BTK,
+            plan.weight_BTK,
+            self._coefficients(batch),
+            self.denominator,
+            self.kind,
+            self.chunk,
+        )
+        meter = weight_meter(plan.weight_BTK, plan.scheme_input.valid_BTK)
+        meter.add(
+            weighted_sum=loss.weighted_sum.detach(),
+            weight_total=loss.weight_total,
+            nll_sum_K=loss.nll_sum_K,
+            count_K=loss.count_K,
+            correct_K=loss.correct_K,
+        )
+        return Sums(loss.weighted_sum, loss.weight_total, meter)
+
+    def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
+        """`loss/*`, `acc/*`, `weight/*`. nll is always unweighted."""
+        nll_K, count_K, correct_K = (totals[n].tolist() for n in ("nll_sum_K", "count_K", "correct_K"))
+        out = {
+            "loss/weighted": _ratio(float(totals["weighted_sum"]), float(totals["weight_total"])),
+            "loss/nll": _ratio(sum(nll_K), sum(count_K)),
+        }
+        for k, (nll, count, correct) in enumerate(zip(nll_K, count_K, correct_K, strict=True), 1):
+            out[f"loss/nll_head_{k}"] = _ratio(nll, count)
+            out[f"acc/head_{k}"] = _ratio(correct, count)
+        return out | weight_metrics(totals, meter)
+
+    def _coefficients(self, batch: Batch) -> Tensor | None:
+        return None if self.coefficient_K is None else self.coefficient_K.to(batch.tokens_BT.device)
+
+    def _scheme_input(self, model: MTPModel, batch: Batch) -> SchemeInput:
+        return SchemeInput(
+            target_BTK=batch_targets(batch, model.num_heads),
+            response_BT=batch.trainable_BT,
+            reward_B=batch.reward_B,
+            **self.score(batch),
+        )
+
+    def _with_nll(self, plan: Plan, model: MTPModel, hidden_K: list[Tensor]) -> Plan:
+        """The plan with this step's detached nll."""
+        with torch.no_grad():
+            detached = [hidden.detach() for hidden in hidden_K]
+            target_BTK = plan.scheme_input.target_BTK
+            loss = hidden_loss(detached, model.unembedding(), target_BTK, kind=self.kind, chunk=self.chunk)
+        return replace(plan, scheme_input=replace(plan.scheme_input, nll_BTK=loss.nll_BTK))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheme's memory."""
+        return self.scheme.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the scheme's memory."""
+        self.scheme.load_state_dict(state)
+
+
+def weight_meter(weight_BTK: Tensor | None, valid_BTK: Tensor) -> Meter:
+    """Sums that describe the weights of the valid pairs."""
+    weight_N = torch.ones_like(valid_BTK, dtype=torch.float32) if weight_BTK is None else weight_BTK
+    weight_N = weight_N[valid_BTK].float()
+    meter = Meter()
+    if weight_N.numel():
+        meter.add(
+            weight_count=torch.tensor(weight_N.numel(), device=weight_N.device),
+            weight_sum=weight_N.sum(),
+            weight_squares=weight_N.square().sum(),
+            weight_log=torch.xlogy(weight_N, weight_N).sum(),
+        )
+        meter.extremes("weight", weight_N.min(), weight_N.max())
+    return meter
+
+
+def weight_metrics(totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
+    """`weight/{mean,std,min,max}`; `ess`: effective sample size as a share of the pairs, (sum w)^2 / (n sum w^2);
+    `entropy` of w / sum w as a share of log n. Both are 1 for equal weights."""
+    if "weight_count" not in totals:
+        return {}
+    count, total, squares, logs = (float(totals[f"weight_{n}"]) for n in ("count", "sum", "squares", "log"))
+    mean = total / count
+    entropy = math.log(total) - logs / total if total > 0 else 0.0
+    return {
+        "weight/mean": mean,
+        "weight/std": math.sqrt(max(0.0, squares / count - mean * mean)),
+        "weight/min": float(meter.lows["weight"]),
+        "weight/max": float(meter.highs["weight"]),
+        "weight/ess": _ratio(total * total, count * squares),
+        "weight/entropy": entropy / math.log(count) if count > 1 else 1.0,
+    }
+
+
+class ValueObjective:
+    """Training of a critic.
+
+    Args:
+        loss: `pairwise` (batches of pairs) or `lambda_return` (any rows with a reward).
+        gamma, lam: of the lambda-return.
+        huber_delta: None for the squared error.
+    """
+
+    def __init__(
+        self, loss: str = "pairwise", *, gamma: float = 1.0, lam: float = 0.95, huber_delta: float | None = 0.5
+    ) -> None:
+        if loss not in ("pairwise", "lambda_return"):
+            raise ValueError(f"value loss must be 'pairwise' or 'lambda_return', got {loss!r}")
+        self.loss, self.gamma, self.lam, self.huber_delta = loss, gamma, lam, huber_delta
+
+    def known_total(self, model: ValueModel, batches: Sequence[Batch]) -> Tensor:
+        """Number of pairs or rows."""
+        rows = sum(len(batch.row_B) for batch in batches)
+        device = batches[0].tokens_BT.device
+        return torch.tensor(float(rows // 2 if self.loss == "pairwise" else rows), device=device)
+
+    def plan(self, model: ValueModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[None]:
+        """Nothing to prepare."""
+        return [None] * len(batches)
+
+    def sums(self, model: ValueModel, batch: Batch, plan: None, reduce: Reduce, training: bool) -> Sums:
+        """Loss over pairs or rows; pair figures wherever the rows come as pairs."""
+        values_BT = model(batch.tokens_BT)
+        response = batch.trainable_BT
+        meter = value_meter(values_BT.detach(), response)
+        if is_paired(batch):
+            pairs = pairwise_loss(values_BT, response)
+            count = torch.tensor(len(batch.row_B) // 2, device=values_BT.device)
+            meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
+        if self.loss == "pairwise":
+            loss_sum = pairs.loss_sum
+        else:
+            loss_sum = lambda_return_loss(
+                values_BT, response, batch.reward_B, gamma=self.gamma, lam=self.lam, huber_delta=self.huber_delta
+            )
+        total = self.known_total(model, [batch])
+        meter.add(weighted_sum=loss_sum.detach(), weight_total=total)
+        return Sums(loss_sum, total, meter)
+
+    def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
+        """`loss/weighted` (the loss that is trained), `value/*`, and pair figures where there were pairs."""
+        figures = {name: float(value) for name, value in totals.items()}
+        mean = _ratio(figures["value_sum"], figures["value_count"])
+        out = {
+            "loss/weighted": _ratio(figures["weighted_sum"], figures["weight_total"]),
+            "value/mean": mean,
+            "value/std": math.sqrt(max(0.0, _ratio(figures["value_squares"], figures["value_count"]) - mean * mean)),
+            "value/response_mean": _ratio(figures["value_row_sum"], figures["value_rows"]),
+        }
+        if "pair_count" in figures:
+            out["value/pair_accuracy"] = _ratio(figures["pair_correct"], figures["pair_count"])
+            out["value/margin"] = _ratio(figures["pair_margin"], figures["pair_count"])
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """No memory."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """No memory."""
+
+
+def is_paired(batch: Batch) -> bool:
+    """Whether rows 2i and 2i+1 are a correct and an incorrect response."""
+    reward = batch.reward_B.tolist()
+    return len(reward) % 2 == 0 and all(r == 1.0 for r in reward[0::2]) and all(r == 0.0 for r in reward[1::2])
+
+
+def value_meter(values_BT: Tensor, response_BT: Tensor) -> Meter:
+    """Sums that describe the values of the response tokens."""
+    meter = Meter()
+    meter.add(
+        value_sum=(values_BT * response_BT).sum(),
+        value_squares=(values_BT.square() * response_BT).sum(),
+        value_count=response_BT.sum(),
+        value_row_sum=mean_response_value(values_BT, response_BT).sum(),
+        value_rows=torch.tensor(len(values_BT), device=values_BT.device),
+    )
+    return meter
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    """NaN where there is nothing to divide by: a figure that does not exist is not 0."""
+    return numerator / denominator if denominator else math.nan

@@ -1,0 +1,107 @@
+"""One optimiser step over micro-batches, and one pass of evaluation. The one place where a loss is divided.
+
+plan        frozen scores; weights as far as they are known before a backward pass
+per batch   forward, sums, backward of sum / known_total
+once        gradients *= known_total / weight_total    (both over all micro-batches and ranks; 1 if uniform)
+then        clip; stop before the optimiser if the norm is not finite; step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from wmtp.data.batches import Batch
+from wmtp.metrics import Meter
+from wmtp.objective import Objective
+from wmtp.weighting.base import Reduce, alone
+
+Precision = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that forward passes run in (autocast, or nothing)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did."""
+
+    metrics: dict[str, float]
+    grad_norm: float
+    stepped: bool
+    """False if the gradient norm was not finite: then neither the model nor the scheme's memory changed."""
+    tokens: int
+    """Positions computed, padding included."""
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    objective: Objective,
+    micro_batches: Sequence[Batch],
+    *,
+    clip_norm: float | None = 1.0,
+    reduce: Reduce = alone,
+    precision: Precision = nullcontext,
+) -> StepResult:
+    """One optimiser step. Four micro-batches give what one batch of the same rows gives.
+
+    Args:
+        clip_norm: largest total gradient norm; None never clips.
+        reduce: adds a tensor over all ranks.
+    """
+    memory = objective.state_dict()
+    optimizer.zero_grad(set_to_none=True)
+    meter = Meter()
+    with precision():
+        plans = objective.plan(model, micro_batches, reduce, True)
+    known_total = reduce(objective.known_total(model, micro_batches))
+    for batch, plan in zip(micro_batches, plans, strict=True):
+        with precision():
+            sums = objective.sums(model, batch, plan, reduce, True)
+        (sums.weighted_sum / known_total).backward()  # type: ignore[no-untyped-call]
+        meter.merge(sums.meter)
+    totals = meter.reduced(reduce)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    _rescale(gradients, known_total, totals["weight_total"])
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    finite = bool(torch.isfinite(grad_norm))
+    if finite:
+        if clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, grad_norm)
+        optimizer.step()
+    else:
+        objective.load_state_dict(memory)
+    tokens = sum(batch.num_tokens for batch in micro_batches)
+    return StepResult(objective.metrics(totals, meter), float(grad_norm), finite, tokens)
+
+
+def _rescale(gradients: list[Tensor], known_total: Tensor, weight_total: Tensor) -> None:
+    """From 'divided by known_total' to 'divided by weight_total', at once and only if they differ."""
+    if bool(weight_total != known_total):
+        torch._foreach_mul_(gradients, known_total / weight_total)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    objective: Objective,
+    batches: Iterable[Batch],
+    *,
+    reduce: Reduce = alone,
+    precision: Precision = nullcontext,
+) -> dict[str, float]:
+    """Metrics over all batches. Neither the model nor any scheme's memory changes."""
+    was_training = model.training
+    model.eval()
+    meter = Meter()
+    for batch in batches:
+        with precision():
+            (plan,) = objective.plan(model, [batch], reduce, False)
+            meter.merge(objective.sums(model, batch, plan, reduce, False).meter)
+    model.train(was_training)
+    return objective.metrics(meter.reduced(reduce), meter)
