@@ -1,0 +1,364 @@
+"""The one config door: every option of a run, its type, its default and what may not be combined.
+
+`config.yaml` says where (device, folders), `recipe.yaml` says what (model, data, objective, optimisation). Both are
+parts of one `Config`; the split is a habit, not a rule. Nothing here imports torch, so a typing error is answered
+at once. Past `train.py` no config travels: parts take plain arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from wmtp import config_files
+
+
+def _absolute(location: str) -> str:
+    """A local path made absolute, so that a saved config repeats its run from any folder; the rest as it is."""
+    if "://" in location or os.path.isabs(location):
+        return location
+    expanded = Path(location).expanduser()
+    return str(expanded.absolute()) if location.startswith(("~", ".")) or expanded.exists() else location
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+"""A local path, `file://...` or `embedded://...`; for a model also a hub id."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _ordered(clip: tuple[float, float]) -> tuple[float, float]:
+    if clip[0] > clip[1]:
+        raise ValueError(f"the lowest weight {clip[0]} is above the highest {clip[1]}")
+    return clip
+
+
+Clip = Annotated[
+    tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(gt=0.0)]],
+    Field(strict=False),
+    AfterValidator(_ordered),
+]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class HeadsConfig(_Part):
+    """Prediction heads."""
+
+    family: Literal["parallel"] = "parallel"
+    num_heads: Annotated[int, Field(ge=1, le=64)] = 4
+    init: Literal["copy", "fresh"] = "copy"
+
+
+class ModelConfig(_Part):
+    """The model to train: weights from `path`, or random ones of an `architecture`."""
+
+    path: Location | None = None
+    architecture: dict[str, Any] | Location | None = None
+    """A transformers config (with `model_type`), or the folder of one; needs `tokenizer` if it is a mapping."""
+    tokenizer: Location | None = None
+    """Default: the folder of `path` or `architecture`."""
+    heads: HeadsConfig = HeadsConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give exactly one of model.path (trained weights) and model.architecture (random weights)")
+        if self.tokenizer is None and isinstance(self.architecture, dict):
+            raise ValueError("model.architecture as a mapping needs model.tokenizer")
+        return self
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Where the tokenizer comes from."""
+        source = self.tokenizer or self.path or self.architecture
+        if not isinstance(source, str):
+            raise TypeError("validated configs have a tokenizer source")
+        return source
+
+
+class SourceConfig(_Part):
+    """One data file."""
+
+    path: Location
+    split: str | None = None
+    """Another official split than this role's own, where the data set has official splits (MBPP)."""
+    fields: (
+        dict[Literal["problem_id", "prompt", "response", "is_correct", "difficulty", "tests", "source"], str] | None
+    ) = None
+    """Our field name -> the file's."""
+
+
+class DataConfig(_Part):
+    """Rows in."""
+
+    train: SourceConfig
+    validation: SourceConfig | None = None
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Hold this share of the training *problems* out instead of reading a validation file."""
+    solutions: Literal["correct", "all"] | None = None
+    """Rows with is_correct = false take part (`all`) or not. Default: `correct` for mtp, `all` for value."""
+    template: str = "{prompt}\n"
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    """In tokens, EOS included."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    on_long_row: Literal["truncate", "drop", "error"] = "truncate"
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> DataConfig:
+        if self.validation is not None and self.validation_fraction is not None:
+            raise ValueError("give at most one of data.validation and data.validation_fraction")
+        return self
+
+
+class UniformConfig(_Part):
+    """Every pair weighs 1."""
+
+    scheme: Literal["uniform"] = "uniform"
+
+
+class CriticConfig(_Part):
+    """Weights from a critic's advantages (docs/math.md 4.2)."""
+
+    scheme: Literal["critic"]
+    critic: Location
+    """The `final/` folder of a run with objective.kind = value."""
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    terminal: Literal["value", "reward"] = "value"
+    beta: Annotated[float, Field(gt=0.0)] = 1.0
+    clip: Clip = (0.1, 3.0)
+    whiten: Literal["step", "ema"] = "step"
+    ema_decay: Share = 0.99
+
+
+class Rho1Config(_Part):
+    """Weights from the excess loss over a reference (docs/math.md 4.3)."""
+
+    scheme: Literal["rho1"]
+    reference: Location
+    alignment: Literal["next", "matched"] = "next"
+    mode: Literal["select", "skip", "soft"] = "select"
+    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share kept by `select` (default 0.6) or dropped by `skip` (default 0.3)."""
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    clip: Clip = (0.1, 3.0)
+    scope: Literal["micro", "global", "running"] = "global"
+    ema_decay: Share = 0.99
+
+    @model_validator(mode="after")
+    def _ratio_is_used(self) -> Rho1Config:
+        if self.mode == "soft" and self.ratio is not None:
+            raise ValueError("ratio does nothing in mode 'soft'; leave it out")
+        return self
+
+
+WeightingConfig = Annotated[UniformConfig | CriticConfig | Rho1Config, Field(discriminator="scheme")]
+
+
+class MTPObjectiveConfig(_Part):
+    """Weighted multi-token prediction."""
+
+    kind: Literal["mtp"] = "mtp"
+    weighting: WeightingConfig = UniformConfig()
+    head_coefficients: list[Annotated[float, Field(ge=0.0)]] | None = None
+    """c_k, one per head; default 1 each."""
+    head_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Or c_k = head_decay^(k-1)."""
+    denominator: Literal["weights", "tokens"] = "weights"
+    loss: Literal["fused", "plain"] = "fused"
+    logits_chunk: Positive | None = None
+    """Rows of logits held at once by the fused loss; default from the vocabulary's size."""
+
+    @model_validator(mode="after")
+    def _one_coefficient(self) -> MTPObjectiveConfig:
+        if self.head_coefficients is not None and self.head_decay is not None:
+            raise ValueError("give at most one of objective.head_coefficients and objective.head_decay")
+        if self.head_coefficients is not None and not any(self.head_coefficients):
+            raise ValueError("objective.head_coefficients are all 0: nothing would be trained")
+        if self.loss == "plain" and self.logits_chunk is not None:
+            raise ValueError("objective.logits_chunk does nothing with loss 'plain'; leave it out")
+        return self
+
+    def coefficients(self, num_heads: int) -> list[float] | None:
+        """c_k per head; None for 1 each."""
+        if self.head_decay is not None:
+            return [self.head_decay**k for k in range(num_heads)]
+        return self.head_coefficients
+
+
+class ValueObjectiveConfig(_Part):
+    """Training of a critic."""
+
+    kind: Literal["value"]
+    loss: Literal["pairwise", "lambda_return"] = "pairwise"
+    head: Literal["linear", "mlp", "sigmoid"] = "mlp"
+    backbone: Literal["full", "frozen"] = "full"
+    gamma: Share = 1.0
+    lam: Share = 0.95
+    huber_delta: Annotated[float, Field(gt=0.0)] | None = 0.5
+    """Of lambda_return; null for the squared error."""
+
+
+ObjectiveConfig = Annotated[MTPObjectiveConfig | ValueObjectiveConfig, Field(discriminator="kind")]
+
+
+class OptimConfig(_Part):
+    """AdamW and its schedule."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 3e-4
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    floor: Share = 0.1
+    """Share of the peak rate that the last step has."""
+
+
+class EarlyStoppingConfig(_Part):
+    """Stop when a validation metric no longer falls."""
+
+    metric: str = "loss/weighted"
+    patience: Positive = 3
+    """Evaluations in a row without improvement."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class TrainConfig(_Part):
+    """The loop."""
+
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    batch_size: Positive = 16
+    """Rows per optimiser step."""
+    micro_batch_size: Positive | None = None
+    """Rows per forward pass; default: all of the batch."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    log_every: Positive = 10
+    eval_every: Positive | None = None
+    """Steps between evaluations; default: at the end only."""
+    eval_batches: Positive | None = None
+    """At most so many validation batches; default: all."""
+    max_nonfinite: Positive = 5
+    """So many steps in a row with a non-finite gradient norm stop the run."""
+    early_stopping: EarlyStoppingConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"train.micro_batch_size = {self.micro_batch_size} is larger than train.batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class CheckpointConfig(_Part):
+    """Saving for resuming."""
+
+    every: Positive | None = None
+    """Steps between checkpoints; default: only on a signal and at the end."""
+    keep_last: Positive = 2
+    save_final: bool = True
+    """Write `final/`, the trained model."""
+
+
+class Config(_Part):
+    """One run."""
+
+    # where
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: forward passes under autocast; weights, losses and the optimiser stay fp32."""
+    num_threads: Positive | None = None
+    """CPU threads; default: torch's own choice. Recorded with checkpoints: sums depend on it in the last bit."""
+    runs: Location = "runs"
+    """Folder that run folders are made in."""
+    run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    """Default: arm and seed."""
+    tags: list[str] = []
+    # what
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig = MTPObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        objective, data, train = self.objective, self.data, self.train
+        has_validation = data.validation is not None or data.validation_fraction is not None
+        if not has_validation and (train.eval_every or train.early_stopping):
+            raise ValueError(
+                "train.eval_every and train.early_stopping need data.validation or data.validation_fraction"
+            )
+        if train.early_stopping and not train.eval_every:
+            raise ValueError("train.early_stopping needs train.eval_every")
+        if isinstance(objective, ValueObjectiveConfig):
+            if data.solutions == "correct":
+                raise ValueError(
+                    "objective.kind = value learns from incorrect solutions too; data.solutions must be all"
+                )
+            sizes = (train.batch_size, train.micro_batch_size or 2)
+            if objective.loss == "pairwise" and any(size % 2 for size in sizes):
+                raise ValueError("objective.loss = pairwise: train.batch_size and micro_batch_size must be even")
+        else:
+            self._fits_heads(objective)
+        return self
+
+    def _fits_heads(self, objective: MTPObjectiveConfig) -> None:
+        num_heads = self.model.heads.num_heads
+        given = objective.head_coefficients
+        if given is not None and len(given) != num_heads:
+            raise ValueError(
+                f"objective.head_coefficients has {len(given)} entries, model.heads.num_heads is {num_heads}"
+            )
+        if num_heads >= self.data.max_length:
+            length = self.data.max_length
+            raise ValueError(
+                f"model.heads.num_heads = {num_heads} does not fit into rows of data.max_length = {length}"
+            )
+
+    @property
+    def arm(self) -> str:
+        """`baseline`, `critic`, `verifiable` or `rho1`: what the objective and its weighting amount to."""
+        if isinstance(self.objective, ValueObjectiveConfig):
+            return "critic"
+        return {"uniform": "baseline", "critic": "verifiable", "rho1": "rho1"}[self.objective.weighting.scheme]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.run_name or f"{self.arm}-seed{self.train.seed}"
+
+    @property
+    def solutions(self) -> str:
+        """Which rows take part."""
+        return self.data.solutions or ("all" if self.arm == "critic" else "correct")
+
+
+def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+    """The config of a run: files in order, then dotted overrides.
+
+    Raises:
+        ConfigError: everything that is wrong, each with file, key, what was got and what was expected.
+    """
+    return config_files.load(Config, files, overrides)
+
+
+def dump(config: Config) -> str:
+    """YAML that `load` reads back to an equal config."""
+    return config_files.dump(config)
