@@ -7,7 +7,6 @@ at once. Past `train.py` no config travels: parts take plain arguments.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,15 +17,21 @@ from wmtp import config_files
 
 
 def _absolute(location: str) -> str:
-    """A local path made absolute, so that a saved config repeats its run from any folder; the rest as it is."""
-    if "://" in location or os.path.isabs(location):
-        return location
-    expanded = Path(location).expanduser()
-    return str(expanded.absolute()) if location.startswith(("~", ".")) or expanded.exists() else location
+    """A local path made absolute, so that a saved config repeats its run from any folder."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
+def _absolute_or_hub(location: str) -> str:
+    """The same for a model, unless it has the form of a hub id and no such folder is here."""
+    looks_like_id = location.count("/") == 1 and not location.startswith((".", "/", "~"))
+    return location if looks_like_id and not Path(location).exists() else _absolute(location)
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-"""A local path, `file://...` or `embedded://...`; for a model also a hub id."""
+"""A local path, `file://...` or `embedded://...`."""
+
+ModelLocation = Annotated[str, Field(min_length=1), AfterValidator(_absolute_or_hub)]
+"""A `Location` of a model folder, or a hub id (`organisation/name`)."""
 
 
 class _Part(BaseModel):
@@ -62,10 +67,10 @@ class HeadsConfig(_Part):
 class ModelConfig(_Part):
     """The model to train: weights from `path`, or random ones of an `architecture`."""
 
-    path: Location | None = None
-    architecture: dict[str, Any] | Location | None = None
+    path: ModelLocation | None = None
+    architecture: dict[str, Any] | ModelLocation | None = None
     """A transformers config (with `model_type`), or the folder of one; needs `tokenizer` if it is a mapping."""
-    tokenizer: Location | None = None
+    tokenizer: ModelLocation | None = None
     """Default: the folder of `path` or `architecture`."""
     heads: HeadsConfig = HeadsConfig()
 
@@ -86,15 +91,16 @@ class ModelConfig(_Part):
         return source
 
 
+RecordField = Literal["problem_id", "prompt", "response", "is_correct", "difficulty", "tests", "source"]
+
+
 class SourceConfig(_Part):
     """One data file."""
 
     path: Location
     split: str | None = None
     """Another official split than this role's own, where the data set has official splits (MBPP)."""
-    fields: (
-        dict[Literal["problem_id", "prompt", "response", "is_correct", "difficulty", "tests", "source"], str] | None
-    ) = None
+    fields: dict[RecordField, str] | None = None
     """Our field name -> the file's."""
 
 
@@ -130,7 +136,7 @@ class CriticConfig(_Part):
     """Weights from a critic's advantages (docs/math.md 4.2)."""
 
     scheme: Literal["critic"]
-    critic: Location
+    critic: ModelLocation
     """The `final/` folder of a run with objective.kind = value."""
     gamma: Share = 1.0
     lam: Share = 0.95
@@ -145,7 +151,7 @@ class Rho1Config(_Part):
     """Weights from the excess loss over a reference (docs/math.md 4.3)."""
 
     scheme: Literal["rho1"]
-    reference: Location
+    reference: ModelLocation
     alignment: Literal["next", "matched"] = "next"
     mode: Literal["select", "skip", "soft"] = "select"
     ratio: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -284,7 +290,7 @@ class Config(_Part):
     """bf16: forward passes under autocast; weights, losses and the optimiser stay fp32."""
     num_threads: Positive | None = None
     """CPU threads; default: torch's own choice. Recorded with checkpoints: sums depend on it in the last bit."""
-    runs: Location = "runs"
+    runs: Location = Field(default="runs", validate_default=True)
     """Folder that run folders are made in."""
     run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     """Default: arm and seed."""

@@ -35,7 +35,7 @@ class StepResult:
     stepped: bool
     """False if the gradient norm was not finite: then neither the model nor the scheme's memory changed."""
     tokens: int
-    """Positions computed, padding included."""
+    """Tokens of the rows, padding left out."""
 
 
 def train_step(

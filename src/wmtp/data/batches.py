@@ -7,7 +7,7 @@ batch n and gets the one it would have got. Rows of similar length share a batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,20 +35,16 @@ class Batch:
     """fp32: 1 correct, 0 incorrect, NaN unknown."""
     row_B: tuple[int, ...]
     """Place of each row in the data set, for messages."""
+    num_tokens: int
+    """Tokens of the rows, padding left out."""
     document_BT: Tensor | None = None
     """None: every row is one document."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         document = None if self.document_BT is None else self.document_BT.to(device)
-        return Batch(
-            self.tokens_BT.to(device), self.trainable_BT.to(device), self.reward_B.to(device), self.row_B, document
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        """Positions computed, padding included."""
-        return self.tokens_BT.numel()
+        tensors = {name: getattr(self, name).to(device) for name in ("tokens_BT", "trainable_BT", "reward_B")}
+        return replace(self, document_BT=document, **tensors)
 
 
 def single_items(rows: Sequence[Row]) -> list[Item]:
@@ -153,4 +149,10 @@ def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int) -> Batch:
         tokens[b, : len(row.tokens)] = row.tokens
         trainable[b, row.response_start : len(row.tokens)] = True
     reward = np.array([rows[i].reward for i in chosen], dtype=np.float32)
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(trainable), torch.from_numpy(reward), tuple(chosen))
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(trainable),
+        torch.from_numpy(reward),
+        tuple(chosen),
+        sum(len(rows[i].tokens) for i in chosen),
+    )

@@ -49,7 +49,7 @@ def read_records(
     *,
     role: str = "train",
     split: str | None = None,
-    fields: Mapping[str, str] | None = None,
+    fields: Mapping[Any, str] | None = None,
     on_bad_row: str = "error",
 ) -> tuple[list[Record], SourceReport]:
     """All records of a file.
@@ -88,7 +88,7 @@ def read_records(
     return records, report
 
 
-def _to_record(row: Any, fields: Mapping[str, str] | None) -> tuple[Record, str | None]:
+def _to_record(row: Any, fields: Mapping[Any, str] | None) -> tuple[Record, str | None]:
     """The record of a row, and the official split it belongs to where its data set has splits."""
     if fields:
         return parse(_mapped(row, fields)), None

@@ -1,0 +1,108 @@
+"""The one place that knows what a device can do.
+
+CPU is tested; the CUDA and MPS branches follow PyTorch's documented API and are untested on such hardware.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wmtp.errors import ConfigError
+
+
+def pick(name: str) -> torch.device:
+    """The device of a config's `device`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: the named one is not here.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in here.items() if available)
+    if not here[name]:
+        found = ", ".join(kind for kind, available in here.items() if available)
+        raise ConfigError(f"device = {name!r} is not available here; found: {found}")
+    return torch.device(name)
+
+
+def precision(device: torch.device, name: str) -> Callable[[], AbstractContextManager[Any]]:
+    """The context of forward passes: autocast for `bf16`, nothing for `fp32`.
+
+    Raises:
+        ConfigError: the device has no bf16.
+    """
+    if name == "fp32":
+        return nullcontext
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("precision = 'bf16': this GPU has no bfloat16; use fp32")
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu" and platform.system() == "Linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes since the reset: of the device's allocator (CUDA; MPS: current), or of the process (CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return _process_peak()
+
+
+def _process_peak() -> int:
+    if platform.system() == "Linux":
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's generators, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Every generator's state, as tensors and plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `random_state` returned; a state of another kind of device is left alone."""
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

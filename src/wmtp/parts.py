@@ -1,0 +1,334 @@
+"""From a config to the parts of a run: the last place where a config is read.
+
+Everything that can be wrong with a run's input is found here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from wmtp import devices, optim
+from wmtp.config import (
+    Config,
+    CriticConfig,
+    MTPObjectiveConfig,
+    Rho1Config,
+    SourceConfig,
+    ValueObjectiveConfig,
+    WeightingConfig,
+)
+from wmtp.data.batches import Batch, Batches, Item, pair_items, single_items
+from wmtp.data.records import Record
+from wmtp.data.sources import read_records
+from wmtp.data.text import Row, check_template, encode
+from wmtp.errors import ConfigError, DataError, ModelError
+from wmtp.formats import hf
+from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
+from wmtp.model import MTPModel
+from wmtp.objective import MTPObjective, Objective, Score, ValueObjective, no_scores
+from wmtp.scoring import critic_values, reference_nll
+from wmtp.storage import resolve
+from wmtp.value import ValueModel
+from wmtp.weighting import SCHEMES
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass
+class Data:
+    """Rows of a run, and what reading them has to say."""
+
+    train: Batches
+    validation: Batches | None
+    fingerprint: str
+    """sha256 over every id of every row and the rewards: what a resumed run must find again."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Parts:
+    """Everything a run is made of."""
+
+    config: Config
+    device: torch.device
+    precision: Callable[[], AbstractContextManager[Any]]
+    tokenizer: Any
+    model: MTPModel | ValueModel
+    frozen: nn.Module | None
+    """The critic or the reference, where the scheme has one."""
+    objective: Objective
+    optimizer: AdamW
+    data: Data
+    steps: int
+
+
+def build(config: Config) -> Parts:
+    """All parts of a run, on its device, in the state before step 1.
+
+    Raises:
+        UsageError: whatever is wrong with the config, the data or a model.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device = devices.pick(config.device)
+    precision = devices.precision(device, config.precision)
+    tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
+    data = build_data(config, tokenizer)
+    devices.seed_everything(config.train.seed)
+    model = build_model(config, tokenizer).to(device)
+    model.train()
+    frozen, objective = build_objective(config, tokenizer, device)
+    optimizer = optim.build_adamw(
+        model,
+        lr=config.optim.lr,
+        betas=config.optim.betas,
+        eps=config.optim.eps,
+        weight_decay=config.optim.weight_decay,
+    )
+    steps = number_of_steps(config, len(data.train))
+    return Parts(config, device, precision, tokenizer, model, frozen, objective, optimizer, data, steps)
+
+
+def number_of_steps(config: Config, batches_per_epoch: int) -> int:
+    """Optimiser steps of the run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    epochs = config.train.epochs or 0.0
+    return max(1, round(epochs * batches_per_epoch))
+
+
+# Data
+
+
+def build_data(config: Config, tokenizer: Any) -> Data:
+    """Read, split, encode and order the rows."""
+    check_template(config.data.template)
+    notes: list[str] = []
+    train = _records(config, config.data.train, "train", notes)
+    validation: list[Record] = []
+    if config.data.validation is not None:
+        validation = _records(config, config.data.validation, "validation", notes)
+    elif config.data.validation_fraction is not None:
+        train, validation = hold_out(train, config.data.validation_fraction, config.train.seed)
+        notes.append(f"held out {len(validation):,} rows whose problems are not trained on")
+    train_rows = _encode(config, tokenizer, _wanted(config, train), "train", notes)
+    validation_rows = _encode(config, tokenizer, _wanted(config, validation), "validation", notes) if validation else []
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    size = config.train.batch_size
+    batches = Batches(train_rows, _items(config, train_rows), batch_size=size, seed=config.train.seed, pad_id=pad_id)
+    held_out = None
+    if validation_rows:
+        items = _items(config, validation_rows, evaluation=True)
+        held_out = Batches(validation_rows, items, batch_size=size, seed=None, pad_id=pad_id)
+    return Data(batches, held_out, fingerprint(train_rows, validation_rows), notes)
+
+
+def _records(config: Config, source: SourceConfig, role: str, notes: list[str]) -> list[Record]:
+    records, report = read_records(
+        resolve(source.path), role=role, split=source.split, fields=source.fields, on_bad_row=config.data.on_bad_row
+    )
+    notes.append(f"{role}: {report.summary()}")
+    return records
+
+
+def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Split by problem, never by row: a problem goes where the hash of (seed, its id) says.
+
+    Raises:
+        DataError: one side would be empty.
+    """
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        digest = hashlib.sha256(f"{seed}\0{record.problem_id}".encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(record)
+    if not sides[0] or not sides[1]:
+        raise DataError(
+            f"data.validation_fraction = {fraction} leaves {len(sides[0])} training and {len(sides[1])} validation rows"
+        )
+    return sides
+
+
+def _wanted(config: Config, records: list[Record]) -> list[Record]:
+    if config.solutions == "all":
+        return records
+    kept = [record for record in records if record.is_correct is not False]
+    if not kept:
+        raise DataError("no rows left: all of them have is_correct = false (data.solutions=all would keep them)")
+    return kept
+
+
+def _encode(config: Config, tokenizer: Any, records: list[Record], role: str, notes: list[str]) -> list[Row]:
+    data = config.data
+    rows, report = encode(
+        records, tokenizer, template=data.template, max_length=data.max_length, on_long_row=data.on_long_row
+    )
+    notes.append(f"{role}: {report.summary()}")
+    return rows
+
+
+def _items(config: Config, rows: list[Row], evaluation: bool = False) -> list[Item]:
+    """Rows that share a batch: pairs for a pairwise critic and for every critic's evaluation, else single rows."""
+    if not isinstance(config.objective, ValueObjectiveConfig):
+        weighting = config.objective.weighting
+        if isinstance(weighting, CriticConfig) and weighting.terminal == "reward":
+            _require_labels(rows, "objective.weighting.terminal = reward")
+        return single_items(rows)
+    if config.objective.loss == "pairwise" or evaluation:
+        return pair_items(rows)
+    _require_labels(rows, "objective.loss = lambda_return")
+    return single_items(rows)
+
+
+def _require_labels(rows: Sequence[Row], who: str) -> None:
+    unlabelled = sum(math.isnan(row.reward) for row in rows)
+    if unlabelled:
+        raise DataError(f"{who} needs is_correct on every row; {unlabelled:,} of {len(rows):,} rows have none")
+
+
+def fingerprint(*row_sets: Sequence[Row]) -> str:
+    """sha256 over ids, response starts and rewards of all rows in order."""
+    digest = hashlib.sha256()
+    for rows in row_sets:
+        digest.update(len(rows).to_bytes(8, "little"))
+        for row in rows:
+            digest.update(f"{len(row.tokens)} {row.response_start} {row.problem} {row.reward}".encode())
+            digest.update(row.tokens.tobytes())
+    return digest.hexdigest()
+
+
+# Models
+
+
+def build_model(config: Config, tokenizer: Any) -> MTPModel | ValueModel:
+    """The model to train."""
+    base_or_model = _load_policy(config, len(tokenizer))
+    model_config = base_or_model.base.config if isinstance(base_or_model, MTPModel) else base_or_model.config
+    _check_fit(config, model_config, len(tokenizer))
+    if isinstance(base_or_model, MTPModel):
+        return base_or_model
+    if isinstance(config.objective, ValueObjectiveConfig):
+        return ValueModel(base_or_model, config.objective.head, config.objective.backbone, config.objective.loss)
+    return MTPModel(base_or_model, config.model.heads.num_heads, config.model.heads.init)
+
+
+def _load_policy(config: Config, vocabulary: int) -> Any:
+    """A bare causal language model, or an `MTPModel` where the folder already has heads."""
+    model = config.model
+    if model.path is None:
+        architecture = model.architecture
+        if architecture is None:
+            raise TypeError("validated configs have a path or an architecture")
+        return hf.random_causal_lm(architecture, vocabulary, config.train.seed)
+    card = read_card(model.path)
+    if card is None or config.arm == "critic":
+        return hf.load_causal_lm(model.path)
+    if isinstance(card, ValueCard):
+        raise ModelError(f"model.path = {model.path} is a critic; a language model was expected")
+    if card.num_heads != model.heads.num_heads:
+        raise ConfigError(
+            f"model.heads.num_heads = {model.heads.num_heads}, but {model.path} was saved with {card.num_heads} heads"
+        )
+    return load_model(model.path)
+
+
+def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:
+    if model_config.vocab_size < vocabulary:
+        raise ModelError(
+            f"the tokenizer has {vocabulary:,} tokens, the model's vocabulary {model_config.vocab_size:,}: they do not "
+            "belong together"
+        )
+    context = getattr(model_config, "max_position_embeddings", None)
+    if context is not None and config.data.max_length > context:
+        raise ConfigError(f"data.max_length = {config.data.max_length} is longer than the model's context of {context}")
+
+
+# Objectives
+
+
+def build_objective(config: Config, tokenizer: Any, device: torch.device) -> tuple[nn.Module | None, Objective]:
+    """The objective, and the frozen model its scores come from."""
+    objective = config.objective
+    if isinstance(objective, ValueObjectiveConfig):
+        return None, ValueObjective(
+            objective.loss, gamma=objective.gamma, lam=objective.lam, huber_delta=objective.huber_delta
+        )
+    num_heads = config.model.heads.num_heads
+    frozen, score = _scorer(objective, num_heads, tokenizer, device)
+    coefficients = objective.coefficients(num_heads)
+    return frozen, MTPObjective(
+        SCHEMES[objective.weighting.scheme](**scheme_options(objective.weighting)),
+        score=score,
+        coefficient_K=None if coefficients is None else torch.tensor(coefficients, device=device),
+        denominator=objective.denominator,
+        kind=objective.loss,
+        chunk=objective.logits_chunk,
+    )
+
+
+def scheme_options(weighting: WeightingConfig) -> dict[str, Any]:
+    """The scheme's own arguments: its config without its name and its frozen model."""
+    return weighting.model_dump(exclude={"scheme", "critic", "reference", "alignment"})
+
+
+def _scorer(
+    objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device
+) -> tuple[nn.Module | None, Score]:
+    weighting = objective.weighting
+    if isinstance(weighting, CriticConfig):
+        return _critic_scorer(weighting, tokenizer, device)
+    if isinstance(weighting, Rho1Config):
+        return _reference_scorer(weighting, num_heads, objective.logits_chunk, tokenizer, device)
+    return None, no_scores
+
+
+def _critic_scorer(weighting: CriticConfig, tokenizer: Any, device: torch.device) -> tuple[nn.Module, Score]:
+    _check_tokenizer(weighting.critic, tokenizer, "objective.weighting.critic")
+    critic = _freeze(load_value_model(weighting.critic), device)
+    if weighting.terminal == "reward" and critic.loss == "pairwise":
+        raise ConfigError(
+            "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined up "
+            "to a constant and cannot be compared with rewards; use terminal 'value'"
+        )
+
+    def score(batch: Batch) -> dict[str, torch.Tensor]:
+        return {"values_BT": critic_values(critic, batch)}
+
+    return critic, score
+
+
+def _reference_scorer(
+    weighting: Rho1Config, num_heads: int, chunk: int | None, tokenizer: Any, device: torch.device
+) -> tuple[nn.Module, Score]:
+    _check_tokenizer(weighting.reference, tokenizer, "objective.weighting.reference")
+    card = read_card(weighting.reference)
+    own_heads = card.num_heads if card is not None and not isinstance(card, ValueCard) else 1
+    needed = num_heads if weighting.alignment == "matched" else 1
+    if own_heads < needed:
+        raise ConfigError(
+            f"objective.weighting.alignment = 'matched' needs a reference with {needed} heads; "
+            f"{weighting.reference} has {own_heads}"
+        )
+    reference = _freeze(load_model(weighting.reference, num_heads=needed), device)
+
+    def score(batch: Batch) -> dict[str, torch.Tensor]:
+        nll_BTK = reference_nll(reference, batch, num_heads, alignment=weighting.alignment, chunk=chunk)
+        return {"reference_nll_BTK": nll_BTK}
+
+    return reference, score
+
+
+def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:
+    hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(source), what)
+
+
+def _freeze(model: M, device: torch.device) -> M:
+    return model.to(device).eval().requires_grad_(False)

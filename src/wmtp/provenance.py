@@ -1,0 +1,70 @@
+"""Where a run came from: enough to repeat it, and nothing secret."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|api_?key|access_?key|private_?key|token(?![a-z]))")
+_PACKAGES = ("wmtp", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+def collect(argv: list[str], **facts: Any) -> dict[str, Any]:
+    """Versions, command, machine and git state, with the caller's own facts (fingerprints, seeds)."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": redact(argv),
+        "folder": str(Path.cwd()),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "git": _git(),
+        **facts,
+    }
+
+
+def redact(argv: list[str]) -> list[str]:
+    """Arguments whose name looks secret keep their name and lose their value; so do passwords inside URLs."""
+    out, hide_next = [], False
+    for argument in argv:
+        if hide_next:
+            out.append("***")
+            hide_next = False
+            continue
+        name, separator, _ = argument.partition("=")
+        if _SECRET.search(name) and (separator or argument.startswith("-")):
+            out.append(f"{name}=***" if separator else argument)
+            hide_next = not separator
+        else:
+            out.append(re.sub(r"://[^/@\s]+@", "://***@", argument))
+    return out
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and cleanliness of the folder the command runs in; None outside a repository or without git."""
+    try:
+        commit = _run("git", "rev-parse", "HEAD")
+        return {"commit": commit, "clean": not _run("git", "status", "--porcelain")}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

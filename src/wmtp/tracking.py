@@ -1,0 +1,53 @@
+"""The journal of a run: `metrics.jsonl`, one JSON object per log point. It is the truth; trackers copy it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from wmtp.storage import write_atomic
+
+
+class Journal:
+    """Appends to `metrics.jsonl`; every line is on its way to the disk when `log` returns.
+
+    Args:
+        path: the file.
+        keep_until: of an existing file, keep the lines up to this step (a resumed run repeats the rest).
+    """
+
+    def __init__(self, path: Path, keep_until: int = 0) -> None:
+        if path.exists():
+            kept = [line for line in read_journal(path) if line["step"] <= keep_until]
+            write_atomic(path, "".join(_line(entry) for entry in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Append one object; figures that do not exist (NaN) are null."""
+        self._file.write(_line({"step": step, "split": split, **metrics}))
+        self._file.flush()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _line(entry: dict[str, Any]) -> str:
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a last line cut short by a crash is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            entries.append(json.loads(line))
+    return entries
