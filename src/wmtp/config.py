@@ -311,8 +311,8 @@ class Config(_Part):
             raise ValueError(
                 "train.eval_every and train.early_stopping need data.validation or data.validation_fraction"
             )
-        if train.early_stopping and not train.eval_every:
-            raise ValueError("train.early_stopping needs train.eval_every")
+        if train.early_stopping:
+            self._fits_early_stopping(train.early_stopping)
         if isinstance(objective, ValueObjectiveConfig):
             if data.solutions == "correct":
                 raise ValueError(
@@ -324,6 +324,15 @@ class Config(_Part):
         else:
             self._fits_heads(objective)
         return self
+
+    def _fits_early_stopping(self, options: EarlyStoppingConfig) -> None:
+        if not self.train.eval_every:
+            raise ValueError("train.early_stopping needs train.eval_every")
+        known = ["loss/weighted"]
+        if isinstance(self.objective, MTPObjectiveConfig):
+            known += ["loss/nll", *(f"loss/nll_head_{k}" for k in range(1, self.model.heads.num_heads + 1))]
+        if options.metric not in known:
+            raise ValueError(f"train.early_stopping.metric = {options.metric!r} must be one of {', '.join(known)}")
 
     def _fits_heads(self, objective: MTPObjectiveConfig) -> None:
         num_heads = self.model.heads.num_heads

@@ -79,6 +79,7 @@ def linear_nll(
     """
     _check_rows(hidden_ND, projection_VD, target_N, row_weight_N, chunk)
     rows_N = (target_N != ignore_index).nonzero().squeeze(-1)
+    _check_targets(target_N[rows_N], projection_VD.shape[0])
     weight_N = None if row_weight_N is None else row_weight_N.detach().to(accumulator(hidden_ND.dtype))[rows_N]
     unembedding = Unembedding(projection_VD, bias_V, softcap)
     total, nll_R, correct_R = _rows_nll([hidden_ND[rows_N]], unembedding, [target_N[rows_N]], [weight_N], chunk)
@@ -144,6 +145,12 @@ def _check_rows(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
 
 
+def _check_targets(target_R: Tensor, vocabulary: int) -> None:
+    if bool(((target_R < 0) | (target_R >= vocabulary)).any()):
+        low, high = int(target_R.min()), int(target_R.max())
+        raise ValueError(f"target_N holds {low} to {high}, some outside the vocabulary of {vocabulary}")
+
+
 def _rows_nll(
     hidden_K: list[Tensor],
     unembedding: Unembedding,
@@ -152,6 +159,12 @@ def _rows_nll(
     chunk: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     chunk = chunk or default_chunk(unembedding.projection_VD.shape[0])
+    if not torch.is_grad_enabled():  # autograd's needs_input_grad tells of the inputs, not of the mode
+        unembedding = unembedding._replace(
+            projection_VD=unembedding.projection_VD.detach(),
+            bias_V=None if unembedding.bias_V is None else unembedding.bias_V.detach(),
+        )
+        hidden_K = [hidden.detach() for hidden in hidden_K]
     device = unembedding.projection_VD.device.type
     if torch.is_autocast_enabled(device):
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -27,6 +29,7 @@ import torch
 from wmtp import checkpoint, devices, optim, provenance
 from wmtp.config import Config, dump, load
 from wmtp.errors import CheckpointError, ConfigError, Interrupted, ModelError, NonFiniteError, UsageError
+from wmtp.estimate import Estimate, estimate
 from wmtp.formats.hf import tokenizer_fingerprint
 from wmtp.formats.native import save_model
 from wmtp.parts import Parts, build
@@ -58,10 +61,14 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """Tells nobody."""
+    """Tells nobody; keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Keep it."""
+        self.notes.append(text)
 
     def start(self, first_step: int, steps: int) -> None:
         """Nothing."""
@@ -87,6 +94,9 @@ class RunResult:
     validation: dict[str, Any] | None
     """Metrics of the last evaluation."""
     stopped_early: bool
+    tokens_per_s: float
+    """Over all steps, without evaluations and saving."""
+    peak_bytes: int
 
 
 @dataclass
@@ -95,6 +105,8 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
+    seconds: float = 0.0
+    """Spent in steps, over all starts of the run."""
     nonfinite: int = 0
     """Steps in a row whose gradient norm was not finite."""
     best: float = math.inf
@@ -131,6 +143,43 @@ def run(
     with only_trainer(folder), StopSignal() as stop:
         loop = Loop(parts, folder, reporter, start)
         return loop.run(stop)
+
+
+def dry_run(config: Config, *, out: Path | None = None, resume: str | None = None) -> tuple[Estimate, list[str]]:
+    """Everything `run` would find wrong before step 1, and what the run will need. Writes nothing.
+
+    Raises:
+        UsageError: the first thing that would fail.
+    """
+    reporter = Silent()
+    folder = run_folder(config, out, resume)
+    start = find_start(folder, resume, reporter)
+    if start is not None:
+        check_same_run(config, start)
+    check_writable(folder)
+    parts = build(config)
+    needs = estimate(parts)
+    check_disk(folder, config, needs.checkpoint_bytes)
+    return needs, [*parts.data.notes, *reporter.notes]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `UsageError` if the run folder could not be made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"the run folder {folder} cannot be made: {nearest} is not a writable folder")
+
+
+def check_disk(folder: Path, config: Config, checkpoint_bytes: int) -> None:
+    """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    kept = config.checkpoint.keep_last + 1 if config.checkpoint.every is not None else 1
+    free = shutil.disk_usage(nearest).free
+    if kept * checkpoint_bytes > free:
+        raise UsageError(
+            f"{kept} checkpoints of {checkpoint_bytes / 2**30:.1f} GiB do not fit on the disk of {folder}: "
+            f"{free / 2**30:.1f} GiB are free"
+        )
 
 
 # The run folder
@@ -269,7 +318,15 @@ class Loop:
             self.reporter.stop()
         if self.config.checkpoint.save_final:
             save_model(parts.model, self.folder / "final", parts.tokenizer)
-        return RunResult(self.folder, progress.step, progress.train, progress.validation, progress.stopped_early)
+        return RunResult(
+            folder=self.folder,
+            steps=progress.step,
+            train=progress.train,
+            validation=progress.validation,
+            stopped_early=progress.stopped_early,
+            tokens_per_s=progress.tokens / max(progress.seconds, 1e-9),
+            peak_bytes=devices.peak_memory(parts.device),
+        )
 
     def _one_step(self, journal: Journal) -> None:
         config, parts, progress = self.config, self.parts, self.progress
@@ -287,8 +344,9 @@ class Loop:
             precision=parts.precision,
         )
         progress.step = step
-        progress.tokens += result.tokens
         seconds = time.perf_counter() - started
+        progress.tokens += result.tokens
+        progress.seconds += seconds
         progress.train = {
             "tokens": progress.tokens,
             **result.metrics,
@@ -352,10 +410,6 @@ class Loop:
         options, progress = self.config.train.early_stopping, self.progress
         if options is None:
             return
-        if options.metric not in metrics:
-            raise ConfigError(
-                f"train.early_stopping.metric = {options.metric!r} is not measured; there are {', '.join(metrics)}"
-            )
         if metrics[options.metric] < progress.best - options.min_delta:
             progress.best, progress.bad_evaluations = metrics[options.metric], 0
             return

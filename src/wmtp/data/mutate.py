@@ -283,6 +283,8 @@ def _is_docstring(statement: ast.stmt) -> bool:
 
 def _drop_statement(node: ast.AST, names: Names) -> Iterator[ast.AST]:
     for field, block in _blocks(node):
+        if isinstance(node, _FUNCTIONS) and sum(not _is_docstring(statement) for statement in block) == 1:
+            continue  # an empty function is no plausible mistake
         for index, statement in enumerate(block):
             if isinstance(statement, _REMOVABLE) and not _is_docstring(statement):
                 kept = _item_replaced(block, index)

@@ -42,7 +42,9 @@ def parse(row: Any) -> Record:
         raise BadRow(f"expected a JSON object, got {_kind(row)}")
     unknown = sorted(set(row) - set(_FIELDS))
     if unknown:
-        raise BadRow(f"unknown field {unknown[0]!r}; a record has {', '.join(_FIELDS)} (map others with data.*.fields)")
+        raise BadRow(
+            f"unknown field {_kind(unknown[0])}; a record has {', '.join(_FIELDS)} (map others with data.*.fields)"
+        )
     values: dict[str, Any] = {name: check(row[name], name) for name, check in _FIELDS.items() if name in row}
     for name in ("prompt", "response"):
         if name not in values:
@@ -56,6 +58,10 @@ def _text(value: Any, name: str) -> str:
         raise BadRow(f"field {name!r} must be a string, got {_kind(value)}")
     if not value.strip():
         raise BadRow(f"field {name!r} is blank")
+    return _unicode(value, name)
+
+
+def _unicode(value: str, name: str) -> str:
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise BadRow(f"field {name!r} holds half of a surrogate pair: it is not valid Unicode text")
     return value
@@ -80,13 +86,13 @@ def _level(value: Any, name: str) -> int:
 def _statements(value: Any, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise BadRow(f"field {name!r} must be a list of strings, got {_kind(value)}")
-    return tuple(value)
+    return tuple(_unicode(item, name) for item in value)
 
 
 def _label(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be a string, got {_kind(value)}")
-    return value
+    return _unicode(value, name)
 
 
 _FIELDS = {

@@ -7,6 +7,7 @@ The kind is told from the rows, never from the path: MBPP's rows have `task_id` 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,11 +91,10 @@ def read_records(
 
 def _to_record(row: Any, fields: Mapping[Any, str] | None) -> tuple[Record, str | None]:
     """The record of a row, and the official split it belongs to where its data set has splits."""
+    is_mbpp = isinstance(row, dict) and {"task_id", "code", "test_list"} <= set(row)
     if fields:
-        return parse(_mapped(row, fields)), None
-    if isinstance(row, dict) and {"task_id", "code", "test_list"} <= set(row):
-        return _from_mbpp(row)
-    return parse(row), None
+        return parse(_mapped(row, fields)), _mbpp_split(row["task_id"]) if is_mbpp else None
+    return _from_mbpp(row) if is_mbpp else (parse(row), None)
 
 
 def _mapped(row: Any, fields: Mapping[str, str]) -> Any:
@@ -109,12 +109,11 @@ def _mapped(row: Any, fields: Mapping[str, str]) -> Any:
 def _from_mbpp(row: dict[str, Any]) -> tuple[Record, str | None]:
     """MBPP's two published schemas: the full file (`text`, `test_setup_code`) and the sanitized one (`prompt`)."""
     task = row["task_id"]
-    split = next(
-        (name for name, (low, high) in MBPP_SPLITS.items() if isinstance(task, int) and low <= task <= high), None
-    )
-    if split is None:
-        raise BadRow(f"MBPP task_id must be an integer from 1 to 974, got {task!r}")
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+    split = _mbpp_split(task)
+    imports = row.get("test_imports") or []
+    if not isinstance(imports, list) or not all(isinstance(line, str) for line in imports):
+        raise BadRow(f"field 'test_imports' must be a list of strings, got {imports!r:.60}")
+    setup = row.get("test_setup_code") or "\n".join(imports)
     tests = row["test_list"]
     if not isinstance(tests, list) or not tests or not isinstance(tests[0], str):
         raise BadRow(f"field 'test_list' must be a non-empty list of strings, got {tests!r:.60}")
@@ -132,6 +131,14 @@ def _from_mbpp(row: dict[str, Any]) -> tuple[Record, str | None]:
         }
     )
     return record, split
+
+
+def _mbpp_split(task: Any) -> str:
+    if isinstance(task, int) and not isinstance(task, bool):
+        for name, (low, high) in MBPP_SPLITS.items():
+            if low <= task <= high:
+                return name
+    raise BadRow(f"MBPP task_id must be an integer from 1 to 974, got {task!r:.60}")
 
 
 def _mbpp_prompt(text: Any, tests: list[str]) -> Any:
@@ -180,13 +187,18 @@ def _rows(path: Path) -> Iterator[tuple[int, Decode]]:
 def _decoder(line: bytes) -> Decode:
     def decode() -> Any:
         try:
-            return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
+            return json.loads(line.decode("utf-8-sig").rstrip(), object_pairs_hook=_unique)
         except UnicodeDecodeError as problem:
             raise BadRow(f"broken UTF-8 at byte {problem.start} of the line") from problem
         except RecursionError as problem:
             raise BadRow("brackets nested too deeply") from problem
         except json.JSONDecodeError as problem:
-            raise BadRow(f"not valid JSON: {problem.msg} at column {problem.colno}") from problem
+            place = f"line {problem.lineno} of it, " if problem.lineno > 1 else ""
+            raise BadRow(f"not valid JSON: {problem.msg} at {place}column {problem.colno}") from problem
+        except BadRow:
+            raise
+        except ValueError as problem:
+            raise BadRow("a number has too many digits") from problem
 
     return decode
 
@@ -194,8 +206,8 @@ def _decoder(line: bytes) -> Decode:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise BadRow(f"field {next(n for n in names if names.count(n) > 1)!r} appears twice")
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise BadRow(f"field {name!r:.60} appears twice")
     return row
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,15 @@ class TextReport:
 
 def check_template(template: str) -> None:
     """Raise `ConfigError` unless the template has `{prompt}` and nothing else in braces."""
+    rule = f"data.template = {template!r}: only {{prompt}} may stand in braces"
     try:
-        rendered = template.format(prompt="\0")
-    except (KeyError, IndexError, ValueError) as problem:
-        raise ConfigError(
-            f"data.template = {template!r}: only {{prompt}} may stand in braces ({problem}); write {{{{ for a brace"
-        ) from problem
-    if "\0" not in rendered:
+        fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as problem:
+        raise ConfigError(f"{rule} ({problem}); write {{{{ for a brace") from problem
+    for name, spec, conversion in fields:
+        if (name, spec, conversion) != ("prompt", "", None):
+            raise ConfigError(f"{rule} (got {name!r}, format {spec!r}); write {{{{ for a brace")
+    if not fields:
         raise ConfigError(f"data.template = {template!r}: {{prompt}} is missing")
 
 
@@ -79,7 +82,7 @@ def encode(
         on_long_row: `truncate` cuts the end, `drop` counts and leaves out, `error` stops.
 
     Raises:
-        DataError: a row too long (`error`), or no response token left of it, or no row left at all.
+        DataError: a row too long (`error`), no response token in it or left of it, or no row left at all.
     """
     prompts = [template.format(prompt=record.prompt) for record in records]
     texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
@@ -90,9 +93,10 @@ def encode(
     report = TextReport()
     for i, record in enumerate(records):
         ids, offsets = [*before, *encoded["input_ids"][i], *after], encoded["offset_mapping"][i]
-        start = _boundary(offsets, len(prompts[i]))
-        report.straddling += offsets[start][0] < len(prompts[i])
-        start += len(before)
+        first = _boundary(offsets, len(prompts[i]))
+        if first is None:
+            raise DataError(f"problem {record.problem_id!r}: the tokenizer makes no token of {record.response!r:.60}")
+        start = first + len(before)
         if len(ids) > max_length:
             if on_long_row == "drop":
                 report.dropped_long += 1
@@ -100,6 +104,7 @@ def encode(
             _check_cut(record, len(ids), start, max_length, on_long_row)
             ids = ids[:max_length]
             report.truncated += 1
+        report.straddling += offsets[first][0] < len(prompts[i])
         problem = problems.setdefault(record.problem_id, len(problems))
         reward = float("nan") if record.is_correct is None else float(record.is_correct)
         rows.append(Row(np.asarray(ids, dtype=np.int32), start, problem, reward, record.difficulty))
@@ -116,9 +121,9 @@ def _bos(tokenizer: Any) -> list[int]:
     return special[:1] if special and special[0] == tokenizer.bos_token_id else []
 
 
-def _boundary(offsets: list[tuple[int, int]], prompt_length: int) -> int:
-    """Index of the first token that holds a response character."""
-    return next(i for i, (_, end) in enumerate(offsets) if end > prompt_length)
+def _boundary(offsets: list[tuple[int, int]], prompt_length: int) -> int | None:
+    """Index of the first token that holds a response character; None if no token does."""
+    return next((i for i, (_, end) in enumerate(offsets) if end > prompt_length), None)
 
 
 def _check_cut(record: Record, length: int, start: int, max_length: int, on_long_row: str) -> None:

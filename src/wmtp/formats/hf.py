@@ -45,10 +45,15 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     folder = locate(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # `_check_loaded` names them
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise ModelError(f"cannot load a causal language model from {source}: {_first_line(problem)}") from problem
+    except loading_errors() as problem:
+        raise ModelError(f"cannot load a causal language model from {source}: {first_line(problem)}") from problem
     _check_loaded(source, info)
     return model
 
@@ -70,8 +75,8 @@ def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: 
         torch.manual_seed(seed)
         try:
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except ValueError as problem:
-            raise ModelError(f"cannot build a causal language model: {_first_line(problem)}") from problem
+        except loading_errors() as problem:
+            raise ModelError(f"cannot build a causal language model: {first_line(problem)}") from problem
 
 
 def model_config(source: str) -> Any:
@@ -80,8 +85,8 @@ def model_config(source: str) -> Any:
 
     try:
         return AutoConfig.from_pretrained(locate(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as problem:
-        raise ModelError(f"cannot read the config of the model {source}: {_first_line(problem)}") from problem
+    except loading_errors() as problem:
+        raise ModelError(f"cannot read the config of the model {source}: {first_line(problem)}") from problem
 
 
 def _config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
@@ -92,14 +97,17 @@ def _config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
         return copy.deepcopy(model_config(architecture))
     options = dict(architecture)
     kind = options.pop("model_type", None)
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise ModelError(f"model.architecture.model_type = {kind!r} is not one that transformers knows")
     known = set(CONFIG_MAPPING[kind]().to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
     unknown = sorted(set(options) - known)
     if unknown:
         raise ModelError(f"model.architecture.{unknown[0]}: a {kind} config has no such key")
     options.setdefault("vocab_size", vocabulary)
-    return AutoConfig.for_model(kind, **options)
+    try:
+        return AutoConfig.for_model(kind, **options)
+    except loading_errors() as problem:
+        raise ModelError(f"model.architecture is no {kind} config: {first_line(problem)}") from problem
 
 
 def _check_loaded(source: str, info: dict[str, Any]) -> None:
@@ -110,9 +118,19 @@ def _check_loaded(source: str, info: dict[str, Any]) -> None:
             raise ModelError(f"{source}: {what.replace('_', ' ')} in its weights: {', '.join(names[:3])}{more}")
 
 
-def _first_line(problem: BaseException) -> str:
-    lines = str(problem).strip().splitlines()
-    return lines[0] if lines else type(problem).__name__
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What reading a model folder raises when a file in it is missing, damaged or nonsense."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, ImportError)
+    return (*expected, SafetensorError, StrictDataclassError)
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of an error's message; with the next one where it only announces it."""
+    lines = [line.strip() for line in str(problem).strip().splitlines()] or [type(problem).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def load_tokenizer(source: str) -> Any:
@@ -125,8 +143,8 @@ def load_tokenizer(source: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as problem:
-        raise ModelError(f"cannot load a tokenizer from {source}: {_first_line(problem)}") from problem
+    except loading_errors() as problem:
+        raise ModelError(f"cannot load a tokenizer from {source}: {first_line(problem)}") from problem
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {source} gives no character offsets; a fast tokenizer is needed")
     if tokenizer.eos_token_id is None:
@@ -145,9 +163,7 @@ def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:
     ours, theirs = policy.get_vocab(), other.get_vocab()
     if ours == theirs:
         return
-    different = min(
-        (index for token, index in ours.items() if theirs.get(token) != index), default=min(len(ours), len(theirs))
-    )
+    different = min(index for _, index in ours.items() ^ theirs.items())
     raise ModelError(
         f"{what} has another tokenizer than the policy: {len(theirs):,} against {len(ours):,} tokens, first "
         f"difference at id {different} ({_token(other, different)!r} against {_token(policy, different)!r})"
@@ -155,4 +171,4 @@ def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:
 
 
 def _token(tokenizer: Any, index: int) -> str | None:
-    return tokenizer.convert_ids_to_tokens(index) if index < len(tokenizer) else None
+    return next((token for token, i in tokenizer.get_vocab().items() if i == index), None)

@@ -22,10 +22,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from wmtp.errors import ModelError
-from wmtp.formats.hf import load_causal_lm, locate
+from wmtp.errors import ModelError, WmtpError
+from wmtp.formats.hf import first_line, load_causal_lm, locate
 from wmtp.model import MTPModel
-from wmtp.storage import fsync_folder
+from wmtp.storage import fsync_folder, resolve
 from wmtp.value import ValueModel
 
 FORMAT = 1
@@ -48,8 +48,8 @@ class ValueCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = 1
     kind: Literal["value"] = "value"
-    head: str
-    loss: str
+    head: Literal["linear", "mlp", "sigmoid"]
+    loss: Literal["pairwise", "lambda_return"]
     """What trained it: pairwise values are defined up to a constant only."""
 
 
@@ -67,7 +67,7 @@ def read_card(source: str) -> MTPCard | ValueCard | None:
         if content["kind"] == "value":
             return ValueCard.model_validate(content)
         return MTPCard.model_validate(content)
-    except (OSError, ValueError, TypeError, KeyError, ValidationError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError) as problem:
         raise ModelError(f"{path} is not a model card this version of wmtp understands: {problem}") from problem
 
 
@@ -97,7 +97,7 @@ def load_model(
         raise ModelError(f"{source} is a critic (kind 'value'); a language model was expected")
     base = load_causal_lm(source, dtype)
     if card is None:
-        return MTPModel(base, num_heads or 4, init)
+        return MTPModel(base, 4 if num_heads is None else num_heads, init)
     if num_heads is not None and num_heads > card.num_heads:
         raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
     model = MTPModel(base, card.num_heads, init)
@@ -131,24 +131,42 @@ def _read_into(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as problem:
-        raise ModelError(f"{path} does not fit the model: {str(problem).splitlines()[0]}") from problem
+        raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
 
 
 def save_model(model: MTPModel | ValueModel, path: str | Path, tokenizer: Any = None) -> Path:
-    """Write a model folder; it appears whole or not at all, replacing what was there."""
-    folder = Path(path)
+    """Write a model folder; it appears whole or not at all, replacing the model that was there.
+
+    Raises:
+        ModelError: there is something else than a model folder at `path`; it is left as it is.
+        WmtpError: the folder cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    folder = resolve(path).resolve()
+    _check_replaceable(folder)
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         _write_base(model, temporary)
         _write_extra(model, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         _publish(temporary, folder)
-    except BaseException:
+    except BaseException as problem:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(problem, (OSError, SafetensorError)):
+            raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
         raise
     return folder
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Saving replaces a whole folder, so it must not hold anything but a model."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 
 
 def _write_base(model: MTPModel | ValueModel, folder: Path) -> None:
@@ -188,9 +206,10 @@ def _contiguous(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _publish(temporary: Path, folder: Path) -> None:
-    for file in temporary.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
     fsync_folder(temporary)
     aside = folder.with_name(f".del-{folder.name}-{uuid.uuid4().hex[:8]}")
     if folder.exists():

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from wmtp.weighting.base import Reduce, SchemeInput, When, alone
 
+_LOWEST = -0x7F800000
+"""`_ordered_bits` of -inf."""
+
 
 def kth_largest(value_list: Sequence[Tensor], mask_list: Sequence[Tensor], keep_K: Tensor, reduce: Reduce) -> Tensor:
     """Per head, the `keep`-th largest masked value over all tensors and ranks, exactly.
@@ -24,10 +27,11 @@ def kth_largest(value_list: Sequence[Tensor], mask_list: Sequence[Tensor], keep_
 
     Args:
         value_list: tensors `[..., K]`.
-        keep_K: how many values should be >= the result, per head; a head with 0 gets +inf.
+        keep_K: how many values should be >= the result, per head; a head with 0 gets +inf, one with more than there
+            are gets -inf.
     """
     keys = [_ordered_bits(v.float()) for v in value_list]
-    low_K = torch.full_like(keep_K, -(2**31), dtype=torch.int64)
+    low_K = torch.full_like(keep_K, _LOWEST, dtype=torch.int64)
     high_K = torch.full_like(keep_K, 2**31 - 1, dtype=torch.int64)
     for _ in range(32):
         middle_K = (low_K + high_K + 1).div(2, rounding_mode="floor")

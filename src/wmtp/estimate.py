@@ -1,0 +1,146 @@
+"""What a run will need, said before it starts (`--dry-run`).
+
+Weights, gradients, optimiser and disk follow from shapes. Activations are measured: three small forward passes of the
+real model on its real device, counting the bytes that autograd keeps, give the three coefficients of
+
+    bytes(B, T) = fixed + B * (linear * T + quadratic * T^2)
+
+so attention kernels, autocast copies and model peculiarities are in the figure without a formula for any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmtp.loss_fused import default_chunk
+from wmtp.model import MTPModel
+from wmtp.parts import Parts
+
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by part, and the facts of the run."""
+
+    parameters: int
+    trainable: int
+    frozen_parameters: int
+    """Of the critic or the reference."""
+    steps: int
+    epochs: float
+    tokens: int
+    """Rough number of tokens the run trains on, padding left out."""
+    longest_micro_batch: tuple[int, int]
+    bytes: dict[str, int]
+    """Memory at the peak of a step, by part."""
+    checkpoint_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Expected peak, beside what Python and its libraries take."""
+        return sum(self.bytes.values())
+
+
+def estimate(parts: Parts) -> Estimate:
+    """The needs of a run whose parts are built."""
+    model, train = parts.model, parts.data.train
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    shape = largest_micro_batch(parts)
+    weights = _bytes(list(model.parameters()) + list(model.buffers()))
+    frozen = [] if parts.frozen is None else list(parts.frozen.parameters())
+    per_epoch = sum(len(train.rows[row].tokens) for item in train.items for row in item)
+    sizes = {
+        "weights": weights,
+        "frozen scorer": _bytes(frozen),
+        "gradients": _bytes(trainable),
+        "optimiser": 2 * _bytes(trainable),
+        "activations": activation_bytes(model, shape, parts.precision),
+        **_loss_bytes(parts, shape),
+    }
+    return Estimate(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in trainable),
+        frozen_parameters=sum(p.numel() for p in frozen),
+        steps=parts.steps,
+        epochs=parts.steps / len(train),
+        tokens=round(per_epoch * parts.steps / len(train)),
+        longest_micro_batch=shape,
+        bytes={name: size for name, size in sizes.items() if size},
+        checkpoint_bytes=weights + 2 * _bytes(trainable),
+    )
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def largest_micro_batch(parts: Parts) -> tuple[int, int]:
+    """(rows, length) of the micro-batch with the most positions that any order of the data can give."""
+    train = parts.data.train
+    size = parts.config.train.micro_batch_size or parts.config.train.batch_size
+    rows = min(size, sum(len(item) for item in train.items))
+    return rows, max(len(train.rows[row].tokens) for item in train.items for row in item)
+
+
+def _loss_bytes(parts: Parts, shape: tuple[int, int]) -> dict[str, int]:
+    """Of the fused loss: gathered rows with their gradients, one chunk of logits, the unembedding's gradient."""
+    model = parts.model
+    if not isinstance(model, MTPModel):
+        return {}
+    vocabulary, width = model.unembedding().projection_VD.shape
+    positions = shape[0] * shape[1]
+    objective = parts.config.objective
+    if objective.kind == "mtp" and objective.loss == "plain":
+        return {"logits of every head": 2 * 4 * model.num_heads * positions * vocabulary}
+    chunk = (objective.logits_chunk if objective.kind == "mtp" else None) or default_chunk(vocabulary)
+    return {
+        "hidden rows": 3 * 4 * model.num_heads * positions * width,
+        "logits chunk": 4 * min(chunk, positions) * vocabulary,
+        "unembedding gradient": 4 * vocabulary * width,
+    }
+
+
+def activation_bytes(
+    model: nn.Module, shape: tuple[int, int], precision: Callable[[], AbstractContextManager[Any]]
+) -> int:
+    """Bytes that autograd keeps of one forward pass on `shape` = (rows, length), from three small passes."""
+    rows, length = shape
+    small = max(2, min(16, length // 2))
+    one, two, longer = (saved_bytes(model, s, precision) for s in ((1, small), (2, small), (1, 2 * small)))
+    fixed, per_row = 2 * one - two, two - one
+    per_longer_row = longer - fixed
+    quadratic = (per_longer_row - 2 * per_row) / (2 * small * small)
+    linear = per_row / small - quadratic * small
+    return max(0, round(fixed + rows * (linear * length + quadratic * length * length)))
+
+
+def saved_bytes(model: nn.Module, shape: tuple[int, int], precision: Callable[[], AbstractContextManager[Any]]) -> int:
+    """Bytes of distinct storages, parameters left out, that autograd keeps of one forward pass."""
+    device = next(model.parameters()).device
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+    state = torch.get_rng_state()
+    with torch.autograd.graph.saved_tensors_hooks(keep, _same), precision():
+        output = model(tokens)
+    torch.set_rng_state(state)
+    del output
+    return sum(kept.values())
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

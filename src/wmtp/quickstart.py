@@ -1,0 +1,81 @@
+"""The embedded default: all four arms on the problems that ship with the package, and one table.
+
+The arms share seed, initial weights, rows and order. The critic is trained first, then `baseline`; `verifiable` reads
+the critic's advantages and `rho1` takes the finished baseline as its reference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wmtp import devices
+from wmtp.config import Config, load
+from wmtp.errors import UsageError
+from wmtp.storage import resolve, write_atomic
+from wmtp.train import Reporter, RunResult, run
+
+RECIPE = "embedded://recipes/quickstart.yaml"
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One row of the table."""
+
+    arm: str
+    folder: str
+    validation: dict[str, float]
+    weights: dict[str, float]
+    """Weight statistics on the validation rows."""
+    tokens_per_s: float
+    peak_bytes: int
+    steps: int
+
+
+def arm_overrides(out: Path) -> dict[str, list[str]]:
+    """What distinguishes each arm from the recipe, in the order they are trained."""
+    critic, baseline = (json.dumps(str(out / name / "final")) for name in ("critic", "baseline"))
+    return {
+        "critic": ["objective={kind: value, loss: pairwise, head: mlp}"],
+        "baseline": [],
+        "verifiable": [f"objective={{weighting: {{scheme: critic, critic: {critic}}}}}"],
+        "rho1": [f"objective={{weighting: {{scheme: rho1, mode: select, reference: {baseline}}}}}"],
+    }
+
+
+def configs(out: Path, overrides: list[str]) -> dict[str, Config]:
+    """One config per arm."""
+    recipe = resolve(RECIPE)
+    return {arm: load([recipe], [*extra, *overrides]) for arm, extra in arm_overrides(out).items()}
+
+
+def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Reporter]) -> list[ArmResult]:
+    """Train, evaluate and compare; writes `quickstart.json` beside the four run folders.
+
+    Raises:
+        UsageError: `out` is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder; name another one with --out")
+    results = []
+    for arm, config in configs(out.absolute(), overrides).items():
+        devices.reset_peak_memory(devices.pick(config.device))
+        results.append(_summary(arm, run(config, out=out / arm, reporter=reporter_of(arm))))
+    write_atomic(out / "quickstart.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    return results
+
+
+def _summary(arm: str, result: RunResult) -> ArmResult:
+    metrics: dict[str, Any] = result.validation or {}
+    return ArmResult(
+        arm=arm,
+        folder=str(result.folder),
+        validation={k: v for k, v in metrics.items() if not k.startswith(("weight/", "time/"))},
+        weights={k: v for k, v in metrics.items() if k.startswith("weight/")},
+        tokens_per_s=result.tokens_per_s,
+        peak_bytes=result.peak_bytes,
+        steps=result.steps,
+    )

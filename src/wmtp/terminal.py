@@ -1,0 +1,202 @@
+"""What people see: progress, tables. A bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from wmtp.config import Config
+from wmtp.estimate import Estimate
+from wmtp.quickstart import ArmResult
+from wmtp.train import Reporter, Silent
+
+LINES = 20
+"""Progress lines per run where there is no terminal."""
+
+
+def reporter(name: str, *, quiet: bool = False) -> Reporter:
+    """Progress on stderr: a bar, or lines where stderr is no terminal."""
+    if quiet:
+        return Silent()
+    console = Console(stderr=True)
+    return Bar(name, console) if console.is_terminal else Lines(name, console)
+
+
+class Lines:
+    """A line now and then."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self.name, self.console = name, console
+        self.steps, self.every = 0, 1
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.console.print(f"[{self.name}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, first_step: int, steps: int) -> None:
+        """The loop begins."""
+        self.steps, self.every = steps, max(1, steps // LINES)
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """A step is done."""
+        if step % self.every == 0 or step == self.steps:
+            self.note(f"step {step}/{self.steps}: {_figures(metrics)}")
+
+    def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+        """An evaluation is done."""
+        self.note(f"step {step}: held out: {_figures(metrics)}")
+
+    def stop(self) -> None:
+        """The loop ended."""
+
+
+class Bar:
+    """A progress bar with the last figures."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self.name = name
+        self.progress = Progress(
+            TextColumn("{task.description:>10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self.task: TaskID | None = None
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, above the bar."""
+        self.progress.console.print(f"[{self.name}] {text}", markup=False, highlight=False)
+
+    def start(self, first_step: int, steps: int) -> None:
+        """Show the bar."""
+        self.progress.start()
+        self.task = self.progress.add_task(self.name, total=steps, completed=first_step - 1, figures="")
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Move it."""
+        if self.task is not None:
+            self.progress.update(self.task, completed=step, figures=_figures(metrics))
+
+    def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+        """A line above it."""
+        self.note(f"step {step}: held out: {_figures(metrics)}")
+
+    def stop(self) -> None:
+        """Leave it as it is."""
+        self.progress.stop()
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """The few figures worth a line."""
+    parts = []
+    if "loss/nll" in metrics:
+        heads = [v for k, v in metrics.items() if k.startswith("loss/nll_head_")]
+        parts.append("nll " + " ".join(f"{v:.3f}" for v in heads))
+        if abs(metrics["loss/weighted"] - metrics["loss/nll"]) > 1e-6:
+            parts.append(f"weighted {metrics['loss/weighted']:.3f}")
+    else:
+        parts.append(f"loss {metrics['loss/weighted']:.3f}")
+    if "value/pair_accuracy" in metrics:
+        parts.append(f"pairs {metrics['value/pair_accuracy']:.0%}")
+    if "time/tokens_per_s" in metrics:
+        parts.append(f"{metrics['time/tokens_per_s']:,.0f} tok/s")
+    return "  ".join(parts)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError("unreachable")
+
+
+def quickstart_table(results: Sequence[ArmResult], out: Path) -> None:
+    """The comparison, and what it does not show."""
+    console = Console()
+    heads = sum(1 for name in results[-1].validation if name.startswith("acc/head_"))
+    table = Table(title="Held-out problems: nll (top-1 accuracy) per head")
+    table.add_column("arm")
+    for k in range(1, heads + 1):
+        table.add_column(f"token +{k}", justify="right")
+    for name in ("weight mean ± std", "ESS", "tokens/s", "peak memory"):
+        table.add_column(name, justify="right")
+    for result in results:
+        if "loss/nll" in result.validation:
+            table.add_row(*_row(result, heads))
+    console.print(table)
+    for result in results:
+        if "value/pair_accuracy" in result.validation:
+            console.print(_critic_line(result), highlight=False)
+    console.print(
+        "A model this small, trained for this short a time, shows that the machine works. It does not show that an arm "
+        "wins: that takes a real model, several seeds and the controls.",
+        highlight=False,
+    )
+    console.print(f"Runs and figures: {out}/", highlight=False)
+
+
+def _row(result: ArmResult, heads: int) -> list[str]:
+    figures, weights = result.validation, result.weights
+    cells = [f"{figures[f'loss/nll_head_{k}']:.3f} ({figures[f'acc/head_{k}']:.1%})" for k in range(1, heads + 1)]
+    return [
+        result.arm,
+        *cells,
+        f"{weights['weight/mean']:.2f} ± {weights['weight/std']:.2f}",
+        f"{weights['weight/ess']:.0%}",
+        f"{result.tokens_per_s:,.0f}",
+        size(result.peak_bytes),
+    ]
+
+
+def _critic_line(result: ArmResult) -> str:
+    figures = result.validation
+    return (
+        f"critic (stage 1 of verifiable): {figures['value/pair_accuracy']:.1%} of held-out (correct, incorrect) pairs "
+        f"ranked right, margin {figures['value/margin']:+.3f}; {result.tokens_per_s:,.0f} tokens/s, peak "
+        f"{size(result.peak_bytes)}"
+    )
+
+
+def estimate_table(config: Config, estimate: Estimate, notes: Sequence[str]) -> None:
+    """What a run would do and need."""
+    console = Console()
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    rows, length = estimate.longest_micro_batch
+    console.print(
+        f"{config.arm}: {estimate.steps:,} steps ({estimate.epochs:.2f} epochs), about {estimate.tokens:,} tokens; "
+        f"largest micro-batch {rows} x {length}",
+        highlight=False,
+    )
+    console.print(
+        f"parameters: {estimate.parameters:,}, {estimate.trainable:,} trained"
+        + (f", {estimate.frozen_parameters:,} of a frozen scorer" if estimate.frozen_parameters else ""),
+        highlight=False,
+    )
+    table = Table(title="Expected memory at the peak of a step")
+    table.add_column("part")
+    table.add_column("size", justify="right")
+    for name, count in estimate.bytes.items():
+        table.add_row(name, size(count))
+    table.add_section()
+    table.add_row("together (beside Python and its libraries)", size(estimate.total))
+    table.add_row("disk per checkpoint", size(estimate.checkpoint_bytes))
+    console.print(table)
