@@ -19,7 +19,7 @@ from wmtp.errors import UsageError, WmtpError
 
 if TYPE_CHECKING:
     from wmtp.config import Config
-    from wmtp.train import RunResult
+    from wmtp.trainer import RunResult
 
 app = typer.Typer(
     help="Weighted multi-token prediction: models that predict several tokens, each loss with its own weight.",
@@ -103,7 +103,7 @@ def train(
         _dry_run(settings, out, resume, as_json)
         return
     from wmtp.terminal import reporter
-    from wmtp.train import run
+    from wmtp.trainer import run
 
     result = run(settings, out=out, resume=resume, reporter=reporter(settings.name, quiet=as_json))
     if as_json:
@@ -142,7 +142,7 @@ def _config_of(path: Path) -> Path:
 
 def _dry_run(settings: Config, out: Path | None, resume: str | None, as_json: bool) -> None:
     from wmtp.terminal import estimate_table
-    from wmtp.train import dry_run
+    from wmtp.trainer import dry_run
 
     estimate, notes = dry_run(settings, out=out, resume=resume)
     if as_json:

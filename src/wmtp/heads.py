@@ -65,7 +65,7 @@ class Branch(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
 
-def layer_list(decoder: nn.Module, num_layers: int) -> tuple[str, nn.ModuleList]:
+def layer_list(decoder: nn.Module, num_layers: int | None) -> tuple[str, nn.ModuleList]:
     """Name and list of the decoder's layers: its one `ModuleList` of length `num_layers`.
 
     Raises:
@@ -106,5 +106,5 @@ def more_heads(layer: nn.Module, count: int, init: str, initialise: Callable[[nn
             parameter.__dict__.pop("_is_hf_initialized", None)
         for module in heads.modules():
             module.__dict__.pop("_is_hf_initialized", None)
-            initialise(module)
+        heads.apply(initialise)  # children first, as transformers does: a parent may rescale what its child drew
     return heads

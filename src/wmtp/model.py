@@ -7,6 +7,7 @@ Projecting a hidden state is a separate method, for those who need some logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +40,8 @@ class MTPModel(nn.Module):
         init: how heads 2..K start: `copy` of the last layer, or `fresh`.
 
     Raises:
-        ModelError: the architecture's layers, final norm or unembedding cannot be told apart.
+        ModelError: the architecture's layers, final norm or unembedding cannot be told apart, or the logits that come
+            of them are not the model's own (Cohere's and Granite's, for one, are scaled).
     """
 
     family = "parallel"
@@ -52,12 +54,28 @@ class MTPModel(nn.Module):
             raise ModelError(f"{type(base).__name__} has no unembedding; a causal language model is needed")
         self.base = base
         self.num_heads = num_heads
-        layers_name, layers = layer_list(self.decoder, base.config.num_hidden_layers)
+        layers_name, layers = layer_list(self.decoder, getattr(base.config, "num_hidden_layers", None))
         self._norm_name = final_norm(self.decoder, layers_name)
         self._last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
         self.extra_heads = more_heads(layers[-1], num_heads - 1, init, base._init_weights)
+        with evaluating(base):
+            expected_BTV = base(input_ids=probe(base), use_cache=False).logits
         layers[-1] = Branch(layers[-1])
         self._layers_name = layers_name
+        self._check_logits(expected_BTV)
+
+    def _check_logits(self, expected_BTV: Tensor) -> None:
+        """Raise `ModelError` unless head 1 gives the logits that the model itself gave."""
+        with evaluating(self):
+            got_BTV = self.project(self(probe(self.base))[0])
+        if expected_BTV.is_meta:
+            return
+        share = float((got_BTV - expected_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
+        if share > (0.05 if expected_BTV.dtype.itemsize < 4 else 1e-4):
+            raise ModelError(
+                f"{type(self.base).__name__} does more to its logits than norm, unembedding and soft cap (they are "
+                f"{share:.1%} away from that): this architecture is not supported"
+            )
 
     @property
     def decoder(self) -> nn.Module:
@@ -118,6 +136,24 @@ class MTPModel(nn.Module):
         if key.startswith(moved):
             return self._last_layer + key.removeprefix(moved)
         return key.removeprefix("base.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients; afterwards every module has its own mode back."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+def probe(base: Any) -> Tensor:
+    """A few tokens, to ask a model what its logits are."""
+    return torch.arange(1, 4, device=base.get_output_embeddings().weight.device).unsqueeze(0)
 
 
 def mtp_loss(

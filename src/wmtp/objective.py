@@ -193,13 +193,13 @@ def weight_meter(weight_BTK: Tensor | None, valid_BTK: Tensor) -> Meter:
     weight_N = torch.ones_like(valid_BTK, dtype=torch.float32) if weight_BTK is None else weight_BTK
     weight_N = weight_N[valid_BTK].float()
     meter = Meter()
+    meter.add(  # also where no pair is valid: every rank must hold the same sums, or adding them up never ends
+        weight_count=torch.tensor(weight_N.numel(), device=weight_N.device),
+        weight_sum=weight_N.sum(),
+        weight_squares=weight_N.square().sum(),
+        weight_log=torch.xlogy(weight_N, weight_N).sum(),
+    )
     if weight_N.numel():
-        meter.add(
-            weight_count=torch.tensor(weight_N.numel(), device=weight_N.device),
-            weight_sum=weight_N.sum(),
-            weight_squares=weight_N.square().sum(),
-            weight_log=torch.xlogy(weight_N, weight_N).sum(),
-        )
         meter.extremes("weight", weight_N.min(), weight_N.max())
     return meter
 
@@ -207,7 +207,7 @@ def weight_meter(weight_BTK: Tensor | None, valid_BTK: Tensor) -> Meter:
 def weight_metrics(totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
     """`weight/{mean,std,min,max}`; `ess`: effective sample size as a share of the pairs, (sum w)^2 / (n sum w^2);
     `entropy` of w / sum w as a share of log n. Both are 1 for equal weights."""
-    if "weight_count" not in totals:
+    if "weight" not in meter.lows:
         return {}
     count, total, squares, logs = (float(totals[f"weight_{n}"]) for n in ("count", "sum", "squares", "log"))
     mean = total / count
@@ -253,10 +253,10 @@ class ValueObjective:
         values_BT = model(batch.tokens_BT)
         response = batch.trainable_BT
         meter = value_meter(values_BT.detach(), response)
-        if is_paired(batch):
-            pairs = pairwise_loss(values_BT, response)
-            count = torch.tensor(len(batch.row_B) // 2, device=values_BT.device)
-            meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
+        paired = is_paired(batch)
+        pairs = pairwise_loss(values_BT if paired else values_BT[:0], response if paired else response[:0])
+        count = torch.tensor(len(batch.row_B) // 2 if paired else 0, device=values_BT.device)
+        meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
         if self.loss == "pairwise":
             loss_sum = pairs.loss_sum
         else:
@@ -277,7 +277,7 @@ class ValueObjective:
             "value/std": math.sqrt(max(0.0, _ratio(figures["value_squares"], figures["value_count"]) - mean * mean)),
             "value/response_mean": _ratio(figures["value_row_sum"], figures["value_rows"]),
         }
-        if "pair_count" in figures:
+        if figures["pair_count"]:
             out["value/pair_accuracy"] = _ratio(figures["pair_correct"], figures["pair_count"])
             out["value/margin"] = _ratio(figures["pair_margin"], figures["pair_count"])
         return out

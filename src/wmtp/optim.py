@@ -27,6 +27,8 @@ def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: 
         schedule: `constant`, `linear` or `cosine` after the warm-up.
         floor: share of the peak that the last step has.
     """
+    if schedule not in ("constant", "linear", "cosine"):
+        raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', got {schedule!r}")
     if step <= warmup:
         return peak * step / warmup
     if schedule == "constant":
@@ -34,9 +36,7 @@ def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: 
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     if schedule == "linear":
         return peak * (1 - (1 - floor) * progress)
-    if schedule == "cosine":
-        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-    raise ValueError(f"schedule must be 'constant', 'linear' or 'cosine', got {schedule!r}")
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def set_learning_rate(optimizer: AdamW, lr: float) -> None:

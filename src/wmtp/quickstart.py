@@ -16,7 +16,7 @@ from wmtp import devices
 from wmtp.config import Config, load
 from wmtp.errors import UsageError
 from wmtp.storage import resolve, write_atomic
-from wmtp.train import Reporter, RunResult, run
+from wmtp.trainer import Reporter, RunResult, run
 
 RECIPE = "embedded://recipes/quickstart.yaml"
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from wmtp.data.batches import Batch
 from wmtp.metrics import Meter
+from wmtp.model import evaluating
 from wmtp.objective import Objective
 from wmtp.weighting.base import Reduce, alone
 
@@ -86,7 +87,6 @@ def _rescale(gradients: list[Tensor], known_total: Tensor, weight_total: Tensor)
         torch._foreach_mul_(gradients, known_total / weight_total)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     objective: Objective,
@@ -95,13 +95,11 @@ def evaluate(
     reduce: Reduce = alone,
     precision: Precision = nullcontext,
 ) -> dict[str, float]:
-    """Metrics over all batches. Neither the model nor any scheme's memory changes."""
-    was_training = model.training
-    model.eval()
+    """Metrics over all batches. Neither the model (nor its modules' modes) nor any scheme's memory changes."""
     meter = Meter()
-    for batch in batches:
-        with precision():
-            (plan,) = objective.plan(model, [batch], reduce, False)
-            meter.merge(objective.sums(model, batch, plan, reduce, False).meter)
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches:
+            with precision():
+                (plan,) = objective.plan(model, [batch], reduce, False)
+                meter.merge(objective.sums(model, batch, plan, reduce, False).meter)
     return objective.metrics(meter.reduced(reduce), meter)

@@ -21,7 +21,7 @@ from rich.table import Table
 from wmtp.config import Config
 from wmtp.estimate import Estimate
 from wmtp.quickstart import ArmResult
-from wmtp.train import Reporter, Silent
+from wmtp.trainer import Reporter, Silent
 
 LINES = 20
 """Progress lines per run where there is no terminal."""

@@ -115,9 +115,15 @@ class Batches:
         return [row for item in self._order(epoch)[place] for row in self.items[item]]
 
     def at(self, number: int, micro_batch_size: int | None = None) -> list[Batch]:
-        """Batch `number` as micro-batches of at most `micro_batch_size` rows (None: as one)."""
-        rows = self.rows_of(number)
+        """Batch `number` as micro-batches of at most `micro_batch_size` rows (None: as one).
+
+        Raises:
+            DataError: a micro-batch size that would tear items apart.
+        """
+        rows, per_item = self.rows_of(number), len(self.items[0])
         size = micro_batch_size or len(rows)
+        if size % per_item:
+            raise DataError(f"train.micro_batch_size must be a multiple of {per_item} (rows come in pairs), got {size}")
         return [collate(self.rows, rows[i : i + size], self.pad_id) for i in range(0, len(rows), size)]
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:

@@ -124,7 +124,7 @@ def _from_mbpp(row: dict[str, Any]) -> tuple[Record, str | None]:
         {
             "problem_id": f"mbpp/{task}",
             "prompt": _mbpp_prompt(row.get("text") or row.get("prompt"), tests),
-            "response": code.replace("\r\n", "\n") if isinstance(code, str) else code,
+            "response": code.replace("\r\n", "\n").replace("\r", "\n") if isinstance(code, str) else code,
             "is_correct": True,
             "tests": [setup, *tests] if setup else tests,
             "source": "mbpp",

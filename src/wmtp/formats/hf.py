@@ -141,9 +141,10 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import AutoTokenizer
 
+    folder = locate(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
-    except loading_errors() as problem:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as problem:  # the tokenizers library raises bare `Exception`s
         raise ModelError(f"cannot load a tokenizer from {source}: {first_line(problem)}") from problem
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {source} gives no character offsets; a fast tokenizer is needed")

@@ -103,6 +103,7 @@ class Critic:
         self.whiten, self.ema_decay = whiten, ema_decay
         self._moments: tuple[float, float] | None = None
 
+    @torch.no_grad()
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
         """Weights of all micro-batches of the step, whitened together."""
         advantages = [self._advantages(batch) for batch in step]

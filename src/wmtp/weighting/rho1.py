@@ -91,6 +91,7 @@ class Rho1:
         whole_step = self.scope == "global" and self.mode != "soft"
         return When.WHOLE_STEP if whole_step else When.MICRO_BATCH
 
+    @torch.no_grad()
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
         """Weights of the given micro-batches; their quantile is taken over all of them together."""
         excess = [self._excess(batch) for batch in step]
