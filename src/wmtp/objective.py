@@ -254,6 +254,8 @@ class ValueObjective:
         response = batch.trainable_BT
         meter = value_meter(values_BT.detach(), response)
         paired = is_paired(batch)
+        if self.loss == "pairwise" and not paired:
+            raise ValueError("the pairwise loss needs batches of pairs: a correct row, then an incorrect one")
         pairs = pairwise_loss(values_BT if paired else values_BT[:0], response if paired else response[:0])
         count = torch.tensor(len(batch.row_B) // 2 if paired else 0, device=values_BT.device)
         meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
