@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from wmtp import __version__
@@ -178,16 +177,10 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str]) -> int:
     """Run one command; its exit code."""
     try:
-        code = app(arguments, prog_name="wmtp", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        app(arguments, prog_name="wmtp")
     except WmtpError as problem:
         typer.echo(f"wmtp: {problem}", err=True)
         return problem.exit_code
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as problem:
-        problem.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("wmtp: interrupted before there was anything to save", err=True)
-        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0

@@ -1,9 +1,9 @@
 """What a run will need, said before it starts (`--dry-run`).
 
-Weights, gradients, optimiser and disk follow from shapes. Activations are measured: three small forward passes of the
-real model on its real device, counting the bytes that autograd keeps, give the three coefficients of
+Weights, gradients, optimiser and disk follow from shapes. Activations are measured: four small forward passes of the
+real model on its real device, counting the bytes that autograd keeps, give the four coefficients of
 
-    bytes(B, T) = fixed + B * (linear * T + quadratic * T^2)
+    bytes(B, T) = shared + shared_linear * T + B * (linear * T + quadratic * T^2)
 
 so attention kernels, autocast copies and model peculiarities are in the figure without a formula for any of them.
 """
@@ -110,15 +110,20 @@ def _loss_bytes(parts: Parts, shape: tuple[int, int]) -> dict[str, int]:
 def activation_bytes(
     model: nn.Module, shape: tuple[int, int], precision: Callable[[], AbstractContextManager[Any]]
 ) -> int:
-    """Bytes that autograd keeps of one forward pass on `shape` = (rows, length), from three small passes."""
+    """Bytes that autograd keeps of one forward pass on `shape` = (rows, length), from four small passes."""
     rows, length = shape
     small = max(2, min(16, length // 2))
-    one, two, longer = (saved_bytes(model, s, precision) for s in ((1, small), (2, small), (1, 2 * small)))
-    fixed, per_row = 2 * one - two, two - one
-    per_longer_row = longer - fixed
-    quadratic = (per_longer_row - 2 * per_row) / (2 * small * small)
-    linear = per_row / small - quadratic * small
-    return max(0, round(fixed + rows * (linear * length + quadratic * length * length)))
+
+    def shared_and_per_row(tokens: int) -> tuple[int, int]:
+        one, two = (saved_bytes(model, (count, tokens), precision) for count in (1, 2))
+        return 2 * one - two, two - one
+
+    (shared, row), (shared_double, row_double) = shared_and_per_row(small), shared_and_per_row(2 * small)
+    shared_linear = (shared_double - shared) / small
+    quadratic = (row_double - 2 * row) / (2 * small * small)
+    linear = row / small - quadratic * small
+    per_row = linear * length + quadratic * length * length
+    return max(0, round(shared + shared_linear * (length - small) + rows * per_row))
 
 
 def saved_bytes(model: nn.Module, shape: tuple[int, int], precision: Callable[[], AbstractContextManager[Any]]) -> int:

@@ -1,0 +1,79 @@
+"""`--dry-run` writes nothing, says what a run needs, and is right about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmtp.config import load
+from wmtp.estimate import activation_bytes, estimate, saved_bytes
+from wmtp.parts import build
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def test_it_writes_nothing_and_gives_figures(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
+    out = tmp_path / "out"
+    code, stdout, stderr = wmtp_command("train", "--recipe", recipe, "--out", out, "--dry-run", "--json")
+    assert code == 0, stderr
+    figures = json.loads(stdout)
+    assert not out.exists()
+    assert figures["parameters"] > 0
+    assert figures["steps"] == 10
+    assert set(figures["bytes"]) >= {"weights", "gradients", "optimiser", "activations", "logits chunk"}
+
+
+def test_the_table_is_readable(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
+    code, stdout, _ = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert "disk per checkpoint" in stdout
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (3, 100), (8, 64)])
+def test_predicted_activations_are_those_that_autograd_keeps(recipe: Path, shape: tuple[int, int]) -> None:
+    parts = build(load([recipe]))
+    predicted = activation_bytes(parts.model, shape, parts.precision)
+    actual = saved_bytes(parts.model, shape, parts.precision)
+    assert abs(predicted - actual) <= 0.02 * actual
+
+
+def test_predicted_disk_is_what_a_checkpoint_takes(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
+    config = load([recipe])
+    predicted = estimate(build(config)).checkpoint_bytes
+    assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", "train.steps=4")[0] == 0
+    saved = tmp_path / "run" / "checkpoints" / "step_00000004"
+    actual = sum(path.stat().st_size for path in saved.iterdir())
+    assert predicted <= actual <= predicted + 100_000
+
+
+def test_building_leaves_the_random_state_to_the_seed_alone(recipe: Path) -> None:
+    def first_weights() -> list[torch.Tensor]:
+        return [p.detach().clone() for p in build(load([recipe])).model.parameters()]
+
+    torch.manual_seed(1)
+    before = first_weights()
+    torch.manual_seed(2)
+    assert all(a.equal(b) for a, b in zip(before, first_weights(), strict=True))
+
+
+def test_an_unwritable_folder_is_found_before_training(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, message = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "file" / "run", "--dry-run")
+    assert code == 2
+    assert "cannot be made" in message
+
+
+def test_every_shipped_recipe_loads() -> None:
+    from wmtp.quickstart import configs
+
+    root = Path(__file__).parents[2]
+    recipes = sorted((root / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        for where in sorted((root / "configs").glob("*.yaml")):
+            load([where, path])
+    assert set(configs(Path("x"), [])) == {"critic", "baseline", "verifiable", "rho1"}
