@@ -79,6 +79,14 @@ def test_select_keeps_the_ratio_rounded_up(count: int) -> None:
     assert sum(kept(Rho1("select", 0.1), one)) == -(-count // 10)
 
 
+@pytest.mark.parametrize("percent", [7, 14, 28, 29, 55, 56, 57, 58])
+def test_a_share_that_is_a_whole_number_is_not_rounded_up_by_floating_point(percent: int) -> None:
+    # 0.55 * 100 is 55.00000000000001 in float64
+    one = column(*range(100))
+    assert sum(kept(Rho1("select", percent / 100), one)) == percent
+    assert sum(kept(Rho1("skip", percent / 100), one)) == 100 - percent
+
+
 @pytest.mark.parametrize("count", range(1, 31))
 def test_skip_drops_the_ratio_rounded_down(count: int) -> None:
     one = column(*torch.randperm(count, generator=torch.Generator().manual_seed(count)).tolist())
