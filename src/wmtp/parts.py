@@ -233,9 +233,10 @@ def _load_policy(config: Config, vocabulary: int) -> Any:
         return hf.load_causal_lm(model.path)
     if isinstance(card, ValueCard):
         raise ModelError(f"model.path = {model.path} is a critic; a language model was expected")
-    if card.num_heads != model.heads.num_heads:
+    if (card.heads, card.num_heads) != (model.heads.family, model.heads.num_heads):
         raise ConfigError(
-            f"model.heads.num_heads = {model.heads.num_heads}, but {model.path} was saved with {card.num_heads} heads"
+            f"model.heads asks for {model.heads.num_heads} {model.heads.family} heads, but {model.path} was saved with "
+            f"{card.num_heads} {card.heads} heads"
         )
     return load_model(model.path)
 

@@ -39,7 +39,7 @@ def arm_overrides(out: Path) -> dict[str, list[str]]:
     """What distinguishes each arm from the recipe, in the order they are trained."""
     critic, baseline = (json.dumps(str(out / name / "final")) for name in ("critic", "baseline"))
     return {
-        "critic": ["objective={kind: value, loss: pairwise, head: mlp}"],
+        "critic": ["objective={kind: value, loss: pairwise, head: linear}", "optim.lr=1e-3"],
         "baseline": [],
         "verifiable": [f"objective={{weighting: {{scheme: critic, critic: {critic}}}}}"],
         "rho1": [f"objective={{weighting: {{scheme: rho1, mode: select, reference: {baseline}}}}}"],

@@ -129,19 +129,10 @@ def size(count: float) -> str:
 
 
 def quickstart_table(results: Sequence[ArmResult], out: Path) -> None:
-    """The comparison, and what it does not show."""
+    """The comparison in two tables that fit 80 columns, and what it does not show."""
     console = Console()
-    heads = sum(1 for name in results[-1].validation if name.startswith("acc/head_"))
-    table = Table(title="Held-out problems: nll (top-1 accuracy) per head")
-    table.add_column("arm")
-    for k in range(1, heads + 1):
-        table.add_column(f"token +{k}", justify="right")
-    for name in ("weight mean ± std", "ESS", "tokens/s", "peak memory"):
-        table.add_column(name, justify="right")
-    for result in results:
-        if "loss/nll" in result.validation:
-            table.add_row(*_row(result, heads))
-    console.print(table)
+    console.print(_quality_table([r for r in results if "loss/nll" in r.validation]))
+    console.print(_cost_table(results))
     for result in results:
         if "value/pair_accuracy" in result.validation:
             console.print(_critic_line(result), highlight=False)
@@ -150,28 +141,40 @@ def quickstart_table(results: Sequence[ArmResult], out: Path) -> None:
         "wins: that takes a real model, several seeds and the controls.",
         highlight=False,
     )
-    console.print(f"Runs and figures: {out}/", highlight=False)
+    console.print(f"Runs and figures: {out}/", highlight=False, soft_wrap=True)
 
 
-def _row(result: ArmResult, heads: int) -> list[str]:
-    figures, weights = result.validation, result.weights
-    cells = [f"{figures[f'loss/nll_head_{k}']:.3f} ({figures[f'acc/head_{k}']:.1%})" for k in range(1, heads + 1)]
-    return [
-        result.arm,
-        *cells,
-        f"{weights['weight/mean']:.2f} ± {weights['weight/std']:.2f}",
-        f"{weights['weight/ess']:.0%}",
-        f"{result.tokens_per_s:,.0f}",
-        size(result.peak_bytes),
-    ]
+def _quality_table(results: Sequence[ArmResult]) -> Table:
+    heads = sum(1 for name in results[0].validation if name.startswith("acc/head_"))
+    table = Table(title="Held-out problems: nll and top-1 accuracy per head")
+    table.add_column("arm", no_wrap=True)
+    for k in range(1, heads + 1):
+        table.add_column(f"token +{k}", justify="right", no_wrap=True)
+    for result in results:
+        figures = result.validation
+        cells = [f"{figures[f'loss/nll_head_{k}']:.3f} {figures[f'acc/head_{k}']:4.0%}" for k in range(1, heads + 1)]
+        table.add_row(result.arm, *cells)
+    return table
+
+
+def _cost_table(results: Sequence[ArmResult]) -> Table:
+    table = Table(title="Weights on the held-out tokens, speed, memory of the process")
+    table.add_column("arm", no_wrap=True)
+    for name in ("weight mean ± std", "ESS", "tokens/s", "peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        weights = result.weights
+        spread = f"{weights['weight/mean']:.2f} ± {weights['weight/std']:.2f}" if weights else "-"
+        share = f"{weights['weight/ess']:.0%}" if weights else "-"
+        table.add_row(result.arm, spread, share, f"{result.tokens_per_s:,.0f}", size(result.peak_bytes))
+    return table
 
 
 def _critic_line(result: ArmResult) -> str:
     figures = result.validation
     return (
         f"critic (stage 1 of verifiable): {figures['value/pair_accuracy']:.1%} of held-out (correct, incorrect) pairs "
-        f"ranked right, margin {figures['value/margin']:+.3f}; {result.tokens_per_s:,.0f} tokens/s, peak "
-        f"{size(result.peak_bytes)}"
+        f"ranked right, margin {figures['value/margin']:+.3f}"
     )
 
 

@@ -497,6 +497,7 @@ class Loop:
         started = provenance.collect(
             sys.argv,
             from_step=self.progress.step,
+            tags=self.config.tags,
             seed=self.config.train.seed,
             data=self.parts.data.fingerprint,
             tokenizer=tokenizer_fingerprint(self.parts.tokenizer),

@@ -96,6 +96,21 @@ def test_a_model_comes_back_to_the_last_bit_and_transformers_reads_its_first_hea
         assert not torch.allclose(hidden[0], hidden[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_base_is_stored_under_the_names_that_transformers_itself_would_write(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    save_model(model(family, tie_word_embeddings=tied), tmp_path / "ours")
+    tiny_base(family, tie_word_embeddings=tied).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / which / "model.safetensors") for which in ("ours", "theirs"))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    configs = [json.loads((tmp_path / which / "config.json").read_text()) for which in ("ours", "theirs")]
+    assert configs[0] == configs[1]
+    assert configs[0]["architectures"] == [type(tiny_base(family)).__name__]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_dtype_of_the_weights_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
     ours = model(dtype=dtype)

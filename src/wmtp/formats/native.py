@@ -170,21 +170,9 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _write_base(model: MTPModel | ValueModel, folder: Path) -> None:
-    from huggingface_hub import save_torch_state_dict
-
+    """By transformers' own hand, so that tied weights are left out and tensors have the names its releases share."""
     tensors = {model.hf_key(k): v for k, v in model.state_dict().items() if k.startswith("base.")}
-    save_torch_state_dict(_untied(tensors, model.base), folder)
-    model.base.config.save_pretrained(folder)
-    if model.base.generation_config is not None:
-        model.base.generation_config.save_pretrained(folder)
-
-
-def _untied(tensors: dict[str, Tensor], base: Any) -> dict[str, Tensor]:
-    """Without the names that transformers ties again by itself on loading."""
-    if not base.config.tie_word_embeddings:
-        return tensors
-    tied = set(getattr(base, "_tied_weights_keys", None) or ())
-    return {name: tensor for name, tensor in tensors.items() if name not in tied}
+    model.base.save_pretrained(folder, state_dict=tensors)
 
 
 def _write_extra(model: MTPModel | ValueModel, folder: Path) -> None:

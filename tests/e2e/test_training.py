@@ -1,0 +1,160 @@
+"""What the loop promises beside resuming: early stopping, non-finite steps, bf16, validation, the quickstart."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wmtp import trainer
+from wmtp.config import load
+from wmtp.errors import NonFiniteError
+from wmtp.trainer import Silent, run
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_early_stopping_ends_the_run_and_a_resumed_run_stays_stopped(recipe: Path, tmp_path: Path) -> None:
+    overrides = ["optim.lr=1e-9", "train.eval_every=1", "train.early_stopping={patience: 2, min_delta: 0.01}"]
+    config = load([recipe], [*overrides, "checkpoint.every=2"])
+    result = run(config, out=tmp_path / "run")
+    assert result.stopped_early
+    assert result.steps == 3
+    again = run(config, out=tmp_path / "run", resume="auto")
+    assert again.stopped_early
+    assert again.steps == 3
+
+
+def test_early_stopping_counts_the_same_after_a_resume(recipe: Path, tmp_path: Path) -> None:
+    overrides = ["optim.lr=1e-9", "train.eval_every=1", "train.early_stopping={patience: 4, min_delta: 0.01}"]
+    config = load([recipe], [*overrides, "checkpoint.every=2"])
+    whole = run(config, out=tmp_path / "whole")
+
+    class StopsAfter(Silent):
+        def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+            if step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out=tmp_path / "broken", reporter=StopsAfter())
+    assert run(config, out=tmp_path / "broken", resume="auto").steps == whole.steps == 5
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """From the outside: the gradients of these steps are NaN."""
+    from wmtp import objective
+
+    original = objective.MTPObjective.sums
+    calls = {"n": 0}
+
+    def sums(self: Any, model: Any, batch: Any, plan: Any, reduce: Any, training: bool) -> Any:
+        result = original(self, model, batch, plan, reduce, training)
+        if training:
+            calls["n"] += 1
+            if (calls["n"] + 1) // 2 in steps:
+                return result._replace(weighted_sum=result.weighted_sum * math.nan)
+        return result
+
+    monkeypatch.setattr(objective.MTPObjective, "sums", sums)
+
+
+def test_one_non_finite_step_is_skipped_logged_and_survived(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {3})
+    reporter = Silent()
+    result = run(load([recipe]), out=tmp_path / "run", reporter=reporter)
+    assert result.steps == 10
+    assert any(note.startswith("step 3: the gradient norm is nan; step skipped") for note in reporter.notes)
+    third = next(line for line in journal(tmp_path / "run") if line["step"] == 3)
+    assert third["grad_norm"] is None
+    model = trainer.checkpoint.load(tmp_path / "run" / "checkpoints" / "step_00000010").parts["model"]
+    assert all(tensor.isfinite().all() for tensor in model.values())
+
+
+def test_several_in_a_row_stop_the_run_naming_step_rows_and_checkpoint(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {6, 7, 8})
+    with pytest.raises(NonFiniteError) as caught:
+        run(load([recipe], ["train.max_nonfinite=3"]), out=tmp_path / "run")
+    message = str(caught.value)
+    assert "step 8" in message
+    assert "training rows" in message
+    assert "step_00000004" in message
+
+
+def test_bf16_trains_close_to_fp32_and_keeps_fp32_weights(recipe: Path, tmp_path: Path) -> None:
+    full = run(load([recipe]), out=tmp_path / "fp32")
+    half = run(load([recipe], ["precision=bf16"]), out=tmp_path / "bf16")
+    assert half.train["loss/nll"] == pytest.approx(full.train["loss/nll"], rel=0.02)
+    assert half.train["loss/nll"] != full.train["loss/nll"]
+    weights = trainer.checkpoint.load(tmp_path / "bf16" / "checkpoints" / "step_00000010").parts["model"]
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_micro_batches_change_nothing_but_rounding(recipe: Path, tmp_path: Path) -> None:
+    one = run(load([recipe], ["train.micro_batch_size=null"]), out=tmp_path / "one")
+    four = run(load([recipe], ["train.micro_batch_size=2"]), out=tmp_path / "four")
+    assert four.train["loss/nll"] == pytest.approx(one.train["loss/nll"], rel=1e-4)
+    assert four.train["tokens"] == one.train["tokens"]
+
+
+def test_a_held_out_fraction_shares_no_problem_with_training(recipe: Path) -> None:
+    from wmtp.data.sources import read_records
+    from wmtp.parts import hold_out
+    from wmtp.storage import resolve
+
+    records, _ = read_records(resolve("embedded://problems_train.jsonl"))
+    train, held = hold_out(records, 0.2, seed=3)
+    assert len(train) + len(held) == len(records)
+    assert not {r.problem_id for r in train} & {r.problem_id for r in held}
+    assert hold_out(records, 0.2, seed=3) == (train, held)
+
+
+def test_a_trained_model_with_heads_can_be_trained_on(recipe: Path, tmp_path: Path) -> None:
+    first = run(load([recipe]), out=tmp_path / "first")
+    overrides = [
+        f"model={{path: '{tmp_path}/first/final', architecture: null, tokenizer: null}}",
+        "optim.warmup_steps=0",
+    ]
+    second = run(load([recipe], overrides), out=tmp_path / "second")
+    before = [line for line in journal(first.folder) if line["split"] == "train"]
+    after = [line for line in journal(second.folder) if line["split"] == "train"]
+    assert after[0]["loss/nll"] < before[0]["loss/nll"] - 0.1
+
+
+def test_the_quickstart_trains_four_arms_and_prints_a_table(tmp_path: Path, wmtp_command: Command) -> None:
+    out = tmp_path / "quickstart"
+    small = ["train.steps=2", "train.batch_size=2", "train.eval_batches=1", "num_threads=1"]
+    code, stdout, stderr = wmtp_command("quickstart", "--out", out, *small)
+    assert code == 0, stderr
+    for text in ("baseline", "verifiable", "rho1", "critic", "tokens/s", "peak", "does not show that an arm"):
+        assert text in stdout
+    results = json.loads((out / "quickstart.json").read_text())
+    assert {result["arm"] for result in results} == {"critic", "baseline", "verifiable", "rho1"}
+    assert wmtp_command("quickstart", "--out", out)[0] == 2
+
+
+def test_json_output_is_one_object_and_nothing_else(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
+    code, stdout, stderr = wmtp_command(
+        "train", "--recipe", recipe, "--out", tmp_path / "run", "--json", "train.steps=1"
+    )
+    assert code == 0
+    assert stderr == ""
+    assert json.loads(stdout)["steps"] == 1
+
+
+def test_training_from_python_takes_a_recipe(recipe: Path, tmp_path: Path) -> None:
+    import wmtp
+
+    assert wmtp.train(recipe, ["train.steps=1"], out=tmp_path / "run").steps == 1
