@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|api[_-]?key|access[_-]?key|private[_-]?key|token(?![a-z]))")
+_SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![a-z]))")
 _PACKAGES = ("wmtp", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
