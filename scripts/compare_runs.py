@@ -31,9 +31,8 @@ def compare(one: Path, other: Path) -> bool:
     first = next((a for a, b in zip(ours, theirs, strict=False) if a != b), None)
     print(f"metrics: {len(ours)} lines, {values} values: {'equal' if same else f'different, first in {first}'}")
     train = [line for line in ours if line["split"] == "train"]
-    print(
-        f"nll: {train[0]['loss/nll']:.4f} at step {train[0]['step']}, {train[-1]['loss/nll']:.4f} at {train[-1]['step']}"
-    )
+    for line in (train[0], train[-1]):
+        print(f"nll at step {line['step']}: {line['loss/nll']:.4f}")
     for file in sorted((one / "final").glob("*.safetensors")):
         a, b = load_file(file), load_file(other / "final" / file.name)
         equal = a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
