@@ -179,13 +179,24 @@ def _items(config: Config, rows: list[Row], evaluation: bool = False) -> list[It
     """Rows that share a batch: pairs for a pairwise critic and for every critic's evaluation, else single rows."""
     if not isinstance(config.objective, ValueObjectiveConfig):
         weighting = config.objective.weighting
-        if isinstance(weighting, CriticConfig) and weighting.terminal == "reward":
-            _require_labels(rows, "objective.weighting.terminal = reward")
+        if isinstance(weighting, CriticConfig):
+            _require_prompts(rows)
+            if weighting.terminal == "reward":
+                _require_labels(rows, "objective.weighting.terminal = reward")
         return single_items(rows)
     if config.objective.loss == "pairwise" or evaluation:
         return pair_items(rows)
     _require_labels(rows, "objective.loss = lambda_return")
     return single_items(rows)
+
+
+def _require_prompts(rows: Sequence[Row]) -> None:
+    merged = sum(row.response_start == 0 for row in rows)
+    if merged:
+        raise DataError(
+            f"{merged:,} rows start with a response token: their prompt merges into it and there is no BOS, so the "
+            "state before the response has no value; end data.template with a newline, or use a tokenizer that adds a BOS"
+        )
 
 
 def _require_labels(rows: Sequence[Row], who: str) -> None:

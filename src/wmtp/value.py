@@ -65,6 +65,13 @@ class ValueModel(nn.Module):
         if backbone == "frozen":
             base.requires_grad_(False)
 
+    def train(self, mode: bool = True) -> ValueModel:
+        """As usual, but a frozen backbone stays in evaluation mode: its dropout would be noise."""
+        super().train(mode)
+        if self.backbone == "frozen":
+            self.base.eval()
+        return self
+
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """`values_BT`, fp32."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone != "frozen"):

@@ -95,6 +95,12 @@ class Stateless:
             raise ValueError(f"{type(self).__name__} has no memory, got the keys {sorted(state)}")
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def masked_moments(value_list: Sequence[Tensor], mask_list: Sequence[Tensor], reduce: Reduce) -> tuple[Tensor, Tensor]:
     """Mean and (population) variance over all masked elements of all tensors and ranks, in fp32.
 

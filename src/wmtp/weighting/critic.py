@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wmtp.targets import align_to_targets
-from wmtp.weighting.base import Reduce, SchemeInput, When, masked_moments
+from wmtp.weighting.base import Reduce, SchemeInput, When, check_choice, masked_moments
 
 
 def gae(
@@ -98,6 +98,8 @@ class Critic:
         whiten: str = "step",
         ema_decay: float = 0.99,
     ) -> None:
+        check_choice("terminal", terminal, ("value", "reward"))
+        check_choice("whiten", whiten, ("step", "ema"))
         self.gamma, self.lam, self.terminal = gamma, lam, terminal
         self.beta, self.clip = beta, clip
         self.whiten, self.ema_decay = whiten, ema_decay

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmtp.weighting.base import Reduce, SchemeInput, When, alone
+from wmtp.weighting.base import Reduce, SchemeInput, When, alone, check_choice
 
 _LOWEST = -0x7F800000
 """`_ordered_bits` of -inf."""
@@ -80,6 +80,8 @@ class Rho1:
         scope: str = "global",
         ema_decay: float = 0.99,
     ) -> None:
+        check_choice("mode", mode, ("select", "skip", "soft"))
+        check_choice("scope", scope, ("micro", "global", "running"))
         self.mode, self.temperature, self.clip = mode, temperature, clip
         self.ratio = ratio if ratio is not None else {"select": 0.6, "skip": 0.3, "soft": 1.0}[mode]
         self.scope, self.ema_decay = scope, ema_decay
