@@ -195,7 +195,7 @@ def _require_prompts(rows: Sequence[Row]) -> None:
     if merged:
         raise DataError(
             f"{merged:,} rows start with a response token: their prompt merges into it and there is no BOS, so the "
-            "state before the response has no value; end data.template with a newline, or use a tokenizer that adds a BOS"
+            "state before the response has no value; end data.template with a newline, or use a tokenizer with a BOS"
         )
 
 
