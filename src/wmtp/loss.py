@@ -2,7 +2,7 @@
 
 Source: docs/math.md (2). Nothing here is fast and nothing here may change for speed's sake.
 
-The unembedding is described by `Unembedding`: logits = softcap(hidden @ projection.T + bias).
+The unembedding is described by `Unembedding`: logits = softcap(scale * (hidden @ projection.T + bias)).
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ class Unembedding(NamedTuple):
     bias_V: Tensor | None = None
     softcap: float | None = None
     """Gemma 2's final soft-capping: `cap * tanh(logits / cap)`."""
+    scale: float = 1.0
+    """Some models multiply their logits by a constant (Cohere's `logit_scale`, Granite's `1 / logits_scaling`)."""
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits `[..., V]` of hidden states `[..., D]`, in their own dtype."""
         logits = F.linear(hidden_ND, self.projection_VD, self.bias_V)
+        logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 

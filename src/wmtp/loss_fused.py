@@ -8,7 +8,7 @@ The method, for a chunk of C rows of one head:
     dhidden   = dlogits @ projection           dprojection += dlogits.T @ hidden      (fp32 accumulator)
 
 The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
-dropped before the next chunk. `backward` only multiplies the stored gradients by the incoming scalar. A row
+dropped before the next chunk. `backward` only multiplies the stored gradients, in place, by the incoming scalar. A row
 without a target never meets the unembedding; a row with weight 0 is looked at (its nll is a metric) but does
 no gradient work. Peak extra memory: C*V (logits) + V*D (dprojection) + N*D (dhidden).
 
@@ -24,6 +24,7 @@ Not covered: double backward, forward-mode differentiation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,12 +45,19 @@ class RowLoss(NamedTuple):
     """bool: the most likely token is the target; False for ignored rows."""
 
 
-def default_chunk(vocabulary: int, logits_bytes: int = 64 * 2**20) -> int:
-    """Rows per chunk such that one fp32 chunk of logits takes about `logits_bytes` (at least 64 rows, at most 4096).
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20, "mps": 128 * 2**20}
+"""How large one fp32 chunk of logits should be. More buys nothing once the products are efficient: a few cache loads
+on a CPU; enough rows to fill the device on a GPU."""
 
-    Below some tens of rows the matrix product loses efficiency; above a few thousand nothing is gained.
+
+def default_chunk(vocabulary: int, device: str = "cpu") -> int:
+    """Rows per chunk: as many as fit `CHUNK_BYTES`, but 128 to 4096.
+
+    Each chunk reads and writes the `[V, D]` gradient once and does 2*C*V*D operations on it, C/4 per byte whatever V
+    and D are: below about 128 rows that traffic shows, so a large vocabulary may exceed the budget rather than starve
+    the product. Above a few thousand rows only memory grows.
     """
-    return max(64, min(4096, logits_bytes // (4 * vocabulary)))
+    return max(128, min(4096, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocabulary)))
 
 
 def linear_nll(
@@ -95,12 +103,22 @@ def fused_loss(
     weight_BTK: Tensor | None = None,
     coefficient_K: Tensor | None = None,
     *,
+    seen: LossSum | None = None,
     chunk: int | None = None,
 ) -> LossSum:
-    """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time."""
+    """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time.
+
+    Args:
+        seen: an earlier, unweighted result on the same hidden states. Its figures are passed on, and only rows of
+            weight > 0 meet the unembedding again: a scheme that had to see the losses first and then drops 40 % of the
+            rows costs less than uniform weights do.
+    """
     scale_BTK = pair_scale(target_BTK, weight_BTK, coefficient_K, accumulator(hidden_K[0].dtype))
     valid_BTK = target_BTK != IGNORE
-    index_K = [valid_BTK[:, :, k].flatten().nonzero().squeeze(-1) for k in range(len(hidden_K))]
+    if seen is not None and not torch.is_grad_enabled():
+        return replace(seen, weighted_sum=(scale_BTK * seen.nll_BTK).sum(), weight_total=scale_BTK.sum())
+    visited_BTK = valid_BTK if seen is None else scale_BTK != 0
+    index_K = [visited_BTK[:, :, k].flatten().nonzero().squeeze(-1) for k in range(len(hidden_K))]
     total, nll_R, correct_R = _rows_nll(
         [h.flatten(0, 1)[index] for h, index in zip(hidden_K, index_K, strict=True)],
         unembedding,
@@ -108,6 +126,8 @@ def fused_loss(
         [scale_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
         chunk,
     )
+    if seen is not None:
+        return replace(seen, weighted_sum=total, weight_total=scale_BTK.sum())
     nll_BTK = _scatter(nll_R, index_K, target_BTK)
     correct_BTK = _scatter(correct_R, index_K, target_BTK)
     return LossSum(
@@ -158,19 +178,19 @@ def _rows_nll(
     weight_K: Sequence[Tensor | None],
     chunk: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    chunk = chunk or default_chunk(unembedding.projection_VD.shape[0])
+    device = unembedding.projection_VD.device.type
+    chunk = chunk or default_chunk(unembedding.projection_VD.shape[0], device)
     if not torch.is_grad_enabled():  # autograd's needs_input_grad tells of the inputs, not of the mode
         unembedding = unembedding._replace(
             projection_VD=unembedding.projection_VD.detach(),
             bias_V=None if unembedding.bias_V is None else unembedding.bias_V.detach(),
         )
         hidden_K = [hidden.detach() for hidden in hidden_K]
-    device = unembedding.projection_VD.device.type
     if torch.is_autocast_enabled(device):
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
     with torch.autocast(device, enabled=False):
         result: tuple[Tensor, Tensor, Tensor] = _LinearNLL.apply(  # type: ignore[no-untyped-call]
-            unembedding.projection_VD, unembedding.bias_V, unembedding.softcap, chunk, target_K, weight_K, *hidden_K
+            unembedding.projection_VD, unembedding.bias_V, unembedding, chunk, target_K, weight_K, *hidden_K
         )
     return result
 
@@ -183,7 +203,7 @@ class _LinearNLL(torch.autograd.Function):
         ctx: Any,
         projection_VD: Tensor,
         bias_V: Tensor | None,
-        softcap: float | None,
+        unembedding: Unembedding,
         chunk: int,
         target_K: list[Tensor],
         weight_K: list[Tensor | None],
@@ -206,8 +226,8 @@ class _LinearNLL(torch.autograd.Function):
             for start in range(0, len(target), chunk):
                 piece = slice(start, start + chunk)
                 wants_gradient = not (dprojection is None and dbias is None and dhidden is None)
-                logits = _capped(hidden[piece], projection, bias, softcap)
-                seen = _visit(logits, target[piece], softcap, wants_gradient)
+                logits = _capped(hidden[piece], projection, bias, unembedding)
+                seen = _visit(logits, target[piece], unembedding.softcap, wants_gradient)
                 nll_R.append(seen.nll_C)
                 correct_R.append(seen.correct_C)
                 row_weight = torch.ones_like(seen.nll_C) if weight is None else weight[piece]
@@ -215,7 +235,7 @@ class _LinearNLL(torch.autograd.Function):
                 if not wants_gradient:
                     continue
                 kept = _kept_rows(row_weight)
-                dlogits = _logits_gradient(seen, target[piece], row_weight, kept)
+                dlogits = _logits_gradient(seen, target[piece], row_weight * unembedding.scale, kept)
                 dlogits = dlogits.to(compute)
                 rows = slice(start, start + len(row_weight)) if kept is None else kept + start
                 if dhidden is not None:
@@ -224,7 +244,7 @@ class _LinearNLL(torch.autograd.Function):
                     _add_product(dprojection, dlogits, hidden[rows])
                 if dbias is not None:
                     dbias += dlogits.sum(0, dtype=accumulate)
-        ctx.save_for_backward(dprojection, dbias, *dhidden_K)
+        ctx.gradients = (dprojection, dbias, *dhidden_K)
         ctx.dtypes = (projection_VD.dtype, None if bias_V is None else bias_V.dtype)
         nll_all = torch.cat(nll_R) if nll_R else total.new_zeros(0)
         correct_all = torch.cat(correct_R) if correct_R else torch.zeros(0, dtype=torch.bool, device=total.device)
@@ -233,23 +253,30 @@ class _LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        dprojection, dbias, *dhidden_K = ctx.saved_tensors
+        if ctx.gradients is None:
+            raise RuntimeError("the fused loss gives its gradients away in backward; it cannot run twice")
+        scaled = [None if gradient is None else gradient.mul_(grad_total) for gradient in ctx.gradients]
+        ctx.gradients = None
+        dprojection, dbias, *dhidden_K = scaled
         projection_dtype, bias_dtype = ctx.dtypes
         return (
-            None if dprojection is None else (dprojection * grad_total).to(projection_dtype),
-            None if dbias is None else (dbias * grad_total).to(bias_dtype),
+            None if dprojection is None else dprojection.to(projection_dtype),
+            None if dbias is None else dbias.to(bias_dtype),
             None,
             None,
             None,
             None,
-            *(None if dhidden is None else (dhidden * grad_total).to(dhidden.dtype) for dhidden in dhidden_K),
+            *dhidden_K,
         )
 
 
-def _capped(hidden: Tensor, projection: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    """One chunk of logits in the accumulation dtype."""
+def _capped(hidden: Tensor, projection: Tensor, bias: Tensor | None, unembedding: Unembedding) -> Tensor:
+    """One chunk of scaled and capped logits in the accumulation dtype."""
     logits = torch.nn.functional.linear(hidden, projection, bias)
     logits = logits.to(accumulator(logits.dtype))
+    if unembedding.scale != 1.0:
+        logits.mul_(unembedding.scale)
+    softcap = unembedding.softcap
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 

@@ -112,8 +112,10 @@ class MTPModel(nn.Module):
     def unembedding(self) -> Unembedding:
         """The shared map from final hidden states to logits, as tensors."""
         head = self.base.get_output_embeddings()
-        softcap = getattr(self.base.config, "final_logit_softcapping", None)
-        return Unembedding(head.weight, getattr(head, "bias", None), softcap)
+        config = self.base.config
+        softcap = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return Unembedding(head.weight, getattr(head, "bias", None), softcap, scale)
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits `[..., V]` of final hidden states `[..., D]`."""
@@ -194,13 +196,18 @@ def hidden_loss(
     denominator: str = "weights",
     kind: str = "fused",
     chunk: int | None = None,
+    seen: LossSum | None = None,
 ) -> LossSum:
-    """`mtp_loss` from hidden states that are already there."""
+    """`mtp_loss` from hidden states that are already there.
+
+    Args:
+        seen: an earlier, unweighted result on the same hidden states, whose work need not be repeated.
+    """
     if kind == "plain":
         nll_BTK, correct_BTK = plain_nll(hidden_K, unembedding, target_BTK)
         sums = reduce_loss(nll_BTK, correct_BTK, target_BTK, weights_BTK, coefficient_K)
     elif kind == "fused":
-        sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, chunk=chunk)
+        sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, seen=seen, chunk=chunk)
     else:
         raise ValueError(f"loss kind must be 'fused' or 'plain', got {kind!r}")
     if denominator == "weights":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wmtp.data.batches import Batch
+from wmtp.loss import LossSum
 from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.targets import IGNORE
@@ -59,6 +60,8 @@ class Plan:
     """A micro-batch whose frozen scores are there, and its weights if they are known already."""
 
     scheme_input: SchemeInput
+    seen: LossSum | None = None
+    """The unweighted loss, where the scheme had to see it first."""
     weighted: bool = False
     weight_BTK: Tensor | None = None
 
@@ -137,6 +140,7 @@ class MTPObjective:
             self.denominator,
             self.kind,
             self.chunk,
+            plan.seen,
         )
         meter = weight_meter(plan.weight_BTK, plan.scheme_input.valid_BTK)
         meter.add(
@@ -172,12 +176,12 @@ class MTPObjective:
         )
 
     def _with_nll(self, plan: Plan, model: MTPModel, hidden_K: list[Tensor]) -> Plan:
-        """The plan with this step's detached nll."""
+        """The plan with this step's unweighted losses."""
         with torch.no_grad():
             detached = [hidden.detach() for hidden in hidden_K]
             target_BTK = plan.scheme_input.target_BTK
             loss = hidden_loss(detached, model.unembedding(), target_BTK, kind=self.kind, chunk=self.chunk)
-        return replace(plan, scheme_input=replace(plan.scheme_input, nll_BTK=loss.nll_BTK))
+        return replace(plan, seen=loss, scheme_input=replace(plan.scheme_input, nll_BTK=loss.nll_BTK))
 
     def state_dict(self) -> dict[str, Any]:
         """The scheme's memory."""

@@ -214,7 +214,7 @@ def test_a_decoder_without_a_final_norm_is_an_error() -> None:
         final_norm(Decoder(), "left")
 
 
-def unsupported(model_type: str, **options: Any) -> Any:
+def other_family(model_type: str, **options: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64} | options
@@ -223,15 +223,26 @@ def unsupported(model_type: str, **options: Any) -> Any:
 
 
 def test_a_model_with_its_layers_elsewhere_is_an_error() -> None:
-    base = unsupported("opt", ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64)
+    base = other_family("opt", ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64)
     with pytest.raises(ModelError, match="module lists"):
         MTPModel(base, 2)
 
 
 @pytest.mark.parametrize("model_type", ["cohere", "granite"])
-def test_a_model_that_scales_its_logits_is_an_error_and_not_a_silently_wrong_loss(model_type: str) -> None:
+def test_a_model_that_scales_its_logits_gives_the_logits_it_gave(model_type: str) -> None:
     scale = {"logit_scale": 0.25} if model_type == "cohere" else {"logits_scaling": 4.0}
-    base = unsupported(model_type, intermediate_size=48, num_key_value_heads=4, **scale)
+    base = other_family(model_type, intermediate_size=48, num_key_value_heads=4, **scale).eval()
+    tokens = torch.arange(3, 12).view(1, 9)
+    with torch.no_grad():
+        expected = base(tokens).logits
+        model = MTPModel(base, 2)
+        torch.testing.assert_close(model.project(model(tokens)[0]), expected)
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_an_error_and_not_a_silently_wrong_loss() -> None:
+    base = tiny_base("llama")
+    plain = base.lm_head.forward
+    base.lm_head.forward = lambda hidden: plain(hidden).square()
     with pytest.raises(ModelError, match="does more to its logits"):
         MTPModel(base, 2)
 

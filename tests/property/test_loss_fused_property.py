@@ -184,7 +184,47 @@ def test_the_gradient_is_that_of_finite_differences(softcap: float | None, bias:
     def loss(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return linear_nll(h, w, target, weight, softcap=softcap, bias_V=b if bias else None, chunk=2).weighted_sum
 
-    assert torch.autograd.gradcheck(loss, (hidden, projection, bias_V))
+    inputs = (hidden, projection, bias_V)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    gradients = torch.autograd.grad(loss(*inputs), wanted)
+    for _ in range(8):
+        along = [torch.randn_like(tensor) for tensor in inputs]
+        ahead, behind = (
+            loss(*(tensor.detach() + side * direction for tensor, direction in zip(inputs, along, strict=True)))
+            for side in (1e-6, -1e-6)
+        )
+        expected = sum((g * d).sum() for g, d in zip(gradients, along, strict=False))
+        torch.testing.assert_close((ahead - behind) / 2e-6, expected, rtol=1e-7, atol=1e-8)
+
+
+def test_a_second_backward_is_refused_because_the_gradients_were_given_away() -> None:
+    hidden = torch.randn(5, 3, requires_grad=True)
+    loss = linear_nll(hidden, torch.randn(6, 3), torch.arange(5)).weighted_sum
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="cannot run twice"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_rows_that_were_seen_and_dropped_are_not_visited_again(softcap: float | None) -> None:
+    torch.manual_seed(0)
+    hidden_K = [torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    unembedding = Unembedding(torch.randn(9, 4, dtype=torch.float64, requires_grad=True), None, softcap, 0.5)
+    target = torch.randint(0, 9, (2, 6, 2))
+    target[0, 0] = IGNORE
+    weight = (torch.rand(2, 6, 2) > 0.4).double()
+    whole = fused_loss(hidden_K, unembedding, target, weight, chunk=3)
+    expected = torch.autograd.grad(whole.weighted_sum, [unembedding.projection_VD, *hidden_K])
+    with torch.no_grad():
+        seen = fused_loss(hidden_K, unembedding, target, chunk=3)
+    with Products() as products:
+        again = fused_loss(hidden_K, unembedding, target, weight, seen=seen, chunk=3)
+    rows = int((weight[target != IGNORE] != 0).sum())
+    assert products.size == 3 * rows * 4 * 9
+    for name in ("weighted_sum", "weight_total", "nll_sum_K", "count_K", "correct_K", "nll_BTK"):
+        torch.testing.assert_close(getattr(again, name), getattr(whole, name), rtol=1e-12, atol=1e-12)
+    got = torch.autograd.grad(again.weighted_sum, [unembedding.projection_VD, *hidden_K])
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 # How much work is done
@@ -383,6 +423,7 @@ def test_what_does_not_fit_is_a_value_error(change: dict[str, Any], message: str
 
 
 def test_the_default_chunk_takes_its_share_of_memory_within_bounds() -> None:
-    assert default_chunk(2**17) * 2**17 * 4 == 64 * 2**20
+    assert default_chunk(2**15) * 2**15 * 4 == 64 * 2**20
+    assert default_chunk(2**17, "cuda") * 2**17 * 4 == 256 * 2**20
     assert default_chunk(100) == 4096
-    assert default_chunk(10**9) == 64
+    assert default_chunk(10**9) == 128
