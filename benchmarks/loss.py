@@ -237,7 +237,7 @@ def _weighted_rows(
         nll_BTK = torch.zeros_like(weight_BTK)
         with torch.no_grad():
             for k, (hidden_RD, target_R) in enumerate(_rows(inputs, valid_BTK)):
-                nll_BTK[:, :, k][valid_BTK[:, :, k]] = nll_of(hidden_RD, target_R)
+                nll_BTK[:, :, k][valid_BTK[:, :, k]] = nll_of(hidden_RD, target_R).to(nll_BTK)
         weight_BTK = inputs.weights(nll_BTK)
     chosen_BTK = valid_BTK & (weight_BTK > 0)
     for k, (hidden_RD, target_R) in enumerate(_rows(inputs, chosen_BTK)):

@@ -136,7 +136,7 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int], precision: Callable[[]
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that held its own output would keep itself alive
 
     tokens = torch.zeros(shape, dtype=torch.int64, device=device)
     state = torch.get_rng_state()

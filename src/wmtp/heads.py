@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,17 @@ class TrunkOutput:
     hidden_BTD: Tensor
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
+
+    def detached(self) -> TrunkOutput | None:
+        """The same, with the hidden state as a leaf that collects the heads' gradients.
+
+        None if another argument carries a gradient too (some models hand every layer inputs of its own): then the
+        heads cannot be cut from the trunk there.
+        """
+        others = (*self.arguments, *self.keywords.values())
+        if any(isinstance(value, Tensor) and value.requires_grad for value in others):
+            return None
+        return replace(self, hidden_BTD=self.hidden_BTD.detach().requires_grad_(self.hidden_BTD.requires_grad))
 
     def through(self, layer: nn.Module) -> Tensor:
         """`layer`'s output `[B, T, D]` on this trunk output."""

@@ -60,6 +60,12 @@ class LossSum:
     nll_BTK: Tensor
     """Per-pair nll, 0 where there is no target."""
 
+    def head(self, k: int) -> LossSum:
+        """The figures of head k (counted from 0); `weighted_sum` and `weight_total` stay those of all heads."""
+        one = slice(k, k + 1)
+        figures = {name: getattr(self, name)[one] for name in ("nll_sum_K", "count_K", "correct_K")}
+        return replace(self, nll_BTK=self.nll_BTK[:, :, one], **figures)
+
     def per(self, weight_total: Tensor) -> LossSum:
         """The same sums, to be divided by another total."""
         return replace(self, weight_total=weight_total)

@@ -32,6 +32,16 @@ class Meter:
         for name in other.lows:
             self.extremes(name, other.lows[name], other.highs[name])
 
+    def merge_heads(self, other: Meter) -> None:
+        """Take in the figures of the next head: per-head sums (named `..._K`) are appended, the others added."""
+        per_head = {name: value for name, value in other.sums.items() if name.endswith("_K")}
+        for name, value in per_head.items():
+            self.sums[name] = torch.cat([self.sums[name], value]) if name in self.sums else value
+        rest = Meter()
+        rest.sums = {name: value for name, value in other.sums.items() if name not in per_head}
+        rest.lows, rest.highs = other.lows, other.highs
+        self.merge(rest)
+
     def reduced(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The sums over all ranks."""
         return {name: reduce(value) for name, value in self.sums.items()}

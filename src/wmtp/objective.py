@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor
 
 from wmtp.data.batches import Batch
+from wmtp.heads import TrunkOutput
 from wmtp.loss import LossSum
 from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.targets import IGNORE
 from wmtp.value import ValueModel, lambda_return_loss, mean_response_value, pairwise_loss
 from wmtp.weighting.base import Reduce, Scheme, SchemeInput, When
+
+Precision = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that forward passes run in (autocast, or nothing)."""
 
 
 class Sums(NamedTuple):
@@ -47,6 +52,12 @@ class Objective(Protocol):
         """Loss of one micro-batch, with its graph."""
         ...
 
+    def backward(
+        self, model: Any, batch: Batch, plan: Any, scale: Tensor, reduce: Reduce, precision: Precision
+    ) -> Meter:
+        """Forward and backward of `weighted_sum / scale` of one micro-batch."""
+        ...
+
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         """Readable figures from added-up sums."""
         ...
@@ -64,6 +75,15 @@ class Plan:
     """The unweighted loss, where the scheme had to see it first."""
     weighted: bool = False
     weight_BTK: Tensor | None = None
+
+    def head(self, k: int) -> Plan:
+        """The part of head k (counted from 0), as a plan for one head."""
+        return replace(
+            self,
+            scheme_input=self.scheme_input.head(k),
+            seen=None if self.seen is None else self.seen.head(k),
+            weight_BTK=None if self.weight_BTK is None else self.weight_BTK[:, :, k : k + 1],
+        )
 
 
 Score = Callable[[Batch], dict[str, Tensor]]
@@ -127,16 +147,69 @@ class MTPObjective:
         """Forward, weights if they had to wait, loss."""
         hidden_K = model(batch.tokens_BT)
         if not plan.weighted:
-            plan = self._with_nll(plan, model, hidden_K)
-            (weight_BTK,) = self.scheme.weights([plan.scheme_input], reduce, training)
-            plan = replace(plan, weighted=True, weight_BTK=weight_BTK)
+            plan = self._weighted(plan, model, hidden_K, reduce, training)
+        return self._sums(model, hidden_K, plan, self._coefficients(batch))
+
+    def backward(
+        self, model: MTPModel, batch: Batch, plan: Plan, scale: Tensor, reduce: Reduce, precision: Precision
+    ) -> Meter:
+        """Trunk once, then head by head: forward, loss, backward into the trunk's output, so that one head's
+        activations live at a time; then one backward pass through the trunk (Gloeckle et al. 2024, figure 2).
+        """
+        with precision():
+            trunk = model.trunk(batch.tokens_BT)
+        cut = trunk.detached()
+        if cut is None or not (plan.weighted or self.scheme.per_head):
+            return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
+        meter = Meter()
+        for k, layer in enumerate(model.heads()):
+            with precision():
+                hidden_BTD = model.head(layer, cut)
+                of_head = plan.head(k)
+                if not of_head.weighted:
+                    of_head = self._weighted(of_head, model, [hidden_BTD], reduce, True)
+                sums = self._sums(model, [hidden_BTD], of_head, self._coefficients(batch, k))
+            if sums.weighted_sum.requires_grad:
+                (sums.weighted_sum / scale).backward()  # type: ignore[no-untyped-call]
+            meter.merge_heads(sums.meter)
+            del hidden_BTD, sums
+        if cut.hidden_BTD.grad is not None:
+            trunk.hidden_BTD.backward(cut.hidden_BTD.grad)  # type: ignore[no-untyped-call]
+        return meter
+
+    def _backward_together(
+        self,
+        model: MTPModel,
+        trunk: TrunkOutput,
+        batch: Batch,
+        plan: Plan,
+        scale: Tensor,
+        reduce: Reduce,
+        precision: Precision,
+    ) -> Meter:
+        """All heads at once, where a scheme must see them all or the trunk cannot be cut off."""
+        with precision():
+            hidden_K = [model.head(layer, trunk) for layer in model.heads()]
+            if not plan.weighted:
+                plan = self._weighted(plan, model, hidden_K, reduce, True)
+            sums = self._sums(model, hidden_K, plan, self._coefficients(batch))
+        (sums.weighted_sum / scale).backward()  # type: ignore[no-untyped-call]
+        return sums.meter
+
+    def _weighted(self, plan: Plan, model: MTPModel, hidden_K: list[Tensor], reduce: Reduce, training: bool) -> Plan:
+        """The plan with weights that had to wait for these losses."""
+        plan = self._with_nll(plan, model, hidden_K)
+        (weight_BTK,) = self.scheme.weights([plan.scheme_input], reduce, training)
+        return replace(plan, weighted=True, weight_BTK=weight_BTK)
+
+    def _sums(self, model: MTPModel, hidden_K: list[Tensor], plan: Plan, coefficient_K: Tensor | None) -> Sums:
         target_BTK = plan.scheme_input.target_BTK
         loss = hidden_loss(
             hidden_K,
             model.unembedding(),
             target_BTK,
             plan.weight_BTK,
-            self._coefficients(batch),
+            coefficient_K,
             self.denominator,
             self.kind,
             self.chunk,
@@ -164,8 +237,11 @@ class MTPObjective:
             out[f"acc/head_{k}"] = _ratio(correct, count)
         return out | weight_metrics(totals, meter)
 
-    def _coefficients(self, batch: Batch) -> Tensor | None:
-        return None if self.coefficient_K is None else self.coefficient_K.to(batch.tokens_BT.device)
+    def _coefficients(self, batch: Batch, head: int | None = None) -> Tensor | None:
+        if self.coefficient_K is None:
+            return None
+        coefficient_K = self.coefficient_K.to(batch.tokens_BT.device)
+        return coefficient_K if head is None else coefficient_K[head : head + 1]
 
     def _scheme_input(self, model: MTPModel, batch: Batch) -> SchemeInput:
         return SchemeInput(
@@ -272,6 +348,15 @@ class ValueObjective:
         total = self.known_total(model, [batch])
         meter.add(weighted_sum=loss_sum.detach(), weight_total=total)
         return Sums(loss_sum, total, meter)
+
+    def backward(
+        self, model: ValueModel, batch: Batch, plan: None, scale: Tensor, reduce: Reduce, precision: Precision
+    ) -> Meter:
+        """Forward and backward in one piece."""
+        with precision():
+            sums = self.sums(model, batch, plan, reduce, True)
+        (sums.weighted_sum / scale).backward()  # type: ignore[no-untyped-call]
+        return sums.meter
 
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         """`loss/weighted` (the loss that is trained), `value/*`, and pair figures where there were pairs."""

@@ -1,17 +1,16 @@
 """One optimiser step over micro-batches, and one pass of evaluation. The one place where a loss is divided.
 
 plan        frozen scores; weights as far as they are known before a backward pass
-per batch   forward, sums, backward of sum / known_total
+per batch   forward, backward of sum / known_total
 once        gradients *= known_total / weight_total    (both over all micro-batches and ranks; 1 if uniform)
 then        clip; stop before the optimiser if the norm is not finite; step
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,8 @@ from torch.optim import Optimizer
 from wmtp.data.batches import Batch
 from wmtp.metrics import Meter
 from wmtp.model import evaluating
-from wmtp.objective import Objective
+from wmtp.objective import Objective, Precision
 from wmtp.weighting.base import Reduce, alone
-
-Precision = Callable[[], AbstractContextManager[Any]]
-"""Makes the context that forward passes run in (autocast, or nothing)."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +58,7 @@ def train_step(
         plans = objective.plan(model, micro_batches, reduce, True)
     known_total = reduce(objective.known_total(model, micro_batches))
     for batch, plan in zip(micro_batches, plans, strict=True):
-        with precision():
-            sums = objective.sums(model, batch, plan, reduce, True)
-        (sums.weighted_sum / known_total).backward()  # type: ignore[no-untyped-call]
-        meter.merge(sums.meter)
+        meter.merge(objective.backward(model, batch, plan, known_total, reduce, precision))
     totals = meter.reduced(reduce)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     _rescale(gradients, known_total, totals["weight_total"])

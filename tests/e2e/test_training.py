@@ -53,18 +53,18 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """From the outside: the gradients of these steps are NaN."""
     from wmtp import objective
 
-    original = objective.MTPObjective.sums
+    original = objective.MTPObjective.backward
     calls = {"n": 0}
 
-    def sums(self: Any, model: Any, batch: Any, plan: Any, reduce: Any, training: bool) -> Any:
-        result = original(self, model, batch, plan, reduce, training)
-        if training:
-            calls["n"] += 1
-            if (calls["n"] + 1) // 2 in steps:
-                return result._replace(weighted_sum=result.weighted_sum * math.nan)
-        return result
+    def backward(self: Any, model: Any, *arguments: Any) -> Any:
+        meter = original(self, model, *arguments)
+        calls["n"] += 1
+        if (calls["n"] + 1) // 2 in steps:
+            for parameter in model.parameters():
+                parameter.grad.mul_(math.nan)
+        return meter
 
-    monkeypatch.setattr(objective.MTPObjective, "sums", sums)
+    monkeypatch.setattr(objective.MTPObjective, "backward", backward)
 
 
 def test_one_non_finite_step_is_skipped_logged_and_survived(

@@ -230,6 +230,7 @@ def test_a_constant_critic_gives_weights_of_exactly_one(value: float, whiten: st
 class Poison:
     """A scheme with memory whose every third weight is not a number."""
 
+    per_head = False
     when = When.MICRO_BATCH
     needs: frozenset[str] = frozenset()
 

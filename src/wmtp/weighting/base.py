@@ -9,7 +9,7 @@ What a scheme says where there is no target does not matter; the loss multiplies
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -54,6 +54,11 @@ class SchemeInput:
     nll_BTK: Tensor | None = None
     """Policy: detached nll of the target of (t, k)."""
 
+    def head(self, k: int) -> SchemeInput:
+        """What concerns head k (counted from 0)."""
+        reference, nll = (None if v is None else v[:, :, k : k + 1] for v in (self.reference_nll_BTK, self.nll_BTK))
+        return replace(self, target_BTK=self.target_BTK[:, :, k : k + 1], reference_nll_BTK=reference, nll_BTK=nll)
+
     @property
     def valid_BTK(self) -> Tensor:
         """bool: where there is a target."""
@@ -65,6 +70,15 @@ class Scheme(Protocol):
 
     @property
     def when(self) -> When: ...
+
+    @property
+    def per_head(self) -> bool:
+        """Whether head k's weights depend on head k's losses alone.
+
+        Then heads are asked for one by one (a `SchemeInput` of K = 1 each), and only one head's activations live at a
+        time. A scheme that counts its calls, or keeps something for all heads together, says False.
+        """
+        ...
 
     @property
     def needs(self) -> frozenset[str]:

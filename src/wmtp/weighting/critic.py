@@ -86,6 +86,7 @@ class Critic:
     """
 
     when = When.BEFORE_FORWARD
+    per_head = True
     needs = frozenset({"values_BT"})
 
     def __init__(

@@ -88,6 +88,11 @@ class Rho1:
         self._threshold_K: list[float] | None = None
 
     @property
+    def per_head(self) -> bool:
+        """Quantiles are per head; only the running ones are kept together."""
+        return self.scope != "running"
+
+    @property
     def when(self) -> When:
         """`global` quantiles wait for every micro-batch; everything else for its own."""
         whole_step = self.scope == "global" and self.mode != "soft"

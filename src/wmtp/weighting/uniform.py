@@ -13,6 +13,7 @@ class Uniform(Stateless):
     """Weights of 1, said without building them."""
 
     when = When.BEFORE_FORWARD
+    per_head = True
     needs: frozenset[str] = frozenset()
 
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
