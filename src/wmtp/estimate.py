@@ -11,15 +11,17 @@ so attention kernels, autocast copies and model peculiarities are in the figure 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from wmtp import devices
 from wmtp.loss_fused import default_chunk
 from wmtp.model import MTPModel
+from wmtp.objective import MTPObjective
 from wmtp.parts import Parts
 
 GIB, MIB = 2**30, 2**20
@@ -61,7 +63,7 @@ def estimate(parts: Parts) -> Estimate:
         "frozen scorer": _bytes(frozen),
         "gradients": _bytes(trainable),
         "optimiser": 2 * _bytes(trainable),
-        "activations": activation_bytes(model, shape, parts.precision),
+        "activations": activation_bytes(parts, shape),
         **_loss_bytes(parts, shape),
     }
     return Estimate(
@@ -90,32 +92,46 @@ def largest_micro_batch(parts: Parts) -> tuple[int, int]:
 
 
 def _loss_bytes(parts: Parts, shape: tuple[int, int]) -> dict[str, int]:
-    """Of the fused loss: gathered rows with their gradients, one chunk of logits, the unembedding's gradient."""
+    """Of the fused loss: hidden states with their gathered rows and gradients, one chunk of logits, the unembedding's
+    gradient."""
     model = parts.model
     if not isinstance(model, MTPModel):
         return {}
     vocabulary, width = model.unembedding().projection_VD.shape
     positions = shape[0] * shape[1]
-    objective = parts.config.objective
-    if objective.kind == "mtp" and objective.loss == "plain":
-        return {"logits of every head": 2 * 4 * model.num_heads * positions * vocabulary}
-    chunk = (objective.logits_chunk if objective.kind == "mtp" else None) or default_chunk(vocabulary)
+    objective = parts.objective
+    if not isinstance(objective, MTPObjective):
+        return {}
+    heads = 1 if objective.head_by_head else model.num_heads
+    if objective.kind == "plain":
+        return {"logits": 2 * 4 * heads * positions * vocabulary}
+    chunk = objective.chunk or default_chunk(vocabulary, parts.device.type)
     return {
-        "hidden rows": 3 * 4 * model.num_heads * positions * width,
+        "hidden rows": 4 * (3 * heads + 1) * positions * width,
         "logits chunk": 4 * min(chunk, positions) * vocabulary,
         "unembedding gradient": 4 * vocabulary * width,
     }
 
 
-def activation_bytes(
-    model: nn.Module, shape: tuple[int, int], precision: Callable[[], AbstractContextManager[Any]]
-) -> int:
-    """Bytes that autograd keeps of one forward pass on `shape` = (rows, length), from four small passes."""
+Forward = Callable[[Tensor], Any]
+"""Runs what autograd holds at the peak of a step, and returns something that keeps it alive."""
+
+
+def held_forward(parts: Parts) -> Forward:
+    """The forward pass whose activations live at one time: trunk and one head, or all of the model."""
+    model, objective = parts.model, parts.objective
+    if isinstance(model, MTPModel) and isinstance(objective, MTPObjective) and objective.head_by_head:
+        return lambda tokens_BT: model.head(next(model.heads()), model.trunk(tokens_BT))
+    return model
+
+
+def activation_bytes(parts: Parts, shape: tuple[int, int]) -> int:
+    """Bytes that autograd keeps at the peak of a step on `shape` = (rows, length), from four small passes."""
     rows, length = shape
     small = max(2, min(16, length // 2))
 
     def shared_and_per_row(tokens: int) -> tuple[int, int]:
-        one, two = (saved_bytes(model, (count, tokens), precision) for count in (1, 2))
+        one, two = (saved_bytes(parts, (count, tokens)) for count in (1, 2))
         return 2 * one - two, two - one
 
     (shared, row), (shared_double, row_double) = shared_and_per_row(small), shared_and_per_row(2 * small)
@@ -126,26 +142,29 @@ def activation_bytes(
     return max(0, round(shared + shared_linear * (length - small) + rows * per_row))
 
 
-def saved_bytes(model: nn.Module, shape: tuple[int, int], precision: Callable[[], AbstractContextManager[Any]]) -> int:
-    """Bytes of distinct storages, parameters left out, that autograd keeps of one forward pass."""
-    device = next(model.parameters()).device
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+class _Saved:
+    """A tensor that autograd keeps; gone when autograd lets it go."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that held its own output would keep itself alive
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # a node that held its own output would keep itself alive
 
-    tokens = torch.zeros(shape, dtype=torch.int64, device=device)
-    state = torch.get_rng_state()
-    with torch.autograd.graph.saved_tensors_hooks(keep, _same), precision():
-        output = model(tokens)
-    torch.set_rng_state(state)
+
+def saved_bytes(parts: Parts, shape: tuple[int, int]) -> int:
+    """Bytes of distinct storages, parameters left out, that autograd holds after `held_forward` on `shape`."""
+    own = {p.untyped_storage().data_ptr() for p in parts.model.parameters()}
+    alive: WeakSet[_Saved] = WeakSet()
+
+    def keep(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
+
+    tokens = torch.zeros(shape, dtype=torch.int64, device=parts.device)
+    state = devices.random_state(parts.device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor), parts.precision():
+        output = held_forward(parts)(tokens)
+    storages = {saved.tensor.untyped_storage() for saved in alive}
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    devices.set_random_state(state, parts.device)
     del output
-    return sum(kept.values())
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+    return sum(size for address, size in sizes.items() if address not in own)

@@ -121,6 +121,11 @@ class MTPObjective:
         self.coefficient_K, self.denominator = coefficient_K, denominator
         self.kind, self.chunk = kind, chunk
 
+    @property
+    def head_by_head(self) -> bool:
+        """Whether one head's loss and gradient can be had without looking at the others."""
+        return self.scheme.per_head or self.scheme.when is When.BEFORE_FORWARD
+
     def known_total(self, model: MTPModel, batches: Sequence[Batch]) -> Tensor:
         """sum c_k over all valid pairs."""
         counts = [(batch_targets(b, model.num_heads) != IGNORE).sum((0, 1)) for b in batches]
@@ -159,7 +164,7 @@ class MTPObjective:
         with precision():
             trunk = model.trunk(batch.tokens_BT)
         cut = trunk.detached()
-        if cut is None or not (plan.weighted or self.scheme.per_head):
+        if cut is None or not self.head_by_head:
             return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
         meter = Meter()
         for k, layer in enumerate(model.heads()):

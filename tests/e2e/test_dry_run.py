@@ -36,8 +36,8 @@ def test_the_table_is_readable(recipe: Path, tmp_path: Path, wmtp_command: Comma
 @pytest.mark.parametrize("shape", [(1, 40), (3, 100), (8, 64)])
 def test_predicted_activations_are_those_that_autograd_keeps(recipe: Path, shape: tuple[int, int]) -> None:
     parts = build(load([recipe]))
-    predicted = activation_bytes(parts.model, shape, parts.precision)
-    actual = saved_bytes(parts.model, shape, parts.precision)
+    predicted = activation_bytes(parts, shape)
+    actual = saved_bytes(parts, shape)
     assert abs(predicted - actual) <= 0.02 * actual
 
 
