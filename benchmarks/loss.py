@@ -187,23 +187,37 @@ def matmuls(inputs: Inputs) -> None:
     rows kept are the first `KEPT` of them. No softmax, no target: the gradients are numbers of the right shape only.
     """
     case, projection_VD = inputs.case, inputs.projection_VD.detach()
-    trainable_K = [rows_KN.nonzero().squeeze(-1) for rows_KN in (inputs.target_BTK != IGNORE).flatten(0, 1).T]
+    trainable_NK = (inputs.target_BTK != IGNORE).flatten(0, 1)
     buffer_CV = projection_VD.new_empty(min(case.chunk, case.rows), case.vocabulary)
-    projection_grad = torch.zeros_like(projection_VD)
-    for hidden, trainable in zip(inputs.hidden_K, trainable_K, strict=True):
-        hidden_ND = hidden.detach().flatten(0, 1)
-        grad_ND = torch.zeros_like(hidden_ND)
-        kept = trainable if case.weights == "known" else trainable[: round(KEPT * len(trainable))]
+    projection_grad = torch.empty_like(projection_VD)
+    for k, hidden in enumerate(inputs.hidden_K):
+        rows = trainable_NK[:, k].nonzero().squeeze(-1)
+        hidden_RD = _picked(hidden.detach().flatten(0, 1), rows)
         if case.weights == "batch":
-            for rows in trainable.split(case.chunk):
-                torch.mm(hidden_ND[rows], projection_VD.T, out=buffer_CV[: len(rows)])
-        for rows in kept.split(case.chunk):
-            hidden_CD, logits_CV = hidden_ND[rows], buffer_CV[: len(rows)]
-            torch.mm(hidden_CD, projection_VD.T, out=logits_CV)
-            grad_ND[rows] = logits_CV @ projection_VD
-            projection_grad.addmm_(logits_CV.T, hidden_CD)
-        _add_gradient(hidden, grad_ND.view_as(hidden))
+            for hidden_CD in hidden_RD.split(case.chunk):
+                torch.mm(hidden_CD, projection_VD.T, out=buffer_CV[: len(hidden_CD)])
+            rows = rows[: round(KEPT * len(rows))]
+            hidden_RD = hidden_RD[: len(rows)]
+        grad_RD = torch.empty_like(hidden_RD)
+        for i, (hidden_CD, grad_CD) in enumerate(
+            zip(hidden_RD.split(case.chunk), grad_RD.split(case.chunk), strict=True)
+        ):
+            logits_CV = torch.mm(hidden_CD, projection_VD.T, out=buffer_CV[: len(hidden_CD)])
+            torch.mm(logits_CV, projection_VD, out=grad_CD)
+            projection_grad.addmm_(logits_CV.T, hidden_CD, beta=0 if k == i == 0 else 1)
+        _add_gradient(hidden, _spread(grad_RD, rows, case.rows).view_as(hidden))
     _add_gradient(inputs.projection_VD, projection_grad)
+
+
+def _picked(value_ND: Tensor, rows: Tensor) -> Tensor:
+    return value_ND if len(rows) == len(value_ND) else value_ND[rows]
+
+
+def _spread(value_RD: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Undo `_picked`; 0 in the other rows."""
+    if len(rows) == count:
+        return value_RD
+    return value_RD.new_zeros(count, value_RD.shape[1]).index_copy_(0, rows, value_RD)
 
 
 VARIANTS: dict[str, Callable[[Inputs], None]] = {

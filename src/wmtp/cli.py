@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage, config or input; 130 / 143 interrup
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -51,9 +52,7 @@ def _options(
 @app.command()
 def quickstart(
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for the four runs; must be empty or new.")] = Path(
-        "wmtp-quickstart"
-    ),
+    out: Annotated[str, typer.Option(help="Folder for the four runs; must be empty or new.")] = "wmtp-quickstart",
     as_json: AsJson = False,
 ) -> None:
     """Train all four arms on the problems that ship with wmtp and compare them. No network.
@@ -61,14 +60,16 @@ def quickstart(
     Example: wmtp quickstart --out /tmp/first-look
     """
     from wmtp.quickstart import quickstart as work
+    from wmtp.storage import resolve
     from wmtp.terminal import quickstart_table, reporter
 
     _quiet_libraries()
-    results = work(out, overrides or [], lambda arm: reporter(arm, quiet=as_json))
+    folder = resolve(out)
+    results = work(folder, overrides or [], lambda arm: reporter(arm, quiet=as_json))
     if as_json:
-        typer.echo(json.dumps([asdict(result) for result in results]))
+        typer.echo(json.dumps(_finite([asdict(result) for result in results])))
     else:
-        quickstart_table(results, out)
+        quickstart_table(results, folder)
 
 
 @app.command()
@@ -78,7 +79,7 @@ def train(
     recipe: Annotated[Path | None, typer.Option("--recipe", help="What: model, data, objective.")] = None,
     run_name: Annotated[str | None, typer.Option("--run-name", help="Name of the run folder.")] = None,
     tags: Annotated[str | None, typer.Option("--tags", help="Comma-separated tags.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run folder; default RUNS/RUN_NAME.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The run folder; default RUNS/RUN_NAME.")] = None,
     resume: Annotated[
         str | None, typer.Option("--resume", help="auto, a run folder, or one of its checkpoints.")
     ] = None,
@@ -139,7 +140,7 @@ def _config_of(path: Path) -> Path:
     return folder / "config.yaml"
 
 
-def _dry_run(settings: Config, out: Path | None, resume: str | None, as_json: bool) -> None:
+def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: bool) -> None:
     from wmtp.terminal import estimate_table
     from wmtp.trainer import dry_run
 
@@ -158,7 +159,9 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN: a figure that does not exist is null."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
-    return None if isinstance(value, float) and value != value else value
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _quiet_libraries() -> None:

@@ -35,7 +35,7 @@ ModelLocation = Annotated[str, Field(min_length=1), AfterValidator(_absolute_or_
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 Positive = Annotated[int, Field(ge=1)]
@@ -275,7 +275,7 @@ class CheckpointConfig(_Part):
     """Saving for resuming."""
 
     every: Positive | None = None
-    """Steps between checkpoints; default: only on a signal and at the end."""
+    """Steps between checkpoints. There is one at the end and on a signal in any case."""
     keep_last: Positive = 2
     save_final: bool = True
     """Write `final/`, the trained model."""
@@ -288,7 +288,7 @@ class Config(_Part):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast; weights, losses and the optimiser stay fp32."""
-    num_threads: Positive | None = None
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; default: torch's own choice. Recorded with checkpoints: sums depend on it in the last bit."""
     runs: Location = Field(default="runs", validate_default=True)
     """Folder that run folders are made in."""

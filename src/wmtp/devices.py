@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu" and platform.system() == "Linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        with suppress(OSError):  # a container may forbid it: then the peak is that of the whole process so far
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:

@@ -82,7 +82,8 @@ def layer_list(decoder: nn.Module, num_layers: int | None) -> tuple[str, nn.Modu
     Raises:
         ModelError: there is none, or more than one.
     """
-    found = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
+    found = [(n, m) for n, m in lists if len(m) == num_layers and num_layers]
     if len(found) != 1:
         raise ModelError(
             f"{type(decoder).__name__} has {len(found)} module lists of {num_layers} layers among its children, "

@@ -7,7 +7,6 @@ Projecting a hidden state is a separate method, for those who need some logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +16,7 @@ from wmtp.errors import ModelError
 from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list, more_heads
 from wmtp.loss import LossSum, Unembedding, plain_nll, reduce_loss
 from wmtp.loss_fused import fused_loss
+from wmtp.probing import check_causal, evaluating, probe
 from wmtp.targets import future_targets
 
 
@@ -52,6 +52,7 @@ class MTPModel(nn.Module):
             raise ModelError(f"num_heads must be at least 1, got {num_heads}")
         if base.get_output_embeddings() is None:
             raise ModelError(f"{type(base).__name__} has no unembedding; a causal language model is needed")
+        check_causal(base)
         self.base = base
         self.num_heads = num_heads
         layers_name, layers = layer_list(self.decoder, getattr(base.config, "num_hidden_layers", None))
@@ -138,24 +139,6 @@ class MTPModel(nn.Module):
         if key.startswith(moved):
             return self._last_layer + key.removeprefix(moved)
         return key.removeprefix("base.")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; afterwards every module has its own mode back."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
-
-
-def probe(base: Any) -> Tensor:
-    """A few tokens, to ask a model what its logits are."""
-    return torch.arange(1, 4, device=base.get_output_embeddings().weight.device).unsqueeze(0)
 
 
 def mtp_loss(

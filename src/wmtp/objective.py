@@ -2,7 +2,7 @@
 
 An objective turns a micro-batch into sums; it never divides and never steps. `known_total` is the part of the
 denominator that the data alone decides: the step scales by it before the backward pass and corrects by
-`known_total / weight_total` afterwards, which is exactly 1 for uniform weights.
+`known_total / weight_total` afterwards, which is exactly 1 for uniform weights (with c_k = 1).
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ class ValueObjective:
         values_BT = model(batch.tokens_BT)
         response = batch.trainable_BT
         meter = value_meter(values_BT.detach(), response)
-        paired = is_paired(batch)
+        paired = batch.paired
         if self.loss == "pairwise" and not paired:
             raise ValueError("the pairwise loss needs batches of pairs: a correct row, then an incorrect one")
         pairs = pairwise_loss(values_BT if paired else values_BT[:0], response if paired else response[:0])
@@ -384,12 +384,6 @@ class ValueObjective:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """No memory."""
-
-
-def is_paired(batch: Batch) -> bool:
-    """Whether rows 2i and 2i+1 are a correct and an incorrect response."""
-    reward = batch.reward_B.tolist()
-    return len(reward) % 2 == 0 and all(r == 1.0 for r in reward[0::2]) and all(r == 0.0 for r in reward[1::2])
 
 
 def value_meter(values_BT: Tensor, response_BT: Tensor) -> Meter:

@@ -62,6 +62,7 @@ class Parts:
     device: torch.device
     precision: Callable[[], AbstractContextManager[Any]]
     tokenizer: Any
+    tokenizer_fingerprint: str
     model: MTPModel | ValueModel
     frozen: nn.Module | None
     """The critic or the reference, where the scheme has one."""
@@ -95,7 +96,8 @@ def build(config: Config) -> Parts:
         weight_decay=config.optim.weight_decay,
     )
     steps = number_of_steps(config, len(data.train))
-    return Parts(config, device, precision, tokenizer, model, frozen, objective, optimizer, data, steps)
+    identity = hf.tokenizer_fingerprint(tokenizer)
+    return Parts(config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -127,7 +129,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
     batches = Batches(train_rows, _items(config, train_rows), batch_size=size, seed=config.train.seed, pad_id=pad_id)
     held_out = None
     if validation_rows:
-        items = _items(config, validation_rows, evaluation=True)
+        items = _items(config, validation_rows)
         held_out = Batches(validation_rows, items, batch_size=size, seed=None, pad_id=pad_id)
     return Data(batches, held_out, fingerprint(train_rows, validation_rows), notes)
 
@@ -175,8 +177,8 @@ def _encode(config: Config, tokenizer: Any, records: list[Record], role: str, no
     return rows
 
 
-def _items(config: Config, rows: list[Row], evaluation: bool = False) -> list[Item]:
-    """Rows that share a batch: pairs for a pairwise critic and for every critic's evaluation, else single rows."""
+def _items(config: Config, rows: list[Row]) -> list[Item]:
+    """Rows that share a batch: pairs for a pairwise critic, else single rows."""
     if not isinstance(config.objective, ValueObjectiveConfig):
         weighting = config.objective.weighting
         if isinstance(weighting, CriticConfig):
@@ -184,7 +186,7 @@ def _items(config: Config, rows: list[Row], evaluation: bool = False) -> list[It
             if weighting.terminal == "reward":
                 _require_labels(rows, "objective.weighting.terminal = reward")
         return single_items(rows)
-    if config.objective.loss == "pairwise" or evaluation:
+    if config.objective.loss == "pairwise":
         return pair_items(rows)
     _require_labels(rows, "objective.loss = lambda_return")
     return single_items(rows)
@@ -240,10 +242,10 @@ def _load_policy(config: Config, vocabulary: int) -> Any:
             raise TypeError("validated configs have a path or an architecture")
         return hf.random_causal_lm(architecture, vocabulary, config.train.seed)
     card = read_card(model.path)
-    if card is None or config.arm == "critic":
-        return hf.load_causal_lm(model.path)
     if isinstance(card, ValueCard):
         raise ModelError(f"model.path = {model.path} is a critic; a language model was expected")
+    if card is None or config.arm == "critic":
+        return hf.load_causal_lm(model.path)
     if (card.heads, card.num_heads) != (model.heads.family, model.heads.num_heads):
         raise ConfigError(
             f"model.heads asks for {model.heads.num_heads} {model.heads.family} heads, but {model.path} was saved with "
@@ -298,7 +300,7 @@ def _scorer(
     if isinstance(weighting, CriticConfig):
         return _critic_scorer(weighting, tokenizer, device)
     if isinstance(weighting, Rho1Config):
-        return _reference_scorer(weighting, num_heads, objective.logits_chunk, tokenizer, device)
+        return _reference_scorer(weighting, objective, num_heads, tokenizer, device)
     return None, no_scores
 
 
@@ -312,13 +314,13 @@ def _critic_scorer(weighting: CriticConfig, tokenizer: Any, device: torch.device
         )
 
     def score(batch: Batch) -> dict[str, torch.Tensor]:
-        return {"values_BT": critic_values(critic, batch)}
+        return {"values_BT": finite(critic_values(critic, batch), weighting.critic)}
 
     return critic, score
 
 
 def _reference_scorer(
-    weighting: Rho1Config, num_heads: int, chunk: int | None, tokenizer: Any, device: torch.device
+    weighting: Rho1Config, objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device
 ) -> tuple[nn.Module, Score]:
     _check_tokenizer(weighting.reference, tokenizer, "objective.weighting.reference")
     card = read_card(weighting.reference)
@@ -332,10 +334,28 @@ def _reference_scorer(
     reference = _freeze(load_model(weighting.reference, num_heads=needed), device)
 
     def score(batch: Batch) -> dict[str, torch.Tensor]:
-        nll_BTK = reference_nll(reference, batch, num_heads, alignment=weighting.alignment, chunk=chunk)
-        return {"reference_nll_BTK": nll_BTK}
+        nll_BTK = reference_nll(
+            reference,
+            batch,
+            num_heads,
+            alignment=weighting.alignment,
+            kind=objective.loss,
+            chunk=objective.logits_chunk,
+        )
+        return {"reference_nll_BTK": finite(nll_BTK, weighting.reference)}
 
     return reference, score
+
+
+def finite(score: torch.Tensor, source: str) -> torch.Tensor:
+    """The score of a frozen model; weights made from a NaN would look like weights.
+
+    Raises:
+        ModelError: it is not finite somewhere.
+    """
+    if not bool(score.isfinite().all()):
+        raise ModelError(f"the frozen model {source} gives scores that are not finite: its weights are damaged")
+    return score
 
 
 def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:

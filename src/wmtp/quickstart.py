@@ -15,6 +15,7 @@ from typing import Any
 from wmtp import devices
 from wmtp.config import Config, load
 from wmtp.errors import UsageError
+from wmtp.runfolder import check_writable
 from wmtp.storage import resolve, write_atomic
 from wmtp.trainer import Reporter, RunResult, run
 
@@ -60,8 +61,13 @@ def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Rep
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder; name another one with --out")
+    settings = configs(out.absolute(), overrides)
+    check_writable(out)
+    for config in settings.values():
+        if config.data.validation is None or not config.checkpoint.save_final:
+            raise UsageError("the quickstart compares held-out figures and trains from final models: keep both on")
     results = []
-    for arm, config in configs(out.absolute(), overrides).items():
+    for arm, config in settings.items():
         devices.reset_peak_memory(devices.pick(config.device))
         results.append(_summary(arm, run(config, out=out / arm, reporter=reporter_of(arm))))
     write_atomic(out / "quickstart.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from wmtp.data.batches import Batch
 from wmtp.metrics import Meter
-from wmtp.model import evaluating
 from wmtp.objective import Objective, Precision
+from wmtp.probing import evaluating
 from wmtp.weighting.base import Reduce, alone
 
 
@@ -83,16 +83,20 @@ def _rescale(gradients: list[Tensor], known_total: Tensor, weight_total: Tensor)
 def evaluate(
     model: nn.Module,
     objective: Objective,
-    batches: Iterable[Batch],
+    batches: Iterable[Sequence[Batch]],
     *,
     reduce: Reduce = alone,
     precision: Precision = nullcontext,
 ) -> dict[str, float]:
-    """Metrics over all batches. Neither the model (nor its modules' modes) nor any scheme's memory changes."""
+    """Metrics over all batches, each given as its micro-batches.
+
+    Neither the model (nor its modules' modes) nor any scheme's memory changes.
+    """
     meter = Meter()
     with evaluating(model):
-        for batch in batches:
+        for micro_batches in batches:
             with precision():
-                (plan,) = objective.plan(model, [batch], reduce, False)
-                meter.merge(objective.sums(model, batch, plan, reduce, False).meter)
+                plans = objective.plan(model, micro_batches, reduce, False)
+                for batch, plan in zip(micro_batches, plans, strict=True):
+                    meter.merge(objective.sums(model, batch, plan, reduce, False).meter)
     return objective.metrics(meter.reduced(reduce), meter)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from wmtp.errors import WmtpError
 from wmtp.storage import write_atomic
 
 
@@ -23,12 +26,15 @@ class Journal:
         if path.exists():
             kept = [line for line in read_journal(path) if line["step"] <= keep_until]
             write_atomic(path, "".join(_line(entry) for entry in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self.path = path
+        with told(path):
+            self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Append one object; figures that do not exist (NaN) are null."""
-        self._file.write(_line({"step": step, "split": split, **metrics}))
-        self._file.flush()
+        with told(self.path):
+            self._file.write(_line({"step": step, "split": split, **metrics}))
+            self._file.flush()
 
     def __enter__(self) -> Journal:
         return self
@@ -45,9 +51,29 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a last line cut short by a crash is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            entries.append(json.loads(line))
+    """All whole lines; a last line cut short by a crash is left out.
+
+    Raises:
+        WmtpError: another line is damaged; with its number.
+    """
+    entries: list[dict[str, Any]] = []
+    with told(path), path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                continue
+            try:
+                entry = json.loads(line)
+                entry["step"] + 0
+            except (ValueError, TypeError, KeyError) as problem:
+                raise WmtpError(f"{path}:{number} is damaged; mend or delete that line") from problem
+            entries.append(entry)
     return entries
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn an operating system's error into ours, with the file's name."""
+    try:
+        yield
+    except OSError as problem:
+        raise WmtpError(f"cannot write or read {path}: {problem.strerror or problem}") from problem

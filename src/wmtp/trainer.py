@@ -8,17 +8,14 @@ A run folder is described in the README. What makes a resumed run the same run:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-import shutil
 import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,26 +25,25 @@ import torch
 
 from wmtp import checkpoint, devices, optim, provenance
 from wmtp.config import Config, dump, load
-from wmtp.errors import CheckpointError, ConfigError, Interrupted, ModelError, NonFiniteError, UsageError
+from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, UsageError
 from wmtp.estimate import Estimate, estimate
-from wmtp.formats.hf import tokenizer_fingerprint
 from wmtp.formats.native import save_model
 from wmtp.parts import Parts, build
+from wmtp.runfolder import (
+    check_disk,
+    check_same_run,
+    check_writable,
+    facts_of,
+    find_start,
+    only_trainer,
+    run_folder,
+)
 from wmtp.step import StepResult, evaluate, train_step
-from wmtp.storage import resolve, write_atomic
+from wmtp.storage import write_atomic
 from wmtp.tracking import Journal
 
-MAY_CHANGE = (
-    "device",
-    "num_threads",
-    "runs",
-    "run_name",
-    "tags",
-    "checkpoint",
-    "train.log_every",
-    "train.max_nonfinite",
-)
-"""Keys that a resumed run may set otherwise; any other difference would make it another run."""
+MAX_FAILED_SAVES = 3
+"""So many periodic checkpoints in a row may fail before the run does."""
 
 
 class Reporter(Protocol):
@@ -117,152 +113,78 @@ class Progress:
 
 
 def run(
-    config: Config, *, out: Path | None = None, resume: str | None = None, reporter: Reporter | None = None
+    config: Config, *, out: str | Path | None = None, resume: str | None = None, reporter: Reporter | None = None
 ) -> RunResult:
     """Train one arm, or the critic, to its end.
 
     Args:
         out: the run folder; default `config.runs / config.name`.
         resume: `auto` goes on from the newest good checkpoint of the run folder, or starts if there is none;
-            a path of a run folder or of one of its checkpoints must exist. None refuses a folder that has a run.
+            a path of a run folder or of its newest checkpoint must exist. None refuses a folder that has a run.
 
     Raises:
         UsageError: config, input or folder is wrong (nothing was trained).
-        Interrupted: SIGINT or SIGTERM; the state was saved.
+        Interrupted: SIGINT or SIGTERM; the state was saved, unless no step had begun.
         NonFiniteError, CheckpointError: see there.
     """
     reporter = reporter or Silent()
+    with StopSignal() as stop:
+        folder, start, parts = prepare(config, out, resume, reporter)
+        for note in parts.data.notes:
+            reporter.note(note)
+        if stop.received is not None:
+            raise Interrupted("stopped before the first step; nothing was written", stop.received)
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_trainer(folder):
+            return Loop(parts, folder, reporter, start).run(stop)
+
+
+def prepare(
+    config: Config, out: str | Path | None, resume: str | None, reporter: Reporter
+) -> tuple[Path, Path | None, Parts]:
+    """Run folder, checkpoint to start from, and parts: all that can be wrong before step 1. Writes nothing.
+
+    Raises:
+        UsageError: the first thing that would fail.
+    """
     folder = run_folder(config, out, resume)
-    start = find_start(folder, resume, reporter)
+    start = find_start(folder, resume, reporter.note)
+    check_writable(folder)
     if start is not None:
         check_same_run(config, start)
     parts = build(config)
-    for note in parts.data.notes:
-        reporter.note(note)
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_trainer(folder), StopSignal() as stop:
-        loop = Loop(parts, folder, reporter, start)
-        return loop.run(stop)
+    if start is not None:
+        check_facts(start, parts, reporter.note)
+    return folder, start, parts
 
 
-def dry_run(config: Config, *, out: Path | None = None, resume: str | None = None) -> tuple[Estimate, list[str]]:
+def dry_run(config: Config, *, out: str | Path | None = None, resume: str | None = None) -> tuple[Estimate, list[str]]:
     """Everything `run` would find wrong before step 1, and what the run will need. Writes nothing.
 
     Raises:
         UsageError: the first thing that would fail.
     """
     reporter = Silent()
-    folder = run_folder(config, out, resume)
-    start = find_start(folder, resume, reporter)
-    if start is not None:
-        check_same_run(config, start)
-    check_writable(folder)
-    parts = build(config)
+    folder, _, parts = prepare(config, out, resume, reporter)
     needs = estimate(parts)
     check_disk(folder, config, needs.checkpoint_bytes)
     return needs, [*parts.data.notes, *reporter.notes]
 
 
-def check_writable(folder: Path) -> None:
-    """Raise `UsageError` if the run folder could not be made."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"the run folder {folder} cannot be made: {nearest} is not a writable folder")
+def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:
+    """Raise unless the checkpoint was saved with these rows and this tokenizer; note what makes it not bit-exact."""
+    facts = facts_of(path)
+    if facts["data"] != parts.data.fingerprint:
+        raise UsageError(f"{path} was saved while training on other rows: the data files have changed since")
+    if facts["tokenizer"] != parts.tokenizer_fingerprint:
+        raise ModelError(f"{path} was saved with another tokenizer")
+    now = {"num_threads": torch.get_num_threads(), "torch": torch.__version__, "device": parts.device.type}
+    for name, value in now.items():
+        if facts[name] != value:
+            note(f"{name} was {facts[name]} when {path} was saved and is {value} now: the run goes on, not bit-exactly")
 
 
-def check_disk(folder: Path, config: Config, checkpoint_bytes: int) -> None:
-    """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    kept = config.checkpoint.keep_last + 1 if config.checkpoint.every is not None else 1
-    free = shutil.disk_usage(nearest).free
-    if kept * checkpoint_bytes > free:
-        raise UsageError(
-            f"{kept} checkpoints of {checkpoint_bytes / 2**30:.1f} GiB do not fit on the disk of {folder}: "
-            f"{free / 2**30:.1f} GiB are free"
-        )
-
-
-# The run folder
-
-
-def run_folder(config: Config, out: Path | None, resume: str | None) -> Path:
-    """Where the run lives."""
-    if resume in (None, "auto"):
-        return out if out is not None else resolve(config.runs) / config.name
-    path = resolve(str(resume))
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path
-    if out is not None and out.resolve() != folder.resolve():
-        raise UsageError(f"--resume {resume} goes on in {folder}, --out says {out}; leave one of them out")
-    return folder
-
-
-def find_start(folder: Path, resume: str | None, reporter: Reporter) -> Path | None:
-    """The checkpoint to go on from; None to start at step 1."""
-    checkpoints = folder / "checkpoints"
-    if resume is None:
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(
-                f"the run folder {folder} is not empty; go on with --resume auto, or choose another --run-name or --out"
-            )
-        return None
-    if resume != "auto":
-        path = resolve(resume)
-        if path.parent.name == "checkpoints":
-            if not path.is_dir():
-                raise UsageError(f"no checkpoint at {path}")
-            return path
-        if not path.is_dir():
-            raise UsageError(f"no run folder at {path}")
-    found = checkpoint.newest(
-        checkpoints, on_bad=lambda path, reason: reporter.note(f"passed over the damaged checkpoint {path}: {reason}")
-    )
-    if found is None and resume != "auto":
-        raise UsageError(f"{folder} has no checkpoint to resume from")
-    if found is None:
-        reporter.note("no checkpoint to resume from: starting at step 1")
-    return found
-
-
-def check_same_run(config: Config, path: Path) -> None:
-    """Raise `ConfigError` if the checkpoint belongs to a run with other settings; names every one."""
-    facts = checkpoint.load(path, parts=[]).facts
-    before, now = facts.get("config"), config.model_dump(mode="json")
-    if not isinstance(before, dict):
-        raise CheckpointError(f"{path} does not say which config it was saved with")
-    different = [
-        f"{key}: {_at(before, key)!r} in the checkpoint, {_at(now, key)!r} now"
-        for key in sorted(_leaves(before) | _leaves(now))
-        if _at(before, key) != _at(now, key) and not key.startswith(tuple(MAY_CHANGE))
-    ]
-    if different:
-        raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different))
-
-
-def _leaves(tree: Any, prefix: str = "") -> set[str]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix}
-    return {leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))}
-
-
-def _at(tree: Any, key: str) -> Any:
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
-
-
-@contextmanager
-def only_trainer(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock.
-
-    Raises:
-        UsageError: another process is training in it.
-    """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as problem:
-            raise UsageError(f"another process is training in {folder}") from problem
-        yield
+# Stopping
 
 
 class StopSignal:
@@ -273,6 +195,8 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may set handlers; whoever owns it decides
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -298,8 +222,11 @@ class Loop:
         self.config = parts.config
         self.checkpoints = folder / "checkpoints"
         self.progress = Progress()
-        self.run_id = uuid.uuid4().hex
-        checkpoint.remove_litter(self.checkpoints) if self.checkpoints.is_dir() else None
+        facts = folder / "provenance.json"
+        self.run_id: str = read_provenance(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
+        self.failed_saves = 0
+        if self.checkpoints.is_dir():
+            checkpoint.remove_litter(self.checkpoints)
         if start is not None:
             self._restore(start)
         self._write_facts()
@@ -377,19 +304,23 @@ class Loop:
             self.progress.nonfinite = 0
             return
         self.progress.nonfinite += 1
-        rows = self.parts.data.train.rows_of(step - 1)
-        shown = ", ".join(str(row) for row in rows[:8]) + (" ..." if len(rows) > 8 else "")
         self.reporter.note(
-            f"step {step}: the gradient norm is {result.grad_norm}; step skipped (training rows {shown})"
+            f"step {step}: the gradient norm is {result.grad_norm}; step skipped ({self._rows(step, step)})"
         )
         if self.progress.nonfinite >= self.config.train.max_nonfinite:
+            first = step - self.progress.nonfinite + 1
             saved = checkpoint.list_steps(self.checkpoints) if self.checkpoints.is_dir() else []
-            last = str(saved[-1]) if saved else "none was written yet"
             raise NonFiniteError(
-                f"{self.progress.nonfinite} steps in a row had a non-finite gradient norm, the last one step {step} "
-                f"(training rows {shown}). The model is as it was before them. Last good checkpoint: {last}. Try a "
-                "lower optim.lr, more optim.warmup_steps, or look at those rows"
+                f"steps {first} to {step} all had a non-finite gradient norm ({self._rows(first, step)}). They were "
+                f"skipped and not saved. Last good checkpoint: {saved[-1] if saved else 'none was written yet'}. Try a "
+                "lower optim.lr or more optim.warmup_steps, or look at those problems"
             )
+
+    def _rows(self, first: int, last: int) -> str:
+        """Whose rows were in these steps, for a message."""
+        train = self.parts.data.train
+        names = dict.fromkeys(train.rows[i].name for step in range(first, last + 1) for i in train.rows_of(step - 1))
+        return "problems " + ", ".join(list(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
     def _evaluate_if_due(self, journal: Journal) -> None:
         parts, progress, every = self.parts, self.progress, self.config.train.eval_every
@@ -399,7 +330,7 @@ class Loop:
         started = time.perf_counter()
         count = min(len(validation), self.config.train.eval_batches or len(validation))
         size = self.config.train.micro_batch_size
-        batches = (batch.to(parts.device) for number in range(count) for batch in validation.at(number, size))
+        batches = ([b.to(parts.device) for b in validation.at(number, size)] for number in range(count))
         metrics = evaluate(parts.model, parts.objective, batches, precision=parts.precision)
         progress.validation = {"tokens": progress.tokens, **metrics, "time/eval_s": time.perf_counter() - started}
         journal.log(progress.step, "validation", progress.validation)
@@ -424,19 +355,43 @@ class Loop:
     # Checkpoints
 
     def _save_if_due(self, stop: StopSignal) -> None:
+        """Every `checkpoint.every` steps, at the end, and on a signal; never in a run of non-finite steps but then."""
         progress, every = self.progress, self.config.checkpoint.every
         at_end = progress.step == self.parts.steps or progress.stopped_early
-        due = every is not None and (progress.step % every == 0 or at_end)
-        if due or stop.received is not None:
-            path = self.save()
         if stop.received is not None:
+            path = self.save()
             where = f"stopped after step {progress.step} of {self.parts.steps}; saved {path}"
             name = signal.Signals(stop.received).name
             raise Interrupted(f"{name}: {where}; go on with --resume auto", stop.received)
+        if at_end:
+            self.save()
+        elif every is not None and progress.step % every == 0 and progress.nonfinite == 0:
+            self._try_to_save()
+
+    def _try_to_save(self) -> None:
+        """A save that fails (a full disk, say) costs a checkpoint, not the run: the one before it is untouched."""
+        try:
+            self.save()
+        except CheckpointError as problem:
+            self.failed_saves += 1
+            if self.failed_saves >= MAX_FAILED_SAVES:
+                raise
+            self.reporter.note(f"step {self.progress.step}: no checkpoint was written: {problem}; training goes on")
+        else:
+            self.failed_saves = 0
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step."""
+        """Write a checkpoint of the current step.
+
+        Raises:
+            CheckpointError: it could not be written, or a weight is not finite (then it would be worth nothing).
+        """
         parts, progress = self.parts, self.progress
+        spoiled = [name for name, p in parts.model.named_parameters() if not bool(p.isfinite().all())]
+        if spoiled:
+            raise CheckpointError(
+                f"not saved: {spoiled[0]} (and {len(spoiled) - 1} more tensors) has non-finite weights"
+            )
         state = {
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
@@ -449,7 +404,7 @@ class Loop:
             "arm": self.config.arm,
             "config": self.config.model_dump(mode="json"),
             "data": parts.data.fingerprint,
-            "tokenizer": tokenizer_fingerprint(parts.tokenizer),
+            "tokenizer": parts.tokenizer_fingerprint,
             "num_threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": parts.device.type,
@@ -461,7 +416,6 @@ class Loop:
     def _restore(self, path: Path) -> None:
         parts = self.parts
         saved = checkpoint.load(path)
-        self._check_facts(path, saved.facts)
         try:
             parts.model.load_state_dict(saved.parts["model"])
             parts.optimizer.load_state_dict(saved.parts["optimizer"])
@@ -470,42 +424,40 @@ class Loop:
         except (RuntimeError, ValueError, KeyError, TypeError) as problem:
             raise ModelError(f"{path} is a checkpoint of another model: {problem}") from problem
         devices.set_random_state(saved.parts["random"], parts.device)
-        self.run_id = saved.facts["run_id"]
         self.reporter.note(f"resumed from {path}: step {self.progress.step} of {parts.steps}")
-
-    def _check_facts(self, path: Path, facts: dict[str, Any]) -> None:
-        parts = self.parts
-        if facts["data"] != parts.data.fingerprint:
-            raise UsageError(f"{path} was saved while training on other rows: the data files have changed since")
-        if facts["tokenizer"] != tokenizer_fingerprint(parts.tokenizer):
-            raise ModelError(f"{path} was saved with another tokenizer")
-        now = {"num_threads": torch.get_num_threads(), "torch": torch.__version__, "device": parts.device.type}
-        for name, value in now.items():
-            if facts[name] != value:
-                self.reporter.note(
-                    f"{name} was {facts[name]} when the checkpoint was saved and is {value} now: the run goes on, but "
-                    "not bit-exactly"
-                )
 
     def _write_facts(self) -> None:
         """`config.yaml` and `provenance.json`; a resumed run keeps a line about every start."""
         write_atomic(self.folder / "config.yaml", dump(self.config))
         path = self.folder / "provenance.json"
-        earlier: dict[str, Any] = (
-            json.loads(path.read_text()) if path.exists() else {"run_id": self.run_id, "starts": []}
-        )
+        earlier: dict[str, Any] = read_provenance(path) if path.exists() else {"run_id": self.run_id, "starts": []}
         started = provenance.collect(
             sys.argv,
             from_step=self.progress.step,
             tags=self.config.tags,
             seed=self.config.train.seed,
             data=self.parts.data.fingerprint,
-            tokenizer=tokenizer_fingerprint(self.parts.tokenizer),
+            tokenizer=self.parts.tokenizer_fingerprint,
             device=str(self.parts.device),
             num_threads=torch.get_num_threads(),
         )
         earlier["starts"].append(started)
         write_atomic(path, json.dumps(earlier, indent=2) + "\n")
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """`provenance.json` of a run folder.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        facts: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path} is damaged: {problem}; move it away to go on without it") from problem
+    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list) or not facts.get("run_id"):
+        raise CheckpointError(f"{path} is damaged: run_id or starts are missing; move it away to go on without it")
+    return facts
 
 
 def train(recipe: str | Path | Config, overrides: list[str] | None = None, **options: Any) -> RunResult:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmtp.probing import check_causal
+
 HEADS = ("linear", "mlp", "sigmoid")
 
 
@@ -45,6 +47,9 @@ class ValueHead(nn.Module):
 class ValueModel(nn.Module):
     """A causal language model's decoder with a value head.
 
+    Raises:
+        ModelError: the model is not causal.
+
     Args:
         base: a `transformers` `...ForCausalLM`; its unembedding is kept but neither run nor trained.
         head: see `ValueHead`.
@@ -55,6 +60,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, base: Any, head: str = "mlp", backbone: str = "full", loss: str = "pairwise") -> None:
         super().__init__()
+        check_causal(base)
         self.base = base
         self.value_head = ValueHead(base.config.hidden_size, head)
         self.backbone = backbone

@@ -88,8 +88,8 @@ def test_several_in_a_row_stop_the_run_naming_step_rows_and_checkpoint(
     with pytest.raises(NonFiniteError) as caught:
         run(load([recipe], ["train.max_nonfinite=3"]), out=tmp_path / "run")
     message = str(caught.value)
-    assert "step 8" in message
-    assert "training rows" in message
+    assert "steps 6 to 8" in message
+    assert "problems " in message
     assert "step_00000004" in message
 
 

@@ -331,7 +331,7 @@ def test_evaluation_changes_neither_memory_nor_modes_nor_parameters(make: Callab
     model.branch.layer.train(not training)  # a part of its own mode, as a frozen one may be
     modes = [module.training for module in model.modules()]
     memory, parameters = copy.deepcopy(scheme.state_dict()), copy.deepcopy(model.state_dict())
-    metrics = evaluate(model, objective, [random_batch(seed=8), random_batch(seed=9)])
+    metrics = evaluate(model, objective, [[random_batch(seed=8)], [random_batch(seed=9)]])
     assert scheme.state_dict() == memory
     assert [module.training for module in model.modules()] == modes
     assert unchanged(parameters, model.state_dict())
@@ -347,7 +347,7 @@ def test_evaluation_runs_in_evaluation_mode_and_gives_modes_back_after_an_error(
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        evaluate(model, MTPObjective(Uniform(), score=fail), [BATCH])
+        evaluate(model, MTPObjective(Uniform(), score=fail), [[BATCH]])
     assert seen == [False]
     assert all(module.training for module in model.modules())
 
@@ -355,7 +355,7 @@ def test_evaluation_runs_in_evaluation_mode_and_gives_modes_back_after_an_error(
 def test_evaluation_of_two_batches_is_the_mean_over_their_pairs() -> None:
     model, objective = tiny_model("llama", K), MTPObjective(Uniform())
     batches = [random_batch(rows=1, length=5, seed=8), random_batch(rows=6, length=14, seed=9)]
-    both = evaluate(model, objective, batches)["loss/nll"]
+    both = evaluate(model, objective, [[batch] for batch in batches])["loss/nll"]
     sums: list[LossSum] = [mtp_loss(model, b) for b in batches]
     nll = sum(float(s.nll_sum_K.sum()) for s in sums)
     assert both == pytest.approx(nll / sum(int(s.count_K.sum()) for s in sums), rel=1e-5)
@@ -372,10 +372,10 @@ def test_a_micro_batch_without_targets_holds_the_same_sums_as_any_other() -> Non
     assert float(empty.sums["weight_count"]) == 0
 
 
-@pytest.mark.parametrize("rewards", [[1.0, 1.0, 0.0, 1.0], [torch.nan] * 4])
+@pytest.mark.parametrize("rewards", [[1.0, 0.0, 1.0, 0.0], [torch.nan] * 4])
 def test_a_critic_batch_that_is_no_pairs_holds_the_same_sums_as_one_that_is(rewards: list[float]) -> None:
     model = ValueModel(tiny_base(), head="linear")
-    pairs = replace(BATCH, reward_B=torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    pairs = replace(BATCH, reward_B=torch.tensor([1.0, 0.0, 1.0, 0.0]), paired=True)
     others = replace(BATCH, reward_B=torch.tensor(rewards))
     objective = ValueObjective("lambda_return")
     meters = [objective.sums(model, batch, None, alone, False).meter for batch in (pairs, others)]

@@ -37,6 +37,8 @@ class Batch:
     """Place of each row in the data set, for messages."""
     num_tokens: int
     """Tokens of the rows, padding left out."""
+    paired: bool = False
+    """Rows 2i and 2i+1 are a correct and an incorrect response to one problem."""
     document_BT: Tensor | None = None
     """None: every row is one document."""
 
@@ -124,7 +126,8 @@ class Batches:
         size = micro_batch_size or len(rows)
         if size % per_item:
             raise DataError(f"train.micro_batch_size must be a multiple of {per_item} (rows come in pairs), got {size}")
-        return [collate(self.rows, rows[i : i + size], self.pad_id) for i in range(0, len(rows), size)]
+        paired = len(self.items[0]) == 2
+        return [collate(self.rows, rows[i : i + size], self.pad_id, paired) for i in range(0, len(rows), size)]
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -145,7 +148,7 @@ class Batches:
         return [batches[i] for i in random.permutation(len(batches))]
 
 
-def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int) -> Batch:
+def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int, paired: bool = False) -> Batch:
     """The chosen rows as one padded batch."""
     longest = max(len(rows[i].tokens) for i in chosen)
     tokens = np.full((len(chosen), longest), pad_id, dtype=np.int64)
@@ -161,4 +164,5 @@ def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int) -> Batch:
         torch.from_numpy(reward),
         tuple(chosen),
         sum(len(rows[i].tokens) for i in chosen),
+        paired,
     )

@@ -165,6 +165,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Decode]]:
     try:
         if path.is_dir():
             raise DataError(f"{path} is a directory; a JSON Lines file was expected")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no ordinary file; a JSON Lines file was expected")
         with path.open("rb") as file:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
             file.seek(0)

@@ -31,6 +31,8 @@ class Row:
     reward: float
     """1 correct, 0 incorrect, NaN unknown."""
     difficulty: int
+    name: str = ""
+    """The problem's id, for messages."""
 
 
 @dataclass
@@ -107,7 +109,7 @@ def encode(
         report.straddling += offsets[first][0] < len(prompts[i])
         problem = problems.setdefault(record.problem_id, len(problems))
         reward = float("nan") if record.is_correct is None else float(record.is_correct)
-        rows.append(Row(np.asarray(ids, dtype=np.int32), start, problem, reward, record.difficulty))
+        rows.append(Row(np.asarray(ids, dtype=np.int32), start, problem, reward, record.difficulty, record.problem_id))
     if not rows:
         raise DataError(f"no rows left: all {len(records):,} are longer than data.max_length = {max_length}")
     report.rows, report.tokens = len(rows), sum(len(row.tokens) for row in rows)

@@ -124,7 +124,8 @@ def loading_errors() -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
     expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, ImportError)
-    return (*expected, SafetensorError, StrictDataclassError)
+    nonsense = (AssertionError, IndexError, AttributeError)
+    return (*expected, *nonsense, SafetensorError, StrictDataclassError)
 
 
 def first_line(problem: BaseException) -> str:

@@ -1,0 +1,163 @@
+"""A run folder before and between runs: where it is, what can be resumed, who may write.
+
+Everything here answers before anything is trained.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wmtp import checkpoint
+from wmtp.config import Config
+from wmtp.errors import CheckpointError, ConfigError, UsageError
+from wmtp.storage import resolve
+
+MAY_CHANGE = (
+    "device",
+    "num_threads",
+    "runs",
+    "run_name",
+    "tags",
+    "checkpoint",
+    "train.log_every",
+    "train.max_nonfinite",
+)
+"""Keys that a resumed run may set otherwise; any other difference would make it another run."""
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `UsageError` if the run folder could not be made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"the run folder {folder} cannot be made: {nearest} is not a writable folder")
+
+
+def check_disk(folder: Path, config: Config, checkpoint_bytes: int) -> None:
+    """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    kept = config.checkpoint.keep_last + 1 if config.checkpoint.every is not None else 1
+    free = shutil.disk_usage(nearest).free
+    if kept * checkpoint_bytes > free:
+        raise UsageError(
+            f"{kept} checkpoints of {checkpoint_bytes / 2**30:.1f} GiB do not fit on the disk of {folder}: "
+            f"{free / 2**30:.1f} GiB are free"
+        )
+
+
+def run_folder(config: Config, out: str | Path | None, resume: str | None) -> Path:
+    """Where the run lives."""
+    given = None if out is None else resolve(out)
+    if resume in (None, "auto"):
+        return given if given is not None else resolve(config.runs) / config.name
+    path = resolve(str(resume))
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    if given is not None and given.resolve() != folder.resolve():
+        raise UsageError(f"--resume {resume} goes on in {folder}, --out says {out}; leave one of them out")
+    return folder
+
+
+def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from; None to start at step 1.
+
+    Raises:
+        UsageError: the folder has a run and `resume` is None; what `resume` names is not there; there are steps or a
+            final model but no good checkpoint (starting again would destroy them).
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"the run folder {folder} is a file")
+    if resume is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(
+                f"the run folder {folder} is not empty; go on with --resume auto, or choose another --run-name or --out"
+            )
+        return None
+    named = resolve(resume) if resume != "auto" else None
+    if named is not None and named.parent.name == "checkpoints":
+        return _named_checkpoint(named)
+    if named is not None and not named.is_dir():
+        raise UsageError(f"no run folder at {named}")
+    found = _newest(folder / "checkpoints", note)
+    if found is None and (named is not None or (folder / "final").exists()):
+        raise UsageError(f"{folder} has no checkpoint to resume from; to train again, choose another --out")
+    if found is None:
+        note("no checkpoint to resume from: starting at step 1")
+    return found
+
+
+def _named_checkpoint(path: Path) -> Path:
+    if not (path / checkpoint.MANIFEST).is_file():
+        raise UsageError(f"no checkpoint at {path}")
+    later = [other for other in checkpoint.list_steps(path.parent) if other.name > path.name]
+    if later:
+        raise UsageError(
+            f"{later[-1]} is newer than {path}: going on from here would leave two histories in one run folder. Resume "
+            "with auto, or move the newer checkpoints away"
+        )
+    return path
+
+
+def _newest(checkpoints: Path, note: Callable[[str], None]) -> Path | None:
+    found = checkpoint.newest(
+        checkpoints, on_bad=lambda path, reason: note(f"passed over the damaged checkpoint {path}: {reason}")
+    )
+    unfinished = sorted(checkpoints.glob("step_*")) if found is None and checkpoints.is_dir() else []
+    if unfinished:
+        raise CheckpointError(f"no checkpoint in {checkpoints} can be read: {unfinished[-1]} has no manifest")
+    return found
+
+
+def check_same_run(config: Config, path: Path) -> None:
+    """Raise `ConfigError` if the checkpoint belongs to a run with other settings; names every one."""
+    facts = facts_of(path)
+    before, now = facts.get("config"), config.model_dump(mode="json")
+    if not isinstance(before, dict):
+        raise CheckpointError(f"{path} does not say which config it was saved with")
+    different = [
+        f"{key}: {_at(before, key)!r} in the checkpoint, {_at(now, key)!r} now"
+        for key in sorted(_leaves(before) | _leaves(now))
+        if _at(before, key) != _at(now, key) and not _may_change(key)
+    ]
+    if different:
+        raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different))
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    return checkpoint.load(path, parts=[]).facts
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+def _leaves(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix}
+    return {leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))}
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+@contextmanager
+def only_trainer(folder: Path) -> Iterator[None]:
+    """Hold the run folder's lock.
+
+    Raises:
+        UsageError: another process is training in it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise UsageError(f"another process is training in {folder}") from problem
+        yield
