@@ -249,7 +249,13 @@ class TrainConfig(_Part):
     batch_size: Positive = 16
     """Rows per optimiser step."""
     micro_batch_size: Positive | None = None
-    """Rows per forward pass; default: all of the batch."""
+    """At most so many rows per forward pass; default: all of the batch."""
+    micro_batch_tokens: Positive | None = None
+    """And at most so many positions (rows x longest row), a single row excepted; default: no such bound."""
+    activation_checkpointing: bool = False
+    """Recompute the trunk's activations in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile trunk layers and heads one by one (regional compilation); needs a C++ compiler on CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     log_every: Positive = 10
     eval_every: Positive | None = None

@@ -88,7 +88,9 @@ def largest_micro_batch(parts: Parts) -> tuple[int, int]:
     train = parts.data.train
     size = parts.config.train.micro_batch_size or parts.config.train.batch_size
     rows = min(size, sum(len(item) for item in train.items))
-    return rows, max(len(train.rows[row].tokens) for item in train.items for row in item)
+    longest = max(len(train.rows[row].tokens) for item in train.items for row in item)
+    budget = parts.config.train.micro_batch_tokens
+    return (rows if budget is None else min(rows, max(len(train.items[0]), budget // longest))), longest
 
 
 def _loss_bytes(parts: Parts, shape: tuple[int, int]) -> dict[str, int]:

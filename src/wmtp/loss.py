@@ -56,7 +56,7 @@ class LossSum:
     count_K: Tensor
     """Number of valid pairs per head."""
     correct_K: Tensor
-    """How often the most likely token was the target, per head."""
+    """How often no token was more likely than the target, per head."""
     nll_BTK: Tensor
     """Per-pair nll, 0 where there is no target."""
 
@@ -83,7 +83,8 @@ def plain_nll(hidden_K: Sequence[Tensor], unembedding: Unembedding, target_BTK: 
         target_BT = target_BTK[:, :, k]
         nll = F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), reduction="none", ignore_index=IGNORE)
         nll_K.append(nll.view_as(target_BT))
-        correct_K.append((logits_BTV.argmax(-1) == target_BT) & (target_BT != IGNORE))
+        at_target_BT = logits_BTV.gather(-1, target_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        correct_K.append((at_target_BT >= logits_BTV.amax(-1)) & (target_BT != IGNORE))
     return torch.stack(nll_K, -1), torch.stack(correct_K, -1)
 
 

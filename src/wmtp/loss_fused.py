@@ -42,7 +42,7 @@ class RowLoss(NamedTuple):
     nll_N: Tensor
     """fp32 nll per row; 0 for ignored rows."""
     correct_N: Tensor
-    """bool: the most likely token is the target; False for ignored rows."""
+    """bool: no token is more likely than the target; False for ignored rows."""
 
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20, "mps": 128 * 2**20}
@@ -211,43 +211,27 @@ class _LinearNLL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
         accumulate = accumulator(compute)
-        projection = projection_VD.to(compute)
-        bias = None if bias_V is None else bias_V.to(compute)
-        needs_projection, needs_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        dprojection = torch.zeros_like(projection_VD, dtype=accumulate) if needs_projection else None
-        dbias = torch.zeros_like(bias_V, dtype=accumulate) if needs_bias and bias_V is not None else None
-        dhidden_K = [
-            torch.zeros_like(hidden) if needed else None
-            for hidden, needed in zip(hidden_K, ctx.needs_input_grad[6:], strict=True)
-        ]
-        total = torch.zeros((), dtype=accumulate, device=projection.device)
-        nll_R, correct_R = [], []
-        for hidden, target, weight, dhidden in zip(hidden_K, target_K, weight_K, dhidden_K, strict=True):
+        unembedding = unembedding._replace(
+            projection_VD=projection_VD.to(compute), bias_V=None if bias_V is None else bias_V.to(compute)
+        )
+        gradients = _Gradients(projection_VD, bias_V, hidden_K, ctx.needs_input_grad, accumulate)
+        most = min(chunk, max((len(target) for target in target_K), default=0))
+        buffer_CV = projection_VD.new_empty((most, projection_VD.shape[0]), dtype=compute)
+        total = torch.zeros((), dtype=accumulate, device=projection_VD.device)
+        nll_R, correct_R = [total.new_zeros(0)], [torch.zeros(0, dtype=torch.bool, device=total.device)]
+        for k, (hidden, target, weight) in enumerate(zip(hidden_K, target_K, weight_K, strict=True)):
             for start in range(0, len(target), chunk):
-                piece = slice(start, start + chunk)
-                wants_gradient = not (dprojection is None and dbias is None and dhidden is None)
-                logits = _capped(hidden[piece], projection, bias, unembedding)
-                seen = _visit(logits, target[piece], unembedding.softcap, wants_gradient)
+                rows = slice(start, min(start + chunk, len(target)))
+                seen = _visit(hidden[rows], target[rows], unembedding, buffer_CV, gradients.wanted(k))
+                row_weight = torch.ones_like(seen.nll_C) if weight is None else weight[rows]
                 nll_R.append(seen.nll_C)
                 correct_R.append(seen.correct_C)
-                row_weight = torch.ones_like(seen.nll_C) if weight is None else weight[piece]
                 total += (row_weight * seen.nll_C).sum()
-                if not wants_gradient:
-                    continue
-                kept = _kept_rows(row_weight)
-                dlogits = _logits_gradient(seen, target[piece], row_weight * unembedding.scale, kept)
-                dlogits = dlogits.to(compute)
-                rows = slice(start, start + len(row_weight)) if kept is None else kept + start
-                if dhidden is not None:
-                    dhidden[rows] = dlogits @ projection
-                if dprojection is not None:
-                    _add_product(dprojection, dlogits, hidden[rows])
-                if dbias is not None:
-                    dbias += dlogits.sum(0, dtype=accumulate)
-        ctx.gradients = (dprojection, dbias, *dhidden_K)
+                if gradients.wanted(k):
+                    gradients.add(k, rows, hidden, target[rows], row_weight, seen, unembedding, buffer_CV)
+        ctx.gradients = gradients.finished()
         ctx.dtypes = (projection_VD.dtype, None if bias_V is None else bias_V.dtype)
-        nll_all = torch.cat(nll_R) if nll_R else total.new_zeros(0)
-        correct_all = torch.cat(correct_R) if correct_R else torch.zeros(0, dtype=torch.bool, device=total.device)
+        nll_all, correct_all = torch.cat(nll_R), torch.cat(correct_R)
         ctx.mark_non_differentiable(nll_all, correct_all)
         return total, nll_all, correct_all
 
@@ -270,16 +254,6 @@ class _LinearNLL(torch.autograd.Function):
         )
 
 
-def _capped(hidden: Tensor, projection: Tensor, bias: Tensor | None, unembedding: Unembedding) -> Tensor:
-    """One chunk of scaled and capped logits in the accumulation dtype."""
-    logits = torch.nn.functional.linear(hidden, projection, bias)
-    logits = logits.to(accumulator(logits.dtype))
-    if unembedding.scale != 1.0:
-        logits.mul_(unembedding.scale)
-    softcap = unembedding.softcap
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
-
-
 class _Visited(NamedTuple):
     """What one look at a chunk of logits leaves behind."""
 
@@ -293,21 +267,96 @@ class _Visited(NamedTuple):
     """d(capped logits)/d(logits), where there is a softcap and a gradient is wanted."""
 
 
-def _visit(logits_CV: Tensor, target_C: Tensor, softcap: float | None, gradient: bool) -> _Visited:
-    """Losses of a chunk by the shifted log-sum-exp; consumes the logits. One exponential serves loss and gradient."""
-    slope = (logits_CV / softcap).square_().neg_().add_(1) if softcap is not None and gradient else None
-    top_C, most_likely_C = logits_CV.max(1)
-    shifted = logits_CV.sub_(top_C.unsqueeze(1))
+def _visit(
+    hidden_CD: Tensor, target_C: Tensor, unembedding: Unembedding, buffer_CV: Tensor, gradient: bool
+) -> _Visited:
+    """Losses of a chunk by the shifted log-sum-exp, in the accumulation dtype; one exponential serves the gradient too.
+
+    The logits go into `buffer_CV`, which every chunk uses again: fresh pages for each would cost more than the softmax.
+    """
+    projection_VD, bias_V, softcap, scale = unembedding
+    logits = torch.mm(hidden_CD, projection_VD.T, out=buffer_CV[: len(target_C)])
+    if bias_V is not None:
+        logits += bias_V
+    logits = logits.to(accumulator(logits.dtype))
+    if scale != 1.0:
+        logits.mul_(scale)
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    slope = (logits / softcap).square_().neg_().add_(1) if softcap is not None and gradient else None
+    shifted = logits.sub_(logits.amax(1, keepdim=True))
     at_target_C = shifted.gather(1, target_C.unsqueeze(1)).squeeze(1)
     exponential = shifted.exp_()
     total_C = exponential.sum(1)
-    return _Visited(total_C.log() - at_target_C, most_likely_C == target_C, exponential, total_C, slope)
+    return _Visited(total_C.log() - at_target_C, at_target_C == 0, exponential, total_C, slope)
 
 
-def _kept_rows(weight_C: Tensor) -> Tensor | None:
-    """The rows that need gradient work, or None for all of them (no copy then)."""
-    kept = (weight_C != 0).nonzero().squeeze(-1)
-    return None if len(kept) == len(weight_C) else kept
+class _Gradients:
+    """The gradients that a loss has collected so far; None for inputs that need none."""
+
+    def __init__(
+        self,
+        projection_VD: Tensor,
+        bias_V: Tensor | None,
+        hidden_K: tuple[Tensor, ...],
+        needed: tuple[bool, ...],
+        accumulate: torch.dtype,
+    ) -> None:
+        self.needs_projection, self.accumulate = needed[0], accumulate
+        self.like_VD = projection_VD
+        self.dprojection: Tensor | None = None
+        self.dbias = None
+        if needed[1] and bias_V is not None:
+            self.dbias = torch.zeros_like(bias_V, dtype=accumulate)
+        pairs = zip(hidden_K, needed[6:], strict=True)
+        self.dhidden_K = [torch.zeros_like(hidden) if needs else None for hidden, needs in pairs]
+
+    def wanted(self, k: int) -> bool:
+        """Whether head k's rows have gradient work."""
+        return self.needs_projection or self.dbias is not None or self.dhidden_K[k] is not None
+
+    def add(
+        self,
+        k: int,
+        rows: slice,
+        hidden_ND: Tensor,
+        target_C: Tensor,
+        weight_C: Tensor,
+        seen: _Visited,
+        unembedding: Unembedding,
+        buffer_CV: Tensor,
+    ) -> None:
+        """Add one visited chunk; rows of weight 0 do no work."""
+        kept = (weight_C != 0).nonzero().squeeze(-1)
+        everything = len(kept) == len(weight_C)
+        place = rows if everything else kept + rows.start
+        dlogits = _logits_gradient(seen, target_C, weight_C * unembedding.scale, None if everything else kept)
+        if dlogits.dtype != buffer_CV.dtype:
+            dlogits = buffer_CV[: len(dlogits)].copy_(dlogits)
+        dhidden = self.dhidden_K[k]
+        if dhidden is not None and everything:
+            torch.mm(dlogits, unembedding.projection_VD, out=dhidden[rows])
+        elif dhidden is not None:
+            dhidden[place] = dlogits @ unembedding.projection_VD
+        if self.needs_projection:
+            self._add_product(dlogits, hidden_ND[place])
+        if self.dbias is not None:
+            self.dbias += dlogits.sum(0, dtype=self.accumulate)
+
+    def _add_product(self, dlogits_CV: Tensor, hidden_CD: Tensor) -> None:
+        """dprojection += dlogits.T @ hidden, added over chunks in the accumulation dtype."""
+        if self.dprojection is None:
+            self.dprojection = torch.mm(dlogits_CV.T, hidden_CD).to(self.accumulate)
+        elif dlogits_CV.dtype == self.accumulate:
+            self.dprojection.addmm_(dlogits_CV.T, hidden_CD)
+        else:
+            self.dprojection += dlogits_CV.T @ hidden_CD
+
+    def finished(self) -> tuple[Tensor | None, ...]:
+        """Gradients of projection, bias and every head's hidden rows."""
+        if self.needs_projection and self.dprojection is None:
+            self.dprojection = torch.zeros_like(self.like_VD, dtype=self.accumulate)
+        return (self.dprojection, self.dbias, *self.dhidden_K)
 
 
 def _logits_gradient(seen: _Visited, target_C: Tensor, weight_C: Tensor, kept: Tensor | None) -> Tensor:
@@ -319,11 +368,3 @@ def _logits_gradient(seen: _Visited, target_C: Tensor, weight_C: Tensor, kept: T
     gradient = exponential.mul_((weight_C / total_C).unsqueeze(1))
     gradient.scatter_add_(1, target_C.unsqueeze(1), -weight_C.unsqueeze(1))
     return gradient if slope is None else gradient.mul_(slope)
-
-
-def _add_product(total_VD: Tensor, dlogits_CV: Tensor, hidden_CD: Tensor) -> None:
-    """total += dlogits.T @ hidden, accumulated over chunks in the accumulator's dtype."""
-    if dlogits_CV.dtype == total_VD.dtype:
-        total_VD.addmm_(dlogits_CV.T, hidden_CD)
-    else:
-        total_VD += dlogits_CV.T @ hidden_CD

@@ -122,6 +122,12 @@ class MTPModel(nn.Module):
         """Logits `[..., V]` of final hidden states `[..., D]`."""
         return self.unembedding().logits(hidden)
 
+    def compile_layers(self) -> None:
+        """Compile every trunk layer and head by itself, for any batch shape and without graph breaks."""
+        layers = list(getattr(self.decoder, self._layers_name))[:-1]
+        for layer in (*layers, *self.heads()):
+            layer.compile(fullgraph=True, dynamic=True)
+
     def keep_heads(self, count: int) -> None:
         """Drop all but the first `count` heads; with 1, what is left is the base model.
 

@@ -35,7 +35,7 @@ def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: 
         return peak
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     if schedule == "linear":
-        return peak * (1 - (1 - floor) * progress)
+        return peak * (floor + (1 - floor) * (1 - progress))
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

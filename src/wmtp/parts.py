@@ -87,6 +87,7 @@ def build(config: Config) -> Parts:
     devices.seed_everything(config.train.seed)
     model = build_model(config, tokenizer).to(device)
     model.train()
+    prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     frozen, objective = build_objective(config, tokenizer, device)
     optimizer = optim.build_adamw(
         model,
@@ -231,6 +232,26 @@ def build_model(config: Config, tokenizer: Any) -> MTPModel | ValueModel:
     if isinstance(config.objective, ValueObjectiveConfig):
         return ValueModel(base_or_model, config.objective.head, config.objective.backbone, config.objective.loss)
     return MTPModel(base_or_model, config.model.heads.num_heads, config.model.heads.init)
+
+
+def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
+    """Switch on what changes how the model computes, not what.
+
+    Raises:
+        ModelError: the architecture cannot recompute activations.
+        ConfigError: asked to compile a critic.
+    """
+    if checkpointing:
+        base = model.base
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        try:
+            enable()
+        except ValueError as problem:
+            raise ModelError(f"train.activation_checkpointing: {problem}") from problem
+    if compiled:
+        if not isinstance(model, MTPModel):
+            raise ConfigError("train.compile is for objective.kind = mtp; leave it out for a critic")
+        model.compile_layers()
 
 
 def _load_policy(config: Config, vocabulary: int) -> Any:

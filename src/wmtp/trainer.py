@@ -259,7 +259,7 @@ class Loop:
         config, parts, progress = self.config, self.parts, self.progress
         started = time.perf_counter()
         step = progress.step + 1
-        batches = parts.data.train.at(step - 1, config.train.micro_batch_size)
+        batches = parts.data.train.at(step - 1, config.train.micro_batch_size, config.train.micro_batch_tokens)
         lr = self._learning_rate(step)
         optim.set_learning_rate(parts.optimizer, lr)
         result = train_step(
@@ -329,8 +329,8 @@ class Loop:
             return
         started = time.perf_counter()
         count = min(len(validation), self.config.train.eval_batches or len(validation))
-        size = self.config.train.micro_batch_size
-        batches = ([b.to(parts.device) for b in validation.at(number, size)] for number in range(count))
+        sizes = (self.config.train.micro_batch_size, self.config.train.micro_batch_tokens)
+        batches = ([b.to(parts.device) for b in validation.at(number, *sizes)] for number in range(count))
         metrics = evaluate(parts.model, parts.objective, batches, precision=parts.precision)
         progress.validation = {"tokens": progress.tokens, **metrics, "time/eval_s": time.perf_counter() - started}
         journal.log(progress.step, "validation", progress.validation)

@@ -98,7 +98,7 @@ def test_a_batch_of_pairs_alternates_correct_and_incorrect() -> None:
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_an_odd_batch_size_is_refused_for_pairs(size: int) -> None:
     data = [row(reward=YES), row(reward=NO)]
-    with pytest.raises(DataError, match="multiple of 2"):
+    with pytest.raises(DataError, match="must be even"):
         Batches(data, pair_items(data), batch_size=size, seed=0, pad_id=PAD)
 
 
@@ -106,7 +106,7 @@ def test_an_odd_batch_size_is_refused_for_pairs(size: int) -> None:
 def test_a_micro_batch_never_tears_a_pair_apart(size: int) -> None:
     data = [row(problem=i // 2, reward=float(i % 2)) for i in range(8)]
     chosen = Batches(data, pair_items(data), batch_size=4, seed=0, pad_id=PAD)
-    with pytest.raises(DataError, match="multiple of 2"):
+    with pytest.raises(DataError, match="must be even"):
         chosen.at(0, size)
 
 

@@ -116,18 +116,37 @@ class Batches:
         epoch, place = divmod(number, len(self))
         return [row for item in self._order(epoch)[place] for row in self.items[item]]
 
-    def at(self, number: int, micro_batch_size: int | None = None) -> list[Batch]:
-        """Batch `number` as micro-batches of at most `micro_batch_size` rows (None: as one).
+    def at(self, number: int, rows: int | None = None, tokens: int | None = None) -> list[Batch]:
+        """Batch `number` as micro-batches.
+
+        Args:
+            rows: at most so many rows in each (None: any number).
+            tokens: at most so many positions in each, padding included, unless it is a single item. Rows of a batch
+                come sorted by length, so this bounds memory with next to no padding.
 
         Raises:
-            DataError: a micro-batch size that would tear items apart.
+            DataError: `rows` would tear pairs apart.
         """
-        rows, per_item = self.rows_of(number), len(self.items[0])
-        size = micro_batch_size or len(rows)
-        if size % per_item:
-            raise DataError(f"train.micro_batch_size must be a multiple of {per_item} (rows come in pairs), got {size}")
         paired = len(self.items[0]) == 2
-        return [collate(self.rows, rows[i : i + size], self.pad_id, paired) for i in range(0, len(rows), size)]
+        if rows is not None and rows % len(self.items[0]):
+            raise DataError(f"train.micro_batch_size must be even (rows come in pairs), got {rows}")
+        groups = self._groups(number, rows or len(self.rows) * 2, tokens)
+        return [collate(self.rows, group, self.pad_id, paired) for group in groups]
+
+    def _groups(self, number: int, most_rows: int, most_tokens: int | None) -> list[list[int]]:
+        """Rows of the micro-batches, whole items each."""
+        epoch, place = divmod(number, len(self))
+        groups: list[list[int]] = []
+        longest = 0
+        for item in self._order(epoch)[place]:
+            rows = list(self.items[item])
+            longest = max(longest, int(self._lengths[item]))
+            count = (len(groups[-1]) if groups else most_rows) + len(rows)
+            if count > most_rows or (most_tokens is not None and count * longest > most_tokens):
+                groups.append([])
+                longest = int(self._lengths[item])
+            groups[-1] += rows
+        return groups
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
         if self._epoch is None or self._epoch[0] != epoch:
