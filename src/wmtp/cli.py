@@ -57,7 +57,7 @@ def quickstart(
 ) -> None:
     """Train all four arms on the problems that ship with wmtp and compare them. No network.
 
-    Example: wmtp quickstart --out /tmp/first-look
+    Example: wmtp quickstart --out runs/first-look
     """
     from wmtp.quickstart import quickstart as work
     from wmtp.storage import resolve
