@@ -75,8 +75,8 @@ def quickstart(
 @app.command()
 def train(
     overrides: Overrides = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Where: device, folders.")] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="What: model, data, objective.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="Where: device, folders.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="What: model, data, objective.")] = None,
     run_name: Annotated[str | None, typer.Option("--run-name", help="Name of the run folder.")] = None,
     tags: Annotated[str | None, typer.Option("--tags", help="Comma-separated tags.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="The run folder; default RUNS/RUN_NAME.")] = None,
@@ -114,8 +114,8 @@ def train(
 
 
 def _settings(
-    config: Path | None,
-    recipe: Path | None,
+    config: str | None,
+    recipe: str | None,
     overrides: list[str],
     run_name: str | None,
     tags: str | None,
@@ -124,9 +124,9 @@ def _settings(
     from wmtp.config import load
     from wmtp.storage import resolve
 
-    files = [resolve(str(file)) for file in (config, recipe) if file is not None]
+    files = [resolve(file) for file in (config, recipe) if file is not None]
     if not files and resume not in (None, "auto"):
-        files = [_config_of(resolve(str(resume)))]
+        files = [_config_of(resolve(resume))]
     if not files:
         raise UsageError("nothing to train: give --recipe FILE (and --config FILE), or --resume RUN")
     named = [f"run_name={json.dumps(run_name)}"] if run_name is not None else []

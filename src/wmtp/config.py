@@ -235,7 +235,8 @@ class OptimConfig(_Part):
 class EarlyStoppingConfig(_Part):
     """Stop when a validation metric no longer falls."""
 
-    metric: str = "loss/weighted"
+    metric: str | None = None
+    """One that falls. Default: `loss/nll`, which no weighting moves; for a critic `loss/weighted`, what it trains."""
     patience: Positive = 3
     """Evaluations in a row without improvement."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
@@ -337,7 +338,7 @@ class Config(_Part):
         known = ["loss/weighted"]
         if isinstance(self.objective, MTPObjectiveConfig):
             known += ["loss/nll", *(f"loss/nll_head_{k}" for k in range(1, self.model.heads.num_heads + 1))]
-        if options.metric not in known:
+        if options.metric is not None and options.metric not in known:
             raise ValueError(f"train.early_stopping.metric = {options.metric!r} must be one of {', '.join(known)}")
 
     def _fits_heads(self, objective: MTPObjectiveConfig) -> None:
@@ -364,6 +365,12 @@ class Config(_Part):
     def name(self) -> str:
         """The run's name."""
         return self.run_name or f"{self.arm}-seed{self.train.seed}"
+
+    @property
+    def watched(self) -> str:
+        """The metric that early stopping watches."""
+        given = self.train.early_stopping.metric if self.train.early_stopping else None
+        return given or ("loss/weighted" if self.arm == "critic" else "loss/nll")
 
     @property
     def solutions(self) -> str:

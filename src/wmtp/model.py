@@ -39,6 +39,9 @@ class MTPModel(nn.Module):
         num_heads: K >= 1. With K = 1 this *is* the base model.
         init: how heads 2..K start: `copy` of the last layer, or `fresh`.
 
+    Use the model through this class: `base` by itself passes over its last layer, which runs behind the `Branch`.
+    `save_model` writes the plain model that transformers' own `generate` and tools expect.
+
     Raises:
         ModelError: the architecture's layers, final norm or unembedding cannot be told apart, or the logits that come
             of them are not the model's own (Cohere's and Granite's, for one, are scaled).

@@ -135,7 +135,8 @@ class MTPObjective:
         """Weights of the whole step where they can be known before a backward pass.
 
         A scheme that looks at the whole step's nll costs one more forward pass, without gradients, over all
-        micro-batches; with one micro-batch it does not.
+        micro-batches; with one micro-batch it does not. With dropout that pass draws its own mask: selection and logged
+        nll are those of another draw than the gradient's.
         """
         plans = [Plan(self._scheme_input(model, batch)) for batch in batches]
         if self.scheme.when is When.MICRO_BATCH or (self.scheme.when is When.WHOLE_STEP and len(batches) == 1):

@@ -341,14 +341,15 @@ class Loop:
         options, progress = self.config.train.early_stopping, self.progress
         if options is None:
             return
-        if metrics[options.metric] < progress.best - options.min_delta:
-            progress.best, progress.bad_evaluations = metrics[options.metric], 0
+        watched = self.config.watched
+        if metrics[watched] < progress.best - options.min_delta:
+            progress.best, progress.bad_evaluations = metrics[watched], 0
             return
         progress.bad_evaluations += 1
         if progress.bad_evaluations >= options.patience:
             progress.stopped_early = True
             self.reporter.note(
-                f"stopped early at step {progress.step}: {options.metric} has not fallen below {progress.best:.4f} in "
+                f"stopped early at step {progress.step}: {watched} has not fallen below {progress.best:.4f} in "
                 f"{progress.bad_evaluations} evaluations"
             )
 

@@ -77,3 +77,21 @@ def test_every_shipped_recipe_loads() -> None:
         for where in sorted((root / "configs").glob("*.yaml")):
             load([where, path])
     assert set(configs(Path("x"), [])) == {"critic", "baseline", "verifiable", "rho1"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml")))
+def test_every_shipped_recipe_dry_runs(
+    name: str, recipe: Path, tmp_path: Path, wmtp_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[2]
+    mbpp = root.parent / "shared" / "data" / "mbpp" / "mbpp.jsonl"
+    if "mbpp" in name and not mbpp.exists():
+        pytest.skip(f"{name} reads MBPP, which is not part of this repository and was not found beside it")
+    monkeypatch.setenv("WMTP_MBPP", str(mbpp))
+    if name.startswith(("rho1", "verifiable")):
+        arm = "objective={kind: value}" if name.startswith("verifiable") else "train.seed=7"
+        assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "frozen", arm, "train.steps=1")[0] == 0
+    monkeypatch.setenv("WMTP_REFERENCE", str(tmp_path / "frozen" / "final"))
+    monkeypatch.setenv("WMTP_CRITIC", str(tmp_path / "frozen" / "final"))
+    code, _, message = wmtp_command("train", "--recipe", root / "recipes" / name, "--out", tmp_path / "x", "--dry-run")
+    assert code == 0, message
