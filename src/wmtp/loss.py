@@ -7,7 +7,7 @@ The unembedding is described by `Unembedding`: logits = softcap(scale * (hidden 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,6 +21,10 @@ from wmtp.targets import IGNORE
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype that losses and weights are computed in: fp32 whatever the compute dtype; float64 stays float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+RowWeight = Callable[[int, Tensor, Tensor], Tensor]
+"""(head counted from 0, places of rows in the flattened [B, T], their detached nll) -> weights of these rows."""
 
 
 class Unembedding(NamedTuple):
@@ -59,6 +63,8 @@ class LossSum:
     """How often no token was more likely than the target, per head."""
     nll_BTK: Tensor
     """Per-pair nll, 0 where there is no target."""
+    weight_BTK: Tensor | None = None
+    """Weights that were made from the losses on the way (`RowWeight`); None where they were given."""
 
     def head(self, k: int) -> LossSum:
         """The figures of head k (counted from 0); `weighted_sum` and `weight_total` stay those of all heads."""
@@ -86,6 +92,13 @@ def plain_nll(hidden_K: Sequence[Tensor], unembedding: Unembedding, target_BTK: 
         at_target_BT = logits_BTV.gather(-1, target_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         correct_K.append((at_target_BT >= logits_BTV.amax(-1)) & (target_BT != IGNORE))
     return torch.stack(nll_K, -1), torch.stack(correct_K, -1)
+
+
+def row_weights(weight_of: RowWeight, nll_BTK: Tensor) -> Tensor:
+    """`weight_BTK` of a rule that looks at one row at a time."""
+    B, T, K = nll_BTK.shape
+    places = torch.arange(B * T, device=nll_BTK.device)
+    return torch.stack([weight_of(k, places, nll_BTK[:, :, k].detach().flatten()).view(B, T) for k in range(K)], -1)
 
 
 def reduce_loss(

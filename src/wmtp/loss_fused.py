@@ -23,14 +23,14 @@ Not covered: double backward, forward-mode differentiation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from wmtp.loss import LossSum, Unembedding, accumulator, pair_scale
+from wmtp.loss import LossSum, RowWeight, Unembedding, accumulator, pair_scale
 from wmtp.targets import IGNORE
 
 
@@ -103,12 +103,14 @@ def fused_loss(
     weight_BTK: Tensor | None = None,
     coefficient_K: Tensor | None = None,
     *,
+    weight_of: RowWeight | None = None,
     seen: LossSum | None = None,
     chunk: int | None = None,
 ) -> LossSum:
     """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time.
 
     Args:
+        weight_of: makes each row's weight from its own nll, instead of `weight_BTK`: still one visit.
         seen: an earlier, unweighted result on the same hidden states. Its figures are passed on, and only rows of
             weight > 0 meet the unembedding again: a scheme that had to see the losses first and then drops 40 % of the
             rows costs less than uniform weights do.
@@ -119,13 +121,21 @@ def fused_loss(
         return replace(seen, weighted_sum=(scale_BTK * seen.nll_BTK).sum(), weight_total=scale_BTK.sum())
     visited_BTK = valid_BTK if seen is None else scale_BTK != 0
     index_K = [visited_BTK[:, :, k].flatten().nonzero().squeeze(-1) for k in range(len(hidden_K))]
+    given: list[Weight] = [scale_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)]
+    made_R: list[Tensor] = []
+    if weight_of is not None:
+        given = [_on_the_way(weight_of, k, index, scale_BTK, made_R) for k, index in enumerate(index_K)]
     total, nll_R, correct_R = _rows_nll(
         [h.flatten(0, 1)[index] for h, index in zip(hidden_K, index_K, strict=True)],
         unembedding,
         [target_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
-        [scale_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
+        given,
         chunk,
     )
+    made_BTK = None
+    if weight_of is not None:
+        made_BTK = _scatter(torch.cat(made_R) if made_R else nll_R.new_zeros(0), index_K, target_BTK)
+        scale_BTK = scale_BTK * made_BTK
     if seen is not None:
         return replace(seen, weighted_sum=total, weight_total=scale_BTK.sum())
     nll_BTK = _scatter(nll_R, index_K, target_BTK)
@@ -137,7 +147,23 @@ def fused_loss(
         count_K=valid_BTK.sum((0, 1)),
         correct_K=correct_BTK.sum((0, 1)),
         nll_BTK=nll_BTK,
+        weight_BTK=made_BTK,
     )
+
+
+Weight = Tensor | Callable[[slice, Tensor], Tensor] | None
+"""Row weights of one head: given, made from a chunk's nll, or 1."""
+
+
+def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, made_R: list[Tensor]) -> Weight:
+    """Head k's weights as the kernel asks for them: chunk by chunk, times c_k; the weights are kept in `made_R`."""
+    scale = scale_BTK[:, :, k].flatten()[index]
+
+    def weight(rows: slice, nll_C: Tensor) -> Tensor:
+        made_R.append(weight_of(k, index[rows], nll_C).detach().to(nll_C.dtype))
+        return made_R[-1] * scale[rows]
+
+    return weight
 
 
 def _scatter(value_R: Tensor, index_K: list[Tensor], like_BTK: Tensor) -> Tensor:
@@ -175,7 +201,7 @@ def _rows_nll(
     hidden_K: list[Tensor],
     unembedding: Unembedding,
     target_K: list[Tensor],
-    weight_K: Sequence[Tensor | None],
+    weight_K: Sequence[Weight],
     chunk: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     device = unembedding.projection_VD.device.type
@@ -206,7 +232,7 @@ class _LinearNLL(torch.autograd.Function):
         unembedding: Unembedding,
         chunk: int,
         target_K: list[Tensor],
-        weight_K: list[Tensor | None],
+        weight_K: list[Weight],
         *hidden_K: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
@@ -223,7 +249,7 @@ class _LinearNLL(torch.autograd.Function):
             for start in range(0, len(target), chunk):
                 rows = slice(start, min(start + chunk, len(target)))
                 seen = _visit(hidden[rows], target[rows], unembedding, buffer_CV, gradients.wanted(k))
-                row_weight = torch.ones_like(seen.nll_C) if weight is None else weight[rows]
+                row_weight = _weights_of(weight, rows, seen.nll_C)
                 nll_R.append(seen.nll_C)
                 correct_R.append(seen.correct_C)
                 total += (row_weight * seen.nll_C).sum()
@@ -252,6 +278,13 @@ class _LinearNLL(torch.autograd.Function):
             None,
             *dhidden_K,
         )
+
+
+def _weights_of(weight: Weight, rows: slice, nll_C: Tensor) -> Tensor:
+    """The weights of a chunk's rows."""
+    if weight is None:
+        return torch.ones_like(nll_C)
+    return weight[rows] if isinstance(weight, Tensor) else weight(rows, nll_C)
 
 
 class _Visited(NamedTuple):

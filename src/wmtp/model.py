@@ -7,6 +7,7 @@ Projecting a hidden state is a separate method, for those who need some logits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from wmtp.errors import ModelError
 from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list, more_heads
-from wmtp.loss import LossSum, Unembedding, plain_nll, reduce_loss
+from wmtp.loss import LossSum, RowWeight, Unembedding, plain_nll, reduce_loss, row_weights
 from wmtp.loss_fused import fused_loss
 from wmtp.probing import check_causal, evaluating, probe
 from wmtp.targets import future_targets
@@ -189,17 +190,23 @@ def hidden_loss(
     kind: str = "fused",
     chunk: int | None = None,
     seen: LossSum | None = None,
+    weight_of: RowWeight | None = None,
 ) -> LossSum:
     """`mtp_loss` from hidden states that are already there.
 
     Args:
         seen: an earlier, unweighted result on the same hidden states, whose work need not be repeated.
+        weight_of: makes each row's weight from its own nll, instead of `weights_BTK`.
     """
     if kind == "plain":
         nll_BTK, correct_BTK = plain_nll(hidden_K, unembedding, target_BTK)
-        sums = reduce_loss(nll_BTK, correct_BTK, target_BTK, weights_BTK, coefficient_K)
+        made_BTK = None if weight_of is None else row_weights(weight_of, nll_BTK)
+        weights = weights_BTK if made_BTK is None else made_BTK
+        sums = replace(reduce_loss(nll_BTK, correct_BTK, target_BTK, weights, coefficient_K), weight_BTK=made_BTK)
     elif kind == "fused":
-        sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, seen=seen, chunk=chunk)
+        sums = fused_loss(
+            hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, weight_of=weight_of, seen=seen, chunk=chunk
+        )
     else:
         raise ValueError(f"loss kind must be 'fused' or 'plain', got {kind!r}")
     if denominator == "weights":

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.targets import IGNORE
 from wmtp.value import ValueModel, lambda_return_loss, mean_response_value, pairwise_loss
-from wmtp.weighting.base import Reduce, Scheme, SchemeInput, When
+from wmtp.weighting.base import Reduce, Scheme, SchemeInput, When, alone
 
 Precision = Callable[[], AbstractContextManager[Any]]
 """Makes the context that forward passes run in (autocast, or nothing)."""
@@ -139,9 +140,10 @@ class MTPObjective:
         nll are those of another draw than the gradient's.
         """
         plans = [Plan(self._scheme_input(model, batch)) for batch in batches]
-        if self.scheme.when is When.MICRO_BATCH or (self.scheme.when is When.WHOLE_STEP and len(batches) == 1):
+        when = self.scheme.when
+        if when in (When.ROW, When.MICRO_BATCH) or (when is When.WHOLE_STEP and len(batches) == 1):
             return plans
-        if self.scheme.when is When.WHOLE_STEP:
+        if when is When.WHOLE_STEP:
             with torch.no_grad():
                 plans = [
                     self._with_nll(plan, model, model(b.tokens_BT)) for plan, b in zip(plans, batches, strict=True)
@@ -203,7 +205,9 @@ class MTPObjective:
         return sums.meter
 
     def _weighted(self, plan: Plan, model: MTPModel, hidden_K: list[Tensor], reduce: Reduce, training: bool) -> Plan:
-        """The plan with weights that had to wait for these losses."""
+        """The plan with weights that had to wait for these losses; a scheme by row is asked during the loss instead."""
+        if self.scheme.when is When.ROW:
+            return plan
         plan = self._with_nll(plan, model, hidden_K)
         (weight_BTK,) = self.scheme.weights([plan.scheme_input], reduce, training)
         return replace(plan, weighted=True, weight_BTK=weight_BTK)
@@ -220,8 +224,10 @@ class MTPObjective:
             self.kind,
             self.chunk,
             plan.seen,
+            None if plan.weighted else partial(self._row_weights, plan.scheme_input),
         )
-        meter = weight_meter(plan.weight_BTK, plan.scheme_input.valid_BTK)
+        weight_BTK = plan.weight_BTK if plan.weighted else loss.weight_BTK
+        meter = weight_meter(weight_BTK, plan.scheme_input.valid_BTK)
         meter.add(
             weighted_sum=loss.weighted_sum.detach(),
             weight_total=loss.weight_total,
@@ -230,6 +236,23 @@ class MTPObjective:
             correct_K=loss.correct_K,
         )
         return Sums(loss.weighted_sum, loss.weight_total, meter)
+
+    def _row_weights(self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor) -> Tensor:
+        """Weights of some pairs of head k, given as places in the flattened [B, T] and their nll."""
+
+        def as_row(value_BTK: Tensor | None) -> Tensor | None:
+            return None if value_BTK is None else value_BTK[:, :, k].flatten()[places_R].view(1, -1, 1)
+
+        target = known.target_BTK[:, :, k].flatten()[places_R].view(1, -1, 1)
+        pairs = SchemeInput(
+            target_BTK=target,
+            response_BT=torch.ones_like(target[:, :, 0], dtype=torch.bool),
+            reward_B=torch.full_like(nll_R[:1], math.nan),
+            reference_nll_BTK=as_row(known.reference_nll_BTK),
+            nll_BTK=nll_R.view(1, -1, 1),
+        )
+        (weight,) = self.scheme.weights([pairs], alone, False)
+        return torch.ones_like(nll_R) if weight is None else weight.view(-1)
 
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         """`loss/*`, `acc/*`, `weight/*`. nll is always unweighted."""

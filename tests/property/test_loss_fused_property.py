@@ -81,7 +81,8 @@ class Outcome:
 
     def numbers(self) -> dict[str, Tensor]:
         """All of it by name."""
-        return {f.name: getattr(self.loss, f.name).detach() for f in fields(self.loss)} | self.gradients
+        figures = {f.name: getattr(self.loss, f.name) for f in fields(self.loss)}
+        return {name: value.detach() for name, value in figures.items() if value is not None} | self.gradients
 
 
 def run(kind: str, p: Problem, frozen: tuple[str, ...] = ()) -> Outcome:
@@ -203,6 +204,34 @@ def test_a_second_backward_is_refused_because_the_gradients_were_given_away() ->
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="cannot run twice"):
         loss.backward()
+
+
+@pytest.mark.parametrize("coefficient", [None, [0.5, 2.0]])
+def test_weights_made_from_a_rows_own_loss_cost_one_visit_and_equal_weights_given(
+    coefficient: list[float] | None,
+) -> None:
+    torch.manual_seed(0)
+    hidden_K = [torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    unembedding = Unembedding(torch.randn(9, 4, dtype=torch.float64, requires_grad=True))
+    target = torch.randint(0, 9, (2, 6, 2))
+    target[0, 0] = IGNORE
+    reference = torch.rand(2, 6, 2, dtype=torch.float64) * 4
+    coefficient_K = None if coefficient is None else torch.tensor(coefficient)
+
+    def weight_of(k: int, places: Tensor, nll: Tensor) -> Tensor:
+        return (nll - reference[:, :, k].flatten()[places]).exp().clamp(0.5, 2.0)
+
+    with Products() as products:
+        made = fused_loss(hidden_K, unembedding, target, None, coefficient_K, weight_of=weight_of, chunk=3)
+    assert products.size == 3 * int((target != IGNORE).sum()) * 4 * 9
+    weight = (made.nll_BTK - reference).exp().clamp(0.5, 2.0)
+    given = fused_loss(hidden_K, unembedding, target, weight, coefficient_K, chunk=3)
+    torch.testing.assert_close(made.weight_BTK, weight * (target != IGNORE))
+    for name in ("weighted_sum", "weight_total", "nll_sum_K"):
+        torch.testing.assert_close(getattr(made, name), getattr(given, name), rtol=1e-12, atol=1e-12)
+    leaves = [unembedding.projection_VD, *hidden_K]
+    got, expected = (torch.autograd.grad(loss.weighted_sum, leaves) for loss in (made, given))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -166,7 +166,7 @@ def test_both_losses_are_asked_for() -> None:
 
 def test_only_a_global_quantile_waits_for_the_whole_step() -> None:
     assert Rho1().when is When.WHOLE_STEP
-    assert Rho1("soft").when is When.MICRO_BATCH
+    assert Rho1("soft").when is When.ROW
     assert Rho1(scope="micro").when is Rho1(scope="running").when is When.MICRO_BATCH
 
 

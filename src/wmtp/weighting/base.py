@@ -32,6 +32,9 @@ class When(Enum):
 
     BEFORE_FORWARD = "before_forward"
     """The data and frozen scores only: loss and gradient come from one visit."""
+    ROW = "row"
+    """Also the policy's nll of the very pair: still one visit. Such a scheme is asked about any set of pairs, laid out
+    as one row of one head."""
     MICRO_BATCH = "micro_batch"
     """Also the policy's nll on the same micro-batch."""
     WHOLE_STEP = "whole_step"

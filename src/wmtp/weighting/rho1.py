@@ -94,9 +94,10 @@ class Rho1:
 
     @property
     def when(self) -> When:
-        """`global` quantiles wait for every micro-batch; everything else for its own."""
-        whole_step = self.scope == "global" and self.mode != "soft"
-        return When.WHOLE_STEP if whole_step else When.MICRO_BATCH
+        """`soft` looks at one pair at a time, `global` quantiles at the whole step, the others at a micro-batch."""
+        if self.mode == "soft":
+            return When.ROW
+        return When.WHOLE_STEP if self.scope == "global" else When.MICRO_BATCH
 
     @torch.no_grad()
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
