@@ -100,7 +100,7 @@ class Batches:
     ) -> None:
         per_item = len(items[0])
         if batch_size % per_item:
-            raise DataError(f"train.batch_size must be a multiple of {per_item} (rows come in pairs), got {batch_size}")
+            raise DataError(f"train.batch_size must be even (rows come in pairs), got {batch_size}")
         self.rows, self.items = rows, items
         self.items_per_batch = batch_size // per_item
         self.seed, self.pad_id = seed, pad_id
