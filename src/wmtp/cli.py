@@ -91,7 +91,7 @@ def train(
 ) -> None:
     """Train one arm, or the critic.
 
-    Example: wmtp train --recipe recipes/baseline_llama30m_mbpp.yaml train.steps=50 --out runs/first
+    Example: wmtp train --recipe recipes/baseline_embedded_cpu.yaml train.epochs=1 --out runs/first
     """
     from wmtp.config import dump
 

@@ -124,7 +124,8 @@ def check_same_run(config: Config, path: Path) -> None:
         if _at(before, key) != _at(now, key) and not _may_change(key)
     ]
     if different:
-        raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different))
+        hint = "\nTo train on with other settings, start a new run with model.path set to this run's final/ folder."
+        raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different) + hint)
 
 
 def facts_of(path: Path) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from wmtp.config import Config
 from wmtp.estimate import Estimate
@@ -70,11 +69,10 @@ class Bar:
         self.name = name
         self.progress = Progress(
             TextColumn("{task.description:>10}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
             console=console,
         )
         self.task: TaskID | None = None
@@ -91,7 +89,7 @@ class Bar:
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Move it."""
         if self.task is not None:
-            self.progress.update(self.task, completed=step, figures=_figures(metrics))
+            self.progress.update(self.task, completed=step, figures=_short(metrics))
 
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
         """A line above it."""
@@ -117,6 +115,13 @@ def _figures(metrics: dict[str, Any]) -> str:
     if "time/tokens_per_s" in metrics:
         parts.append(f"{metrics['time/tokens_per_s']:,.0f} tok/s")
     return "  ".join(parts)
+
+
+def _short(metrics: dict[str, Any]) -> str:
+    """What fits beside a bar in 80 columns."""
+    heads = [v for k, v in metrics.items() if k.startswith("loss/nll_head_")]
+    loss = f"nll {heads[0]:.2f}..{heads[-1]:.2f}" if heads else f"loss {metrics['loss/weighted']:.3f}"
+    return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s"
 
 
 def size(count: float) -> str:
@@ -158,9 +163,9 @@ def _quality_table(results: Sequence[ArmResult]) -> Table:
 
 
 def _cost_table(results: Sequence[ArmResult]) -> Table:
-    table = Table(title="Weights on the held-out tokens, speed, memory of the process")
+    table = Table(title="Weights on held-out tokens, effective sample size, speed, process memory")
     table.add_column("arm", no_wrap=True)
-    for name in ("weight mean ± std", "ESS", "tokens/s", "peak memory"):
+    for name in ("weight mean ± std", "eff. share", "tokens/s", "peak memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         weights = result.weights

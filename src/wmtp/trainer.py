@@ -363,7 +363,9 @@ class Loop:
             path = self.save()
             where = f"stopped after step {progress.step} of {self.parts.steps}; saved {path}"
             name = signal.Signals(stop.received).name
-            raise Interrupted(f"{name}: {where}; go on with --resume auto", stop.received)
+            raise Interrupted(
+                f"{name}: {where}; go on with --resume auto, or: wmtp train --resume {self.folder}", stop.received
+            )
         if at_end:
             self.save()
         elif every is not None and progress.step % every == 0 and progress.nonfinite == 0:

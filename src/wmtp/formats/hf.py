@@ -25,6 +25,8 @@ def locate(source: str) -> str:
         ModelError: a file where a folder is needed, or neither a folder nor the form of a hub id.
     """
     path = resolve(source)
+    if path.is_dir() and not (path / "config.json").exists() and (path / "final").is_dir():
+        raise ModelError(f"{source} is a run folder; the model it trained is {source}/final")
     if path.is_dir():
         return str(path)
     if path.is_file():
