@@ -84,7 +84,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # whatever ends it, an interrupt too, leaves no litter; it is raised again
             temporary.unlink(missing_ok=True)
             raise
     fsync_folder(path.parent)
