@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
+from ranks import Ranks
 from torch import Tensor
 
 from wmtp.targets import future_targets
@@ -130,24 +129,6 @@ def test_whitening_one_micro_batch_at_a_time_would_give_something_else() -> None
     step = [batch(seed=1), batch(rows=2, seed=2, size=5.0)]
     apart = torch.cat([weights(Critic(), [b]) for b in step])
     assert not torch.allclose(apart, weights(Critic(), step), rtol=0.05)
-
-
-class Ranks:
-    """Adds tensors over threads, as all_reduce does over processes."""
-
-    def __init__(self, size: int) -> None:
-        self.slots: list[Any] = [None] * size
-        self.barrier = Barrier(size, timeout=20)
-
-    def reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
-        def add(tensor: Tensor) -> Tensor:
-            self.slots[rank] = tensor
-            self.barrier.wait()
-            total = torch.stack(self.slots).sum(0)
-            self.barrier.wait()
-            return total
-
-        return add
 
 
 @pytest.mark.parametrize("options", [{}, {"whiten": "ema", "ema_decay": 0.5}, {"terminal": "reward", "lam": 1.0}])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
+from ranks import Ranks
 from torch import Tensor
 
 from wmtp.weighting import Rho1, SchemeInput, When, alone, kth_largest
@@ -181,24 +180,6 @@ def test_a_micro_quantile_is_that_of_its_own_micro_batch() -> None:
     scheme = Rho1("select", 0.5, scope="micro")
     assert kept(scheme, low) == kept(scheme, high) == [0, 0, 1, 1]
     assert weights(Rho1("select", 0.5), [low, high]).tolist()[0] == [[0], [0], [0], [0]]
-
-
-class Ranks:
-    """Adds tensors over threads, as all_reduce does over processes."""
-
-    def __init__(self, size: int) -> None:
-        self.slots: list[Any] = [None] * size
-        self.barrier = Barrier(size, timeout=20)
-
-    def reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
-        def add(tensor: Tensor) -> Tensor:
-            self.slots[rank] = tensor
-            self.barrier.wait()
-            total = torch.stack(self.slots).sum(0)
-            self.barrier.wait()
-            return total
-
-        return add
 
 
 @pytest.mark.parametrize("mode", ["select", "skip", "soft"])
