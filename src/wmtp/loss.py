@@ -23,8 +23,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-RowWeight = Callable[[int, Tensor, Tensor], Tensor]
-"""(head counted from 0, places of rows in the flattened [B, T], their detached nll) -> weights of these rows."""
+RowWeight = Callable[[int, Tensor, Tensor, Tensor | None], Tensor]
+"""(head counted from 0, places of rows in the flattened [B, T], their detached nll, and the norms of their gradients if
+these were asked for) -> weights of these rows."""
 
 
 class Unembedding(NamedTuple):
@@ -65,6 +66,8 @@ class LossSum:
     """Per-pair nll, 0 where there is no target."""
     weight_BTK: Tensor | None = None
     """Weights that were made from the losses on the way (`RowWeight`); None where they were given."""
+    gradient_norm_BTK: Tensor | None = None
+    """|d nll / d hidden| per pair, before any weight; 0 where there is no target. Only where asked for."""
 
     def head(self, k: int) -> LossSum:
         """The figures of head k (counted from 0); `weighted_sum` and `weight_total` stay those of all heads."""
@@ -94,11 +97,28 @@ def plain_nll(hidden_K: Sequence[Tensor], unembedding: Unembedding, target_BTK: 
     return torch.stack(nll_K, -1), torch.stack(correct_K, -1)
 
 
-def row_weights(weight_of: RowWeight, nll_BTK: Tensor) -> Tensor:
+def plain_gradient_norms(hidden_K: Sequence[Tensor], unembedding: Unembedding, target_BTK: Tensor) -> Tensor:
+    """|d nll / d hidden| of every pair, `[B, T, K]`: how far its loss pulls at the final hidden state, unweighted."""
+    norm_K = []
+    for k, hidden_BTD in enumerate(hidden_K):
+        with torch.enable_grad():
+            leaf_BTD = hidden_BTD.detach().requires_grad_()
+            nll_BT1, _ = plain_nll([leaf_BTD], unembedding, target_BTK[:, :, k : k + 1])
+            (gradient_BTD,) = torch.autograd.grad(nll_BT1.sum(), leaf_BTD)
+        norm_K.append(torch.linalg.vector_norm(gradient_BTD, dim=-1, dtype=accumulator(hidden_BTD.dtype)))
+    return torch.stack(norm_K, -1)
+
+
+def row_weights(weight_of: RowWeight, nll_BTK: Tensor, norm_BTK: Tensor | None = None) -> Tensor:
     """`weight_BTK` of a rule that looks at one row at a time."""
     B, T, K = nll_BTK.shape
     places = torch.arange(B * T, device=nll_BTK.device)
-    return torch.stack([weight_of(k, places, nll_BTK[:, :, k].detach().flatten()).view(B, T) for k in range(K)], -1)
+
+    def of_head(k: int) -> Tensor:
+        norm_N = None if norm_BTK is None else norm_BTK[:, :, k].flatten()
+        return weight_of(k, places, nll_BTK[:, :, k].detach().flatten(), norm_N).view(B, T)
+
+    return torch.stack([of_head(k) for k in range(K)], -1)
 
 
 def reduce_loss(

@@ -2,15 +2,22 @@
 
 The method, for a chunk of C rows of one head:
 
-    logits_CV = hidden @ projection.T          (compute dtype; softcap applied)
-    nll       = logsumexp(logits) - logits[target]                  (fp32)
-    dlogits   = (softmax(logits) - onehot(target)) * row_weight     (written over the logits)
-    dhidden   = dlogits @ projection           dprojection += dlogits.T @ hidden      (fp32 accumulator)
+    logits_CV = hidden @ projection.T                               (compute dtype, into one reused buffer)
+    e         = exp(softcap(logits) - row maximum)                  (fp32, over the logits)
+    others    = sum of e but the target's;  total = others + e[target]
+    nll       = log(total) - (softcap(logits)[target] - row maximum)
+    g         = e with -others at the target                        (in place: total * d nll / d logits)
+    r         = row_weight / total                                  (a number per row)
+    dhidden   = r * (g @ projection)           dprojection += g.T @ (r * hidden)      (fp32 accumulator)
 
 The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
 dropped before the next chunk. `backward` only multiplies the stored gradients, in place, by the incoming scalar. A row
 without a target never meets the unembedding; a row with weight 0 is looked at (its nll is a metric) but does
 no gradient work. Peak extra memory: C*V (logits) + V*D (dprojection) + N*D (dhidden).
+
+Two things keep the time near that of the three products. All passes of the softmax run over a block of rows that stays
+in the cache; and no pass multiplies by weights or divides by totals, since r does both on the D side. As a by-product
+|g @ projection| / total is the norm of each row's gradient, there before its weight has to be known.
 
 Chunks never mix heads, so a head's rows see the same matrix products whatever the other heads are: that is why
 a reference equal to the policy has an excess of exactly 0, not of 1e-7.
@@ -43,6 +50,8 @@ class RowLoss(NamedTuple):
     """fp32 nll per row; 0 for ignored rows."""
     correct_N: Tensor
     """bool: no token is more likely than the target; False for ignored rows."""
+    gradient_norm_N: Tensor | None = None
+    """fp32 |d nll / d hidden| per row, before any weight; 0 for ignored rows. Only where asked for."""
 
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20, "mps": 128 * 2**20}
@@ -70,6 +79,7 @@ def linear_nll(
     ignore_index: int = IGNORE,
     bias_V: Tensor | None = None,
     chunk: int | None = None,
+    gradient_norms: bool = False,
 ) -> RowLoss:
     """Weighted negative log-likelihood of a linear unembedding, without the `[N, V]` logits.
 
@@ -81,6 +91,7 @@ def linear_nll(
         softcap: Gemma 2's final soft-capping.
         bias_V: the unembedding's bias.
         chunk: rows of logits held at once; by default `default_chunk(V)`.
+        gradient_norms: also return the norm of each row's gradient, a by-product of the gradient itself.
 
     Raises:
         ValueError: shapes that do not fit, a chunk below 1, or a target outside the vocabulary.
@@ -90,10 +101,13 @@ def linear_nll(
     _check_targets(target_N[rows_N], projection_VD.shape[0])
     weight_N = None if row_weight_N is None else row_weight_N.detach().to(accumulator(hidden_ND.dtype))[rows_N]
     unembedding = Unembedding(projection_VD, bias_V, softcap)
-    total, nll_R, correct_R = _rows_nll([hidden_ND[rows_N]], unembedding, [target_N[rows_N]], [weight_N], chunk)
-    nll_N = nll_R.new_zeros(target_N.shape).index_copy_(0, rows_N, nll_R)
-    correct_N = torch.zeros_like(target_N, dtype=torch.bool).index_copy_(0, rows_N, correct_R)
-    return RowLoss(total, nll_N, correct_N)
+    done = _rows_nll([hidden_ND[rows_N]], unembedding, [target_N[rows_N]], [weight_N], chunk, gradient_norms)
+
+    def spread(value_R: Tensor) -> Tensor:
+        return value_R.new_zeros(target_N.shape).index_copy_(0, rows_N, value_R)
+
+    norm_N = spread(done.norm_R) if gradient_norms else None
+    return RowLoss(done.weighted_sum, spread(done.nll_R), spread(done.correct_R), norm_N)
 
 
 def fused_loss(
@@ -106,14 +120,17 @@ def fused_loss(
     weight_of: RowWeight | None = None,
     seen: LossSum | None = None,
     chunk: int | None = None,
+    gradient_norms: bool = False,
 ) -> LossSum:
     """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time.
 
     Args:
-        weight_of: makes each row's weight from its own nll, instead of `weight_BTK`: still one visit.
+        weight_of: makes each row's weight from its own nll (and gradient norm), instead of `weight_BTK`: still one
+            visit.
         seen: an earlier, unweighted result on the same hidden states. Its figures are passed on, and only rows of
             weight > 0 meet the unembedding again: a scheme that had to see the losses first and then drops 40 % of the
             rows costs less than uniform weights do.
+        gradient_norms: also give `gradient_norm_BTK`, a by-product of the gradient itself.
     """
     scale_BTK = pair_scale(target_BTK, weight_BTK, coefficient_K, accumulator(hidden_K[0].dtype))
     valid_BTK = target_BTK != IGNORE
@@ -125,42 +142,44 @@ def fused_loss(
     made_R: list[Tensor] = []
     if weight_of is not None:
         given = [_on_the_way(weight_of, k, index, scale_BTK, made_R) for k, index in enumerate(index_K)]
-    total, nll_R, correct_R = _rows_nll(
+    done = _rows_nll(
         [h.flatten(0, 1)[index] for h, index in zip(hidden_K, index_K, strict=True)],
         unembedding,
         [target_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
         given,
         chunk,
+        gradient_norms and seen is None,
     )
     made_BTK = None
     if weight_of is not None:
-        made_BTK = _scatter(torch.cat(made_R) if made_R else nll_R.new_zeros(0), index_K, target_BTK)
+        made_BTK = _scatter(torch.cat(made_R) if made_R else done.nll_R.new_zeros(0), index_K, target_BTK)
         scale_BTK = scale_BTK * made_BTK
     if seen is not None:
-        return replace(seen, weighted_sum=total, weight_total=scale_BTK.sum())
-    nll_BTK = _scatter(nll_R, index_K, target_BTK)
-    correct_BTK = _scatter(correct_R, index_K, target_BTK)
+        return replace(seen, weighted_sum=done.weighted_sum, weight_total=scale_BTK.sum())
+    nll_BTK = _scatter(done.nll_R, index_K, target_BTK)
+    correct_BTK = _scatter(done.correct_R, index_K, target_BTK)
     return LossSum(
-        weighted_sum=total,
+        weighted_sum=done.weighted_sum,
         weight_total=scale_BTK.sum(),
         nll_sum_K=nll_BTK.sum((0, 1)),
         count_K=valid_BTK.sum((0, 1)),
         correct_K=correct_BTK.sum((0, 1)),
         nll_BTK=nll_BTK,
         weight_BTK=made_BTK,
+        gradient_norm_BTK=_scatter(done.norm_R, index_K, target_BTK) if gradient_norms else None,
     )
 
 
-Weight = Tensor | Callable[[slice, Tensor], Tensor] | None
-"""Row weights of one head: given, made from a chunk's nll, or 1."""
+Weight = Tensor | Callable[[slice, Tensor, Tensor | None], Tensor] | None
+"""Row weights of one head: given, made from rows' nll and gradient norms, or 1."""
 
 
 def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, made_R: list[Tensor]) -> Weight:
-    """Head k's weights as the kernel asks for them: chunk by chunk, times c_k; the weights are kept in `made_R`."""
+    """Head k's weights as the kernel asks for them, some rows after others, times c_k; kept in `made_R`."""
     scale = scale_BTK[:, :, k].flatten()[index]
 
-    def weight(rows: slice, nll_C: Tensor) -> Tensor:
-        made_R.append(weight_of(k, index[rows], nll_C).detach().to(nll_C.dtype))
+    def weight(rows: slice, nll_R: Tensor, norm_R: Tensor | None) -> Tensor:
+        made_R.append(weight_of(k, index[rows], nll_R, norm_R).detach().to(nll_R.dtype))
         return made_R[-1] * scale[rows]
 
     return weight
@@ -197,13 +216,24 @@ def _check_targets(target_R: Tensor, vocabulary: int) -> None:
         raise ValueError(f"target_N holds {low} to {high}, some outside the vocabulary of {vocabulary}")
 
 
+class _Rows(NamedTuple):
+    """What a pass over all rows of all heads gives, one head after another."""
+
+    weighted_sum: Tensor
+    nll_R: Tensor
+    correct_R: Tensor
+    norm_R: Tensor
+    """Empty unless norms were asked for."""
+
+
 def _rows_nll(
     hidden_K: list[Tensor],
     unembedding: Unembedding,
     target_K: list[Tensor],
     weight_K: Sequence[Weight],
     chunk: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    norms: bool,
+) -> _Rows:
     device = unembedding.projection_VD.device.type
     chunk = chunk or default_chunk(unembedding.projection_VD.shape[0], device)
     if not torch.is_grad_enabled():  # autograd's needs_input_grad tells of the inputs, not of the mode
@@ -215,10 +245,10 @@ def _rows_nll(
     if torch.is_autocast_enabled(device):
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
     with torch.autocast(device, enabled=False):
-        result: tuple[Tensor, Tensor, Tensor] = _LinearNLL.apply(  # type: ignore[no-untyped-call]
-            unembedding.projection_VD, unembedding.bias_V, unembedding, chunk, target_K, weight_K, *hidden_K
+        result = _LinearNLL.apply(  # type: ignore[no-untyped-call]
+            unembedding.projection_VD, unembedding.bias_V, unembedding, chunk, norms, target_K, weight_K, *hidden_K
         )
-    return result
+    return _Rows(*result)
 
 
 class _LinearNLL(torch.autograd.Function):
@@ -231,35 +261,40 @@ class _LinearNLL(torch.autograd.Function):
         bias_V: Tensor | None,
         unembedding: Unembedding,
         chunk: int,
+        norms: bool,
         target_K: list[Tensor],
         weight_K: list[Weight],
         *hidden_K: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
         accumulate = accumulator(compute)
         unembedding = unembedding._replace(
-            projection_VD=projection_VD.to(compute), bias_V=None if bias_V is None else bias_V.to(compute)
+            projection_VD=projection_VD.to(compute), bias_V=None if bias_V is None else bias_V.to(accumulate)
         )
         gradients = _Gradients(projection_VD, bias_V, hidden_K, ctx.needs_input_grad, accumulate)
         most = min(chunk, max((len(target) for target in target_K), default=0))
         buffer_CV = projection_VD.new_empty((most, projection_VD.shape[0]), dtype=compute)
         total = torch.zeros((), dtype=accumulate, device=projection_VD.device)
-        nll_R, correct_R = [total.new_zeros(0)], [torch.zeros(0, dtype=torch.bool, device=total.device)]
+        seen: list[_Visited] = []
         for k, (hidden, target, weight) in enumerate(zip(hidden_K, target_K, weight_K, strict=True)):
             for start in range(0, len(target), chunk):
                 rows = slice(start, min(start + chunk, len(target)))
-                seen = _visit(hidden[rows], target[rows], unembedding, buffer_CV, gradients.wanted(k))
-                row_weight = _weights_of(weight, rows, seen.nll_C)
-                nll_R.append(seen.nll_C)
-                correct_R.append(seen.correct_C)
-                total += (row_weight * seen.nll_C).sum()
-                if gradients.wanted(k):
-                    gradients.add(k, rows, hidden, target[rows], row_weight, seen, unembedding, buffer_CV)
+                # Into one buffer: fresh pages for each chunk would cost more than the softmax.
+                logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - start])
+                wanted = gradients.wanted(k)
+                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms)
+                total += (visited.weight_C * visited.nll_C).sum()
+                if wanted:
+                    gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
+                seen.append(visited._replace(product_CD=None))
         ctx.gradients = gradients.finished()
         ctx.dtypes = (projection_VD.dtype, None if bias_V is None else bias_V.dtype)
-        nll_all, correct_all = torch.cat(nll_R), torch.cat(correct_R)
-        ctx.mark_non_differentiable(nll_all, correct_all)
-        return total, nll_all, correct_all
+        none = total.new_zeros(0)
+        nll_R = torch.cat([none, *(v.nll_C for v in seen)])
+        correct_R = torch.cat([none.bool(), *(v.correct_C for v in seen)])
+        norm_R = torch.cat([none, *(v.norm_C for v in seen if v.norm_C is not None)])
+        ctx.mark_non_differentiable(nll_R, correct_R, norm_R)
+        return total, nll_R, correct_R, norm_R
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -272,56 +307,119 @@ class _LinearNLL(torch.autograd.Function):
         return (
             None if dprojection is None else dprojection.to(projection_dtype),
             None if dbias is None else dbias.to(bias_dtype),
-            None,
-            None,
-            None,
-            None,
+            *[None] * (HIDDEN - 2),
             *dhidden_K,
         )
 
 
-def _weights_of(weight: Weight, rows: slice, nll_C: Tensor) -> Tensor:
-    """The weights of a chunk's rows."""
-    if weight is None:
-        return torch.ones_like(nll_C)
-    return weight[rows] if isinstance(weight, Tensor) else weight(rows, nll_C)
+HIDDEN = 7
+"""Which argument of `_LinearNLL` is the first hidden state."""
 
 
 class _Visited(NamedTuple):
-    """What one look at a chunk of logits leaves behind."""
+    """What one look at a chunk of logits leaves behind. Where they were is now their gradient, but for a factor."""
 
     nll_C: Tensor
     correct_C: Tensor
-    exponential_CV: Tensor
-    """exp(logits - row maximum), written over the logits."""
-    total_C: Tensor
-    """Row sums of `exponential_CV`: softmax = exponential / total."""
-    slope_CV: Tensor | None
-    """d(capped logits)/d(logits), where there is a softcap and a gradient is wanted."""
+    weight_C: Tensor
+    factor_C: Tensor | None
+    """factor * (what is in the buffer) = d(weight * nll)/d(logits before scale and cap); None means 1."""
+    norm_C: Tensor | None = None
+    product_CD: Tensor | None = None
+    """(what is in the buffer) @ projection, where the norms needed it already."""
 
 
 def _visit(
-    hidden_CD: Tensor, target_C: Tensor, unembedding: Unembedding, buffer_CV: Tensor, gradient: bool
+    logits_CV: Tensor,
+    target_C: Tensor,
+    unembedding: Unembedding,
+    weight: Weight,
+    start: int,
+    gradient: bool,
+    norms: bool,
 ) -> _Visited:
-    """Losses of a chunk by the shifted log-sum-exp, in the accumulation dtype; one exponential serves the gradient too.
+    """Losses, weights and, in place, the gradient of a chunk of logits.
 
-    The logits go into `buffer_CV`, which every chunk uses again: fresh pages for each would cost more than the softmax.
+    Rows are visited in blocks that stay in the cache from the row maximum to the last pass. The weight and 1/total are
+    left to the `[C, D]` side of the two products, where they cost nothing: in fp32 no pass over the logits is spent on
+    them. In a lower precision there is such a pass anyway, and they are best applied before its rounding.
     """
-    projection_VD, bias_V, softcap, scale = unembedding
-    logits = torch.mm(hidden_CD, projection_VD.T, out=buffer_CV[: len(target_C)])
-    if bias_V is not None:
-        logits += bias_V
-    logits = logits.to(accumulator(logits.dtype))
-    if scale != 1.0:
-        logits.mul_(scale)
+    in_place = logits_CV.dtype == accumulator(logits_CV.dtype)
+    parts: list[_Visited] = []
+    for rows in _blocks(len(target_C), logits_CV):
+        nll, correct, slope_to_C, block_RV = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
+        place = slice(start + rows.start, start + rows.stop)
+        made = torch.ones_like(nll) if norms else _weights_of(weight, place, nll, None)
+        factor = slope_to_C * made
+        if not in_place and (gradient or norms):
+            logits_CV[rows].copy_(block_RV.mul_(factor.unsqueeze(1)))
+        parts.append(_Visited(nll, correct, made, factor))
+    nll_C, correct_C, weight_C, factor_C = (torch.cat(part) for part in list(zip(*parts, strict=True))[:4])
+    visited = _Visited(nll_C, correct_C, weight_C, factor_C if in_place else None)
+    return _normed(visited, logits_CV, unembedding, weight, start) if norms else visited
+
+
+def _normed(visited: _Visited, logits_CV: Tensor, unembedding: Unembedding, weight: Weight, start: int) -> _Visited:
+    """The unweighted gradient's norm in front of the unembedding, and then the weights, which may depend on it."""
+    product_CD = logits_CV @ unembedding.projection_VD
+    norm_C = torch.linalg.vector_norm(product_CD, dim=1, dtype=visited.nll_C.dtype)
+    if visited.factor_C is not None:
+        norm_C = norm_C * visited.factor_C.abs()
+    weight_C = _weights_of(weight, slice(start, start + len(norm_C)), visited.nll_C, norm_C)
+    factor_C = weight_C if visited.factor_C is None else visited.factor_C * weight_C
+    return visited._replace(weight_C=weight_C, factor_C=factor_C, norm_C=norm_C, product_CD=product_CD)
+
+
+def _softmax(
+    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """nll, correct, a factor, and a block of which factor * block = d(nll)/d(hidden @ projection.T + bias).
+
+    The shifted log-sum-exp in the accumulation dtype; its exponentials serve the gradient too. The target's own is left
+    out of the sum: p - 1 of a target that is almost certain would be the rounding error of p, -others / total is not.
+    Overwrites the logits if that is their dtype.
+    """
+    block_RV = logits_RV.to(accumulator(logits_RV.dtype))
+    if unembedding.bias_V is not None:
+        block_RV += unembedding.bias_V
+    if unembedding.scale != 1.0:
+        block_RV.mul_(unembedding.scale)
+    softcap, slope_RV = unembedding.softcap, None
     if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    slope = (logits / softcap).square_().neg_().add_(1) if softcap is not None and gradient else None
-    shifted = logits.sub_(logits.amax(1, keepdim=True))
-    at_target_C = shifted.gather(1, target_C.unsqueeze(1)).squeeze(1)
-    exponential = shifted.exp_()
-    total_C = exponential.sum(1)
-    return _Visited(total_C.log() - at_target_C, at_target_C == 0, exponential, total_C, slope)
+        tanh_RV = block_RV.div_(softcap).tanh_()
+        if gradient:  # (1 - tanh)(1 + tanh): 1 - tanh^2 would round before it subtracts
+            slope_RV = 1 - tanh_RV
+            slope_RV.addcmul_(slope_RV, tanh_RV)
+        tanh_RV.mul_(softcap)
+    block_RV.sub_(block_RV.amax(1, keepdim=True))
+    column_R1 = target_R.unsqueeze(1)
+    at_target_R1 = block_RV.gather(1, column_R1)
+    others_R1 = block_RV.exp_().scatter_(1, column_R1, 0.0).sum(1, keepdim=True)
+    total_R1 = others_R1 + at_target_R1.exp()
+    if gradient:
+        block_RV.scatter_(1, column_R1, -others_R1)
+    if slope_RV is not None:
+        block_RV.mul_(slope_RV)
+    correct_R1 = at_target_R1 == 0
+    nll_R1 = torch.where(correct_R1, others_R1.log1p(), total_R1.log() - at_target_R1)
+    return nll_R1.squeeze(1), correct_R1.squeeze(1), unembedding.scale / total_R1.squeeze(1), block_RV
+
+
+CACHE_BYTES = 2 * 2**20
+"""Of one block of fp32 logits on a CPU: what two cores' private caches hold between them."""
+
+
+def _blocks(count: int, like_CV: Tensor) -> list[slice]:
+    """Rows that the passes of the softmax visit together: a cache load on a CPU, the whole chunk elsewhere."""
+    size = max(1, CACHE_BYTES // (4 * like_CV.shape[1])) if like_CV.device.type == "cpu" else max(1, count)
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _weights_of(weight: Weight, rows: slice, nll_R: Tensor, norm_R: Tensor | None) -> Tensor:
+    """The weights of some rows."""
+    if weight is None:
+        return torch.ones_like(nll_R)
+    return weight[rows] if isinstance(weight, Tensor) else weight(rows, nll_R, norm_R)
 
 
 class _Gradients:
@@ -341,7 +439,7 @@ class _Gradients:
         self.dbias = None
         if needed[1] and bias_V is not None:
             self.dbias = torch.zeros_like(bias_V, dtype=accumulate)
-        pairs = zip(hidden_K, needed[6:], strict=True)
+        pairs = zip(hidden_K, needed[HIDDEN:], strict=True)
         self.dhidden_K = [torch.zeros_like(hidden) if needs else None for hidden, needs in pairs]
 
     def wanted(self, k: int) -> bool:
@@ -349,32 +447,27 @@ class _Gradients:
         return self.needs_projection or self.dbias is not None or self.dhidden_K[k] is not None
 
     def add(
-        self,
-        k: int,
-        rows: slice,
-        hidden_ND: Tensor,
-        target_C: Tensor,
-        weight_C: Tensor,
-        seen: _Visited,
-        unembedding: Unembedding,
-        buffer_CV: Tensor,
+        self, k: int, rows: slice, hidden_CD: Tensor, dlogits_CV: Tensor, visited: _Visited, projection_VD: Tensor
     ) -> None:
         """Add one visited chunk; rows of weight 0 do no work."""
-        kept = (weight_C != 0).nonzero().squeeze(-1)
-        everything = len(kept) == len(weight_C)
-        place = rows if everything else kept + rows.start
-        dlogits = _logits_gradient(seen, target_C, weight_C * unembedding.scale, None if everything else kept)
-        if dlogits.dtype != buffer_CV.dtype:
-            dlogits = buffer_CV[: len(dlogits)].copy_(dlogits)
-        dhidden = self.dhidden_K[k]
-        if dhidden is not None and everything:
-            torch.mm(dlogits, unembedding.projection_VD, out=dhidden[rows])
+        factor_C, product_CD, dhidden = visited.factor_C, visited.product_CD, self.dhidden_K[k]
+        kept = (visited.weight_C != 0).nonzero().squeeze(-1)
+        place: slice | Tensor = rows
+        if len(kept) < len(hidden_CD):
+            place = kept + rows.start
+            hidden_CD, dlogits_CV = hidden_CD[kept], dlogits_CV[kept]
+            factor_C = None if factor_C is None else factor_C[kept]
+            product_CD = None if product_CD is None else product_CD[kept]
+        if dhidden is not None and product_CD is not None:
+            dhidden[place] = _scaled(product_CD, factor_C)
+        elif dhidden is not None and isinstance(place, slice):
+            _scaled(torch.mm(dlogits_CV, projection_VD, out=dhidden[place]), factor_C)
         elif dhidden is not None:
-            dhidden[place] = dlogits @ unembedding.projection_VD
-        if self.needs_projection:
-            self._add_product(dlogits, hidden_ND[place])
+            dhidden[place] = _scaled(dlogits_CV @ projection_VD, factor_C)
         if self.dbias is not None:
-            self.dbias += dlogits.sum(0, dtype=self.accumulate)
+            self._add_bias(dlogits_CV, factor_C)
+        if self.needs_projection:
+            self._add_product(dlogits_CV, hidden_CD if factor_C is None else _scaled(hidden_CD.clone(), factor_C))
 
     def _add_product(self, dlogits_CV: Tensor, hidden_CD: Tensor) -> None:
         """dprojection += dlogits.T @ hidden, added over chunks in the accumulation dtype."""
@@ -385,6 +478,12 @@ class _Gradients:
         else:
             self.dprojection += dlogits_CV.T @ hidden_CD
 
+    def _add_bias(self, dlogits_CV: Tensor, factor_C: Tensor | None) -> None:
+        assert self.dbias is not None
+        for rows in _blocks(len(dlogits_CV), dlogits_CV):
+            block = dlogits_CV[rows].to(self.accumulate)
+            self.dbias += (block if factor_C is None else block * factor_C[rows].unsqueeze(1)).sum(0)
+
     def finished(self) -> tuple[Tensor | None, ...]:
         """Gradients of projection, bias and every head's hidden rows."""
         if self.needs_projection and self.dprojection is None:
@@ -392,12 +491,6 @@ class _Gradients:
         return (self.dprojection, self.dbias, *self.dhidden_K)
 
 
-def _logits_gradient(seen: _Visited, target_C: Tensor, weight_C: Tensor, kept: Tensor | None) -> Tensor:
-    """d(weight * nll)/d(logits before capping) of the kept rows; in place where no row was dropped."""
-    exponential, total_C, slope = seen.exponential_CV, seen.total_C, seen.slope_CV
-    if kept is not None:
-        exponential, total_C, target_C, weight_C = exponential[kept], total_C[kept], target_C[kept], weight_C[kept]
-        slope = None if slope is None else slope[kept]
-    gradient = exponential.mul_((weight_C / total_C).unsqueeze(1))
-    gradient.scatter_add_(1, target_C.unsqueeze(1), -weight_C.unsqueeze(1))
-    return gradient if slope is None else gradient.mul_(slope)
+def _scaled(value_CD: Tensor, factor_C: Tensor | None) -> Tensor:
+    """Every row times its factor, in place."""
+    return value_CD if factor_C is None else value_CD.mul_(factor_C.unsqueeze(1))

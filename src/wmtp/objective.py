@@ -237,7 +237,7 @@ class MTPObjective:
         )
         return Sums(loss.weighted_sum, loss.weight_total, meter)
 
-    def _row_weights(self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor) -> Tensor:
+    def _row_weights(self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, _: Tensor | None) -> Tensor:
         """Weights of some pairs of head k, given as places in the flattened [B, T] and their nll."""
 
         def as_row(value_BTK: Tensor | None) -> Tensor | None:
