@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmtp import __version__
+from wmtp import __version__, faults, outcome
+from wmtp.bench import BENCHMARKS
 from wmtp.errors import UsageError, WmtpError
 
 if TYPE_CHECKING:
     from wmtp.config import Config
+    from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
 
 app = typer.Typer(
@@ -88,6 +92,16 @@ def train(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print the resolved config.")] = False,
     as_json: AsJson = False,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Train with so many processes on this host (runs torchrun).")
+    ] = None,
+    restarts: Annotated[
+        int | None,
+        typer.Option(min=0, help="If it fails, go on from the last checkpoint; so often in a row without progress."),
+    ] = None,
+    stop_timeout: Annotated[
+        float, typer.Option(min=0.0, help="With --ranks or --restarts: seconds to save and end after a signal.")
+    ] = 120.0,
 ) -> None:
     """Train one arm, or the critic.
 
@@ -95,9 +109,25 @@ def train(
     """
     from wmtp.config import dump
 
+    faults.check()
+    supervised = ranks is not None or restarts is not None
+    if supervised and "WORLD_SIZE" in os.environ:
+        raise UsageError(
+            "--ranks and --restarts start processes of their own, but this is already a rank of a job: WORLD_SIZE is "
+            f"{os.environ['WORLD_SIZE']}, as torchrun sets it. Leave them out, or run the command without torchrun"
+        )
     settings = _settings(config, recipe, overrides or [], run_name, tags, resume)
     if verbose:
         typer.echo(dump(settings), err=True)
+    if supervised and not dry_run:
+        from wmtp.supervisor import Options
+
+        folder = _run_folder(settings, out, resume)
+        files = {"--config": config, "--recipe": recipe, "--run-name": run_name, "--tags": tags, "--out": str(folder)}
+        again = [part for name, value in files.items() if value is not None for part in (name, value)]
+        again += ["--json"] if as_json else []
+        patience = Options(ranks=ranks or 1, restarts=restarts or 0, stop_timeout_s=stop_timeout)
+        _supervise([*again, "--", *(overrides or [])], folder, resume, patience)
     _quiet_libraries()
     if dry_run:
         _dry_run(settings, out, resume, as_json)
@@ -113,6 +143,29 @@ def train(
         typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
 
 
+def _supervise(arguments: list[str], folder: Path, resume: str | None, options: Options) -> None:
+    """Run `wmtp train` with these arguments as a job of its own, again and again if need be; ends with its code."""
+    from wmtp.supervisor import newest_step, supervise
+
+    later = "auto" if resume in (None, "auto") else str(folder)
+
+    def command(attempt: int) -> list[str]:
+        start = resume if attempt == 0 else later
+        resumed = ["--resume", start] if start is not None else []
+        return [sys.executable, "-P", "-m", "wmtp", "train", *resumed, *arguments]
+
+    raise typer.Exit(supervise(command, progress=lambda: newest_step(folder), options=options))
+
+
+def _run_folder(settings: Config, out: str | None, resume: str | None) -> Path:
+    """Where the run will live, without the checks (and torch) of `wmtp.runfolder`."""
+    from wmtp.storage import resolve
+
+    if out is not None:
+        return resolve(out)
+    return resolve(settings.runs) / settings.name if resume in (None, "auto") else _run_of(resolve(str(resume)))
+
+
 def _settings(
     config: str | None,
     recipe: str | None,
@@ -126,7 +179,7 @@ def _settings(
 
     files = [resolve(file) for file in (config, recipe) if file is not None]
     if not files and resume not in (None, "auto"):
-        files = [_config_of(resolve(resume))]
+        files = [_run_of(resolve(resume)) / "config.yaml"]
     if not files:
         raise UsageError("nothing to train: give --recipe FILE (and --config FILE), or --resume RUN")
     named = [f"run_name={json.dumps(run_name)}"] if run_name is not None else []
@@ -134,10 +187,9 @@ def _settings(
     return load(files, [*overrides, *named, *tagged])
 
 
-def _config_of(path: Path) -> Path:
-    """The config that a run folder, or the run of a checkpoint, was made with."""
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path
-    return folder / "config.yaml"
+def _run_of(path: Path) -> Path:
+    """The run folder that a path of it, or of one of its checkpoints, means."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: bool) -> None:
@@ -149,6 +201,25 @@ def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: boo
         typer.echo(json.dumps({**asdict(estimate), "total_bytes": estimate.total, "notes": notes}))
     else:
         estimate_table(settings, estimate, notes)
+
+
+bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+def _add_benchmark(name: str, about: str) -> None:
+    """`wmtp bench NAME`: every option, --help too, is the benchmark's own."""
+    own_options = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+    @bench.command(name, help=about, add_help_option=False, context_settings=own_options)
+    def command(context: typer.Context) -> None:
+        from wmtp.bench import run
+
+        raise typer.Exit(run(name, context.args))
+
+
+for _name, _about in BENCHMARKS.items():
+    _add_benchmark(_name, _about)
 
 
 def _plain(result: RunResult) -> dict[str, Any]:
@@ -174,7 +245,27 @@ def _quiet_libraries() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `wmtp` and `python -m wmtp`."""
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    outcome.begin()
+    try:
+        code = run_command(sys.argv[1:] if arguments is None else arguments)
+    except Exception as problem:
+        outcome.end(1, f"{type(problem).__name__}: {problem}", type(problem).__name__)
+        _leave(1, problem)
+        raise
+    outcome.end(code)
+    _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int, problem: Exception | None = None) -> None:
+    """One rank of several ends at once, see `wmtp.distributed.leave`; a single process goes on."""
+    if "wmtp.distributed" not in sys.modules:
+        return
+    from wmtp.distributed import launched, leave
+
+    if launched() and problem is not None:
+        traceback.print_exception(problem)
+    leave(code)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -182,6 +273,7 @@ def run_command(arguments: list[str]) -> int:
     try:
         app(arguments, prog_name="wmtp")
     except WmtpError as problem:
+        outcome.end(problem.exit_code, str(problem), type(problem).__name__)
         typer.echo(f"wmtp: {problem}", err=True)
         return problem.exit_code
     except SystemExit as stop:

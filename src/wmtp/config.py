@@ -181,9 +181,11 @@ class MTPObjectiveConfig(_Part):
     head_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Or c_k = head_decay^(k-1)."""
     denominator: Literal["weights", "tokens"] = "weights"
-    loss: Literal["fused", "plain"] = "fused"
+    loss: Literal["fused", "plain", "torch", "liger", "cce"] = "fused"
+    """`fused` is ours, `plain` the specification. The others are libraries: no `acc/*` figures, and each is refused
+    where it would be wrong (docs/performance.md)."""
     logits_chunk: Positive | None = None
-    """Rows of logits held at once by the fused loss; default from the vocabulary's size."""
+    """Rows of logits held at once by the fused loss, or given to a library; default from the vocabulary's size."""
 
     @model_validator(mode="after")
     def _one_coefficient(self) -> MTPObjectiveConfig:
@@ -266,6 +268,10 @@ class TrainConfig(_Part):
     max_nonfinite: Positive = 5
     """So many steps in a row with a non-finite gradient norm stop the run."""
     early_stopping: EarlyStoppingConfig | None = None
+    watchdog_s: Annotated[float, Field(gt=0.0)] | None = None
+    """End the process, with all stacks, after so many seconds without a step, evaluation or save; default: never."""
+    watchdog_grace_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """The same until the first step, which loads and compiles."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -276,6 +282,16 @@ class TrainConfig(_Part):
                 f"train.micro_batch_size = {self.micro_batch_size} is larger than train.batch_size = {self.batch_size}"
             )
         return self
+
+
+class DistributedConfig(_Part):
+    """Several ranks (`torchrun`); read by nothing in a single process."""
+
+    strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD"] = "FULL_SHARD"
+    cpu_offload: bool = False
+    """Keep parameters, gradients and optimiser in the host's memory; for GPUs that cannot hold their share."""
+    timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """How long a rank waits for the others before the run fails."""
 
 
 class CheckpointConfig(_Part):
@@ -297,6 +313,7 @@ class Config(_Part):
     """bf16: forward passes under autocast; weights, losses and the optimiser stay fp32."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; default: torch's own choice. Recorded with checkpoints: sums depend on it in the last bit."""
+    distributed: DistributedConfig = DistributedConfig()
     runs: Location = Field(default="runs", validate_default=True)
     """Folder that run folders are made in."""
     run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +60,8 @@ class LossSum:
     """Unweighted sum of nll per head."""
     count_K: Tensor
     """Number of valid pairs per head."""
-    correct_K: Tensor
-    """How often no token was more likely than the target, per head."""
+    correct_K: Tensor | None
+    """How often no token was more likely than the target, per head; None where the loss does not tell."""
     nll_BTK: Tensor
     """Per-pair nll, 0 where there is no target."""
     weight_BTK: Tensor | None = None
@@ -72,8 +72,10 @@ class LossSum:
     def head(self, k: int) -> LossSum:
         """The figures of head k (counted from 0); `weighted_sum` and `weight_total` stay those of all heads."""
         one = slice(k, k + 1)
-        figures = {name: getattr(self, name)[one] for name in ("nll_sum_K", "count_K", "correct_K")}
-        return replace(self, nll_BTK=self.nll_BTK[:, :, one], **figures)
+        pairs = ("nll_BTK", "weight_BTK", "gradient_norm_BTK")
+        figures: dict[str, Any] = {name: getattr(self, name) for name in ("nll_sum_K", "count_K", "correct_K", *pairs)}
+        of_head: dict[str, Any] = {n: v if v is None else v[..., one] for n, v in figures.items()}
+        return replace(self, **of_head)
 
     def per(self, weight_total: Tensor) -> LossSum:
         """The same sums, to be divided by another total."""

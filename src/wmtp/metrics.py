@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+
+from wmtp.ranks import Reduce, alone
 
 
 class Meter:
@@ -42,6 +42,14 @@ class Meter:
         rest.lows, rest.highs = other.lows, other.highs
         self.merge(rest)
 
-    def reduced(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The sums over all ranks."""
-        return {name: reduce(value) for name, value in self.sums.items()}
+    def reduced(self, reduce: Reduce) -> dict[str, Tensor]:
+        """The sums over all ranks, added in one go; the extremes become those of all ranks."""
+        if reduce is alone:
+            return dict(self.sums)
+        flat = torch.cat([value.flatten().double() for value in self.sums.values()])
+        parts = torch.split(reduce(flat), [value.numel() for value in self.sums.values()])
+        for name in self.lows:
+            low, high = reduce.largest(torch.stack([-self.lows[name], self.highs[name]]))
+            self.lows[name], self.highs[name] = -low, high
+        pairs = zip(self.sums.items(), parts, strict=True)
+        return {name: part.view(value.shape).to(value.dtype) for (name, value), part in pairs}

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from wmtp.errors import ModelError
 from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list, more_heads
 from wmtp.loss import LossSum, RowWeight, Unembedding, plain_nll, reduce_loss, row_weights
+from wmtp.loss_backends import BACKENDS, backend_loss
 from wmtp.loss_fused import fused_loss
-from wmtp.probing import check_causal, evaluating, probe
+from wmtp.probing import check_causal, evaluating, probe, without_weights
 from wmtp.targets import future_targets
 
 
@@ -63,24 +64,30 @@ class MTPModel(nn.Module):
         self._norm_name = final_norm(self.decoder, layers_name)
         self._last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
         self.extra_heads = more_heads(layers[-1], num_heads - 1, init, base._init_weights)
-        with evaluating(base):
-            expected_BTV = base(input_ids=probe(base), use_cache=False).logits
+        expected_BTV = None
+        if not without_weights(base):
+            with evaluating(base):
+                expected_BTV = base(input_ids=probe(base), use_cache=False).logits
         layers[-1] = Branch(layers[-1])
         self._layers_name = layers_name
-        self._check_logits(expected_BTV)
+        if expected_BTV is not None:
+            self._check_logits(expected_BTV)
 
     def _check_logits(self, expected_BTV: Tensor) -> None:
         """Raise `ModelError` unless head 1 gives the logits that the model itself gave."""
         with evaluating(self):
             got_BTV = self.project(self(probe(self.base))[0])
-        if expected_BTV.is_meta:
-            return
         share = float((got_BTV - expected_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
         if share > (0.05 if expected_BTV.dtype.itemsize < 4 else 1e-4):
             raise ModelError(
                 f"{type(self.base).__name__} does more to its logits than norm, unembedding and soft cap (they are "
                 f"{share:.1%} away from that): this architecture is not supported"
             )
+
+    @property
+    def last_layer(self) -> str:
+        """The name of the layer that became head 1, in the base model, with a dot."""
+        return self._last_layer
 
     @property
     def decoder(self) -> nn.Module:
@@ -101,6 +108,13 @@ class MTPModel(nn.Module):
 
     def trunk(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> TrunkOutput:
         """Run every layer but the last. Rows are padded on the right: causal attention needs no mask for that."""
+        return self._trunk(tokens_BT, position_BT)
+
+    def trunk_layers(self) -> list[nn.Module]:
+        """The layers below the heads."""
+        return list(getattr(self.decoder, self._layers_name))[:-1]
+
+    def _trunk(self, tokens_BT: Tensor, position_BT: Tensor | None) -> TrunkOutput:
         self.decoder(input_ids=tokens_BT, position_ids=position_BT, use_cache=False)
         return self.branch.take()
 
@@ -111,7 +125,7 @@ class MTPModel(nn.Module):
 
     def forward(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> list[Tensor]:
         """K final hidden states `[B, T, D]`, head 1 first."""
-        trunk = self.trunk(tokens_BT, position_BT)
+        trunk = self._trunk(tokens_BT, position_BT)
         return [self.head(layer, trunk) for layer in self.heads()]
 
     def unembedding(self) -> Unembedding:
@@ -128,8 +142,7 @@ class MTPModel(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile every trunk layer and head by itself, for any batch shape and without graph breaks."""
-        layers = list(getattr(self.decoder, self._layers_name))[:-1]
-        for layer in (*layers, *self.heads()):
+        for layer in (*self.trunk_layers(), *self.heads()):
             layer.compile(fullgraph=True, dynamic=True)
 
     def keep_heads(self, count: int) -> None:
@@ -167,7 +180,7 @@ def mtp_loss(
         weights_BTK: w >= 0 per (position, head); None means 1.
         coefficient_K: c_k per head; None means 1.
         denominator: `weights` makes `weight_total` = sum c*w, `tokens` makes it sum c.
-        kind: `fused`, or `plain` for the specification.
+        kind: `fused`, `plain` for the specification, or a library of `loss_backends.BACKENDS`.
     """
     targets = batch_targets(batch, model.num_heads)
     return hidden_loss(
@@ -207,8 +220,20 @@ def hidden_loss(
         sums = fused_loss(
             hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, weight_of=weight_of, seen=seen, chunk=chunk
         )
+    elif kind in BACKENDS:
+        sums = backend_loss(
+            kind,
+            hidden_K,
+            unembedding,
+            target_BTK,
+            weights_BTK,
+            coefficient_K,
+            weight_of=weight_of,
+            seen=seen,
+            chunk=chunk,
+        )
     else:
-        raise ValueError(f"loss kind must be 'fused' or 'plain', got {kind!r}")
+        raise ValueError(f"loss kind must be one of fused, plain, {', '.join(BACKENDS)}; got {kind!r}")
     if denominator == "weights":
         return sums
     if denominator != "tokens":

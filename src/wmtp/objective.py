@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from wmtp.data.batches import Batch
+from wmtp.distributed import head_passes
 from wmtp.heads import TrunkOutput
 from wmtp.loss import LossSum
 from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
+from wmtp.ranks import Reduce, alone
 from wmtp.targets import IGNORE
 from wmtp.value import ValueModel, lambda_return_loss, mean_response_value, pairwise_loss
-from wmtp.weighting.base import Reduce, Scheme, SchemeInput, When, alone
+from wmtp.weighting.base import Scheme, SchemeInput, When
 
 Precision = Callable[[], AbstractContextManager[Any]]
 """Makes the context that forward passes run in (autocast, or nothing)."""
@@ -54,9 +56,17 @@ class Objective(Protocol):
         ...
 
     def backward(
-        self, model: Any, batch: Batch, plan: Any, scale: Tensor, reduce: Reduce, precision: Precision
+        self,
+        model: Any,
+        batch: Batch,
+        plan: Any,
+        scale: Tensor,
+        reduce: Reduce,
+        precision: Precision,
+        *,
+        last: bool = True,
     ) -> Meter:
-        """Forward and backward of `weighted_sum / scale` of one micro-batch."""
+        """Forward and backward of `weighted_sum / scale` of one micro-batch, the step's last or not."""
         ...
 
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
@@ -104,7 +114,7 @@ class MTPObjective:
         score: frozen scores that the scheme needs.
         coefficient_K: c_k per head; None means 1.
         denominator: `weights` or `tokens`, see docs/math.md (2).
-        kind: `fused` or `plain` loss.
+        kind: `fused`, `plain`, or a library of `loss_backends.BACKENDS`.
         chunk: rows of logits held at once.
     """
 
@@ -159,7 +169,15 @@ class MTPObjective:
         return self._sums(model, hidden_K, plan, self._coefficients(batch))
 
     def backward(
-        self, model: MTPModel, batch: Batch, plan: Plan, scale: Tensor, reduce: Reduce, precision: Precision
+        self,
+        model: MTPModel,
+        batch: Batch,
+        plan: Plan,
+        scale: Tensor,
+        reduce: Reduce,
+        precision: Precision,
+        *,
+        last: bool = True,
     ) -> Meter:
         """Trunk once, then head by head: forward, loss, backward into the trunk's output, so that one head's
         activations live at a time; then one backward pass through the trunk (Gloeckle et al. 2024, figure 2).
@@ -170,17 +188,19 @@ class MTPObjective:
         if cut is None or not self.head_by_head:
             return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
         meter = Meter()
-        for k, layer in enumerate(model.heads()):
-            with precision():
-                hidden_BTD = model.head(layer, cut)
-                of_head = plan.head(k)
-                if not of_head.weighted:
-                    of_head = self._weighted(of_head, model, [hidden_BTD], reduce, True)
-                sums = self._sums(model, [hidden_BTD], of_head, self._coefficients(batch, k))
-            if sums.weighted_sum.requires_grad:
-                (sums.weighted_sum / scale).backward()  # type: ignore[no-untyped-call]
-            meter.merge_heads(sums.meter)
-            del hidden_BTD, sums
+        heads = list(model.heads())
+        with head_passes(model, heads, last):
+            for k, layer in enumerate(heads):
+                with precision():
+                    hidden_BTD = model.head(layer, cut)
+                    of_head = plan.head(k)
+                    if not of_head.weighted:
+                        of_head = self._weighted(of_head, model, [hidden_BTD], reduce, True)
+                    sums = self._sums(model, [hidden_BTD], of_head, self._coefficients(batch, k))
+                if sums.weighted_sum.requires_grad:
+                    (sums.weighted_sum / scale).backward()  # type: ignore[no-untyped-call]
+                meter.merge_heads(sums.meter)
+                del hidden_BTD, sums
         if cut.hidden_BTD.grad is not None:
             trunk.hidden_BTD.backward(cut.hidden_BTD.grad)  # type: ignore[no-untyped-call]
         return meter
@@ -233,8 +253,9 @@ class MTPObjective:
             weight_total=loss.weight_total,
             nll_sum_K=loss.nll_sum_K,
             count_K=loss.count_K,
-            correct_K=loss.correct_K,
         )
+        if loss.correct_K is not None:
+            meter.add(correct_K=loss.correct_K)
         return Sums(loss.weighted_sum, loss.weight_total, meter)
 
     def _row_weights(self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, _: Tensor | None) -> Tensor:
@@ -255,15 +276,17 @@ class MTPObjective:
         return torch.ones_like(nll_R) if weight is None else weight.view(-1)
 
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
-        """`loss/*`, `acc/*`, `weight/*`. nll is always unweighted."""
-        nll_K, count_K, correct_K = (totals[n].tolist() for n in ("nll_sum_K", "count_K", "correct_K"))
+        """`loss/*`, `acc/*` (where the loss tells), `weight/*`. nll is always unweighted."""
+        nll_K, count_K = (totals[n].tolist() for n in ("nll_sum_K", "count_K"))
         out = {
             "loss/weighted": _ratio(float(totals["weighted_sum"]), float(totals["weight_total"])),
             "loss/nll": _ratio(sum(nll_K), sum(count_K)),
         }
-        for k, (nll, count, correct) in enumerate(zip(nll_K, count_K, correct_K, strict=True), 1):
+        for k, (nll, count) in enumerate(zip(nll_K, count_K, strict=True), 1):
             out[f"loss/nll_head_{k}"] = _ratio(nll, count)
-            out[f"acc/head_{k}"] = _ratio(correct, count)
+        if "correct_K" in totals:
+            pairs = enumerate(zip(totals["correct_K"].tolist(), count_K, strict=True), 1)
+            out |= {f"acc/head_{k}": _ratio(correct, count) for k, (correct, count) in pairs}
         return out | weight_metrics(totals, meter)
 
     def _coefficients(self, batch: Batch, head: int | None = None) -> Tensor | None:
@@ -308,17 +331,17 @@ def weight_meter(weight_BTK: Tensor | None, valid_BTK: Tensor) -> Meter:
         weight_squares=weight_N.square().sum(),
         weight_log=torch.xlogy(weight_N, weight_N).sum(),
     )
-    if weight_N.numel():
-        meter.extremes("weight", weight_N.min(), weight_N.max())
+    none = torch.full((1,), math.inf, device=weight_N.device)
+    meter.extremes("weight", torch.cat([weight_N, none]).min(), torch.cat([weight_N, -none]).max())
     return meter
 
 
 def weight_metrics(totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
     """`weight/{mean,std,min,max}`; `ess`: effective sample size as a share of the pairs, (sum w)^2 / (n sum w^2);
     `entropy` of w / sum w as a share of log n. Both are 1 for equal weights."""
-    if "weight" not in meter.lows:
-        return {}
     count, total, squares, logs = (float(totals[f"weight_{n}"]) for n in ("count", "sum", "squares", "log"))
+    if not count:
+        return {}
     mean = total / count
     entropy = math.log(total) - logs / total if total > 0 else 0.0
     return {
@@ -359,27 +382,36 @@ class ValueObjective:
 
     def sums(self, model: ValueModel, batch: Batch, plan: None, reduce: Reduce, training: bool) -> Sums:
         """Loss over pairs or rows; pair figures wherever the rows come as pairs."""
-        values_BT = model(batch.tokens_BT)
-        response = batch.trainable_BT
+        rows = len(batch.row_B)  # none in a filler
+        values_BT = model(batch.tokens_BT)[:rows]
+        response = batch.trainable_BT[:rows]
         meter = value_meter(values_BT.detach(), response)
         paired = batch.paired
         if self.loss == "pairwise" and not paired:
             raise ValueError("the pairwise loss needs batches of pairs: a correct row, then an incorrect one")
         pairs = pairwise_loss(values_BT if paired else values_BT[:0], response if paired else response[:0])
-        count = torch.tensor(len(batch.row_B) // 2 if paired else 0, device=values_BT.device)
+        count = torch.tensor(rows // 2 if paired else 0, device=values_BT.device)
         meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
         if self.loss == "pairwise":
             loss_sum = pairs.loss_sum
         else:
             loss_sum = lambda_return_loss(
-                values_BT, response, batch.reward_B, gamma=self.gamma, lam=self.lam, huber_delta=self.huber_delta
+                values_BT, response, batch.reward_B[:rows], gamma=self.gamma, lam=self.lam, huber_delta=self.huber_delta
             )
         total = self.known_total(model, [batch])
         meter.add(weighted_sum=loss_sum.detach(), weight_total=total)
         return Sums(loss_sum, total, meter)
 
     def backward(
-        self, model: ValueModel, batch: Batch, plan: None, scale: Tensor, reduce: Reduce, precision: Precision
+        self,
+        model: ValueModel,
+        batch: Batch,
+        plan: None,
+        scale: Tensor,
+        reduce: Reduce,
+        precision: Precision,
+        *,
+        last: bool = True,
     ) -> Meter:
         """Forward and backward in one piece."""
         with precision():

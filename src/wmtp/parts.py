@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -30,11 +30,15 @@ from wmtp.data.batches import Batch, Batches, Item, pair_items, single_items
 from wmtp.data.records import Record
 from wmtp.data.sources import read_records
 from wmtp.data.text import Row, check_template, encode
+from wmtp.distributed import Sharding, World, release, shard, sharding
 from wmtp.errors import ConfigError, DataError, ModelError
 from wmtp.formats import hf
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
+from wmtp.formats.streamed import empty_causal_lm, empty_model, fill, fits, missing
+from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective, Objective, Score, ValueObjective, no_scores
+from wmtp.probing import without_weights
 from wmtp.scoring import critic_values, reference_nll
 from wmtp.storage import resolve
 from wmtp.value import ValueModel
@@ -64,20 +68,40 @@ class Parts:
     tokenizer: Any
     tokenizer_fingerprint: str
     model: MTPModel | ValueModel
-    frozen: nn.Module | None
+    frozen: MTPModel | ValueModel | None
     """The critic or the reference, where the scheme has one."""
     objective: Objective
     optimizer: AdamW
     data: Data
     steps: int
+    world: World = field(default_factory=World)
 
 
-def build(config: Config) -> Parts:
-    """All parts of a run, on its device, in the state before step 1.
+def sharding_of(config: Config, world: World) -> Sharding | None:
+    """How the config spreads models over ranks; None in a single process.
+
+    Raises:
+        ConfigError: a mesh that these ranks cannot form.
+    """
+    return sharding(
+        world,
+        devices.pick(config.device),
+        config.distributed.strategy,
+        bf16=config.precision == "bf16",
+        cpu_offload=config.distributed.cpu_offload,
+    )
+
+
+def build(config: Config, world: World | None = None, how: Sharding | None = None) -> Parts:
+    """All parts of a run, on this rank's device, in the state before step 1. Talks to no other rank.
+
+    Args:
+        how: from `sharding_of`, which does.
 
     Raises:
         UsageError: whatever is wrong with the config, the data or a model.
     """
+    world = world or World()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = devices.pick(config.device)
@@ -85,10 +109,20 @@ def build(config: Config) -> Parts:
     tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
     data = build_data(config, tokenizer)
     devices.seed_everything(config.train.seed)
-    model = build_model(config, tokenizer).to(device)
+    model = build_model(config, tokenizer, streamed=how is not None)
+    if not without_weights(model):
+        model.to(device)
     model.train()
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
-    frozen, objective = build_objective(config, tokenizer, device)
+    if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
+        _check_loss(config, model, device)
+    frozen, objective = build_objective(config, tokenizer, device, streamed=how is not None)
+    if how is not None:
+        precision = nullcontext  # the mixed-precision policy casts what it gathers
+        spread(model, how, config.model.path, device)
+        if frozen is not None:
+            spread(frozen, how, _frozen_source(config), device)
+        devices.seed_everything(config.train.seed + world.rank)  # own dropout; weights and order are drawn already
     optimizer = optim.build_adamw(
         model,
         lr=config.optim.lr,
@@ -98,7 +132,9 @@ def build(config: Config) -> Parts:
     )
     steps = number_of_steps(config, len(data.train))
     identity = hf.tokenizer_fingerprint(tokenizer)
-    return Parts(config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps)
+    return Parts(
+        config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world
+    )
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -222,8 +258,17 @@ def fingerprint(*row_sets: Sequence[Row]) -> str:
 # Models
 
 
-def build_model(config: Config, tokenizer: Any) -> MTPModel | ValueModel:
-    """The model to train."""
+def build_model(config: Config, tokenizer: Any, *, streamed: bool = False) -> MTPModel | ValueModel:
+    """The model to train.
+
+    Args:
+        streamed: leave its weights, where they can be, to `formats.streamed.fill`.
+    """
+    if streamed:
+        empty = _empty_policy(config)
+        if empty is not None:
+            _check_fit(config, empty.base.config, len(tokenizer))
+            return empty
     base_or_model = _load_policy(config, len(tokenizer))
     model_config = base_or_model.base.config if isinstance(base_or_model, MTPModel) else base_or_model.config
     _check_fit(config, model_config, len(tokenizer))
@@ -252,6 +297,51 @@ def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled
         if not isinstance(model, MTPModel):
             raise ConfigError("train.compile is for objective.kind = mtp; leave it out for a critic")
         model.compile_layers()
+
+
+def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:
+    """Raise `ConfigError` if the library that should compute the loss is wrong for this model, here."""
+    assert isinstance(config.objective, MTPObjectiveConfig)
+    kind = config.objective.loss
+    if kind in BACKENDS:
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        reason = refusal(kind, model.unembedding(), dtype, device)
+        if reason is not None:
+            raise ConfigError(f"objective.loss = {kind!r}: {reason}")
+
+
+def spread(model: MTPModel | ValueModel, how: Sharding, source: str | None, device: torch.device) -> None:
+    """Shard a model over ranks, and read what each holds if it is still without weights."""
+    if isinstance(model, MTPModel):
+        shard(model, model.trunk_layers(), how, heads=list(model.heads()))
+    else:
+        shard(model, model.layers(), how, exact=[model.value_head])
+    if source is not None and without_weights(model):
+        fill(model, source, device)
+
+
+def _empty_policy(config: Config) -> MTPModel | ValueModel | None:
+    """The policy without weights; None where they are not in a folder as they are needed."""
+    model, objective = config.model, config.objective
+    if model.path is None or not fits(model.path):
+        return None
+    card = read_card(model.path)
+    if isinstance(objective, ValueObjectiveConfig) and not isinstance(card, ValueCard):
+        value = ValueModel(empty_causal_lm(model.path), objective.head, objective.backbone, objective.loss)
+        return None if missing(value, model.path) else value
+    same = card is None or (not isinstance(card, ValueCard) and card.num_heads == model.heads.num_heads)
+    if not same or (card is None and model.heads.init != "copy"):
+        return None
+    policy = empty_model(model.path, model.heads.num_heads)
+    return None if missing(policy, model.path) else policy
+
+
+def _frozen_source(config: Config) -> str | None:
+    """Where the frozen scorer's weights are."""
+    weighting = config.objective.weighting if isinstance(config.objective, MTPObjectiveConfig) else None
+    if isinstance(weighting, CriticConfig):
+        return weighting.critic
+    return weighting.reference if isinstance(weighting, Rho1Config) else None
 
 
 def _load_policy(config: Config, vocabulary: int) -> Any:
@@ -289,7 +379,9 @@ def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:
 # Objectives
 
 
-def build_objective(config: Config, tokenizer: Any, device: torch.device) -> tuple[nn.Module | None, Objective]:
+def build_objective(
+    config: Config, tokenizer: Any, device: torch.device, *, streamed: bool = False
+) -> tuple[MTPModel | ValueModel | None, Objective]:
     """The objective, and the frozen model its scores come from."""
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
@@ -297,7 +389,7 @@ def build_objective(config: Config, tokenizer: Any, device: torch.device) -> tup
             objective.loss, gamma=objective.gamma, lam=objective.lam, huber_delta=objective.huber_delta
         )
     num_heads = config.model.heads.num_heads
-    frozen, score = _scorer(objective, num_heads, tokenizer, device)
+    frozen, score = _scorer(objective, num_heads, tokenizer, device, streamed)
     coefficients = objective.coefficients(num_heads)
     return frozen, MTPObjective(
         SCHEMES[objective.weighting.scheme](**scheme_options(objective.weighting)),
@@ -315,19 +407,22 @@ def scheme_options(weighting: WeightingConfig) -> dict[str, Any]:
 
 
 def _scorer(
-    objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device
-) -> tuple[nn.Module | None, Score]:
+    objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device, streamed: bool
+) -> tuple[MTPModel | ValueModel | None, Score]:
     weighting = objective.weighting
     if isinstance(weighting, CriticConfig):
-        return _critic_scorer(weighting, tokenizer, device)
+        return _critic_scorer(weighting, tokenizer, device, streamed)
     if isinstance(weighting, Rho1Config):
-        return _reference_scorer(weighting, objective, num_heads, tokenizer, device)
+        return _reference_scorer(weighting, objective, num_heads, tokenizer, device, streamed)
     return None, no_scores
 
 
-def _critic_scorer(weighting: CriticConfig, tokenizer: Any, device: torch.device) -> tuple[nn.Module, Score]:
+def _critic_scorer(
+    weighting: CriticConfig, tokenizer: Any, device: torch.device, streamed: bool
+) -> tuple[ValueModel, Score]:
     _check_tokenizer(weighting.critic, tokenizer, "objective.weighting.critic")
-    critic = _freeze(load_value_model(weighting.critic), device)
+    critic = _empty(weighting.critic, ValueModel) if streamed else None
+    critic = _freeze(critic or load_value_model(weighting.critic), device)
     if weighting.terminal == "reward" and critic.loss == "pairwise":
         raise ConfigError(
             "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined up "
@@ -335,14 +430,21 @@ def _critic_scorer(weighting: CriticConfig, tokenizer: Any, device: torch.device
         )
 
     def score(batch: Batch) -> dict[str, torch.Tensor]:
-        return {"values_BT": finite(critic_values(critic, batch), weighting.critic)}
+        values_BT = critic_values(critic, batch)
+        release(critic)
+        return {"values_BT": finite(values_BT, weighting.critic)}
 
     return critic, score
 
 
 def _reference_scorer(
-    weighting: Rho1Config, objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device
-) -> tuple[nn.Module, Score]:
+    weighting: Rho1Config,
+    objective: MTPObjectiveConfig,
+    num_heads: int,
+    tokenizer: Any,
+    device: torch.device,
+    streamed: bool,
+) -> tuple[MTPModel, Score]:
     _check_tokenizer(weighting.reference, tokenizer, "objective.weighting.reference")
     card = read_card(weighting.reference)
     own_heads = card.num_heads if card is not None and not isinstance(card, ValueCard) else 1
@@ -352,7 +454,8 @@ def _reference_scorer(
             f"objective.weighting.alignment = 'matched' needs a reference with {needed} heads; "
             f"{weighting.reference} has {own_heads}"
         )
-    reference = _freeze(load_model(weighting.reference, num_heads=needed), device)
+    reference = _empty(weighting.reference, MTPModel, needed) if streamed else None
+    reference = _freeze(reference or load_model(weighting.reference, num_heads=needed), device)
 
     def score(batch: Batch) -> dict[str, torch.Tensor]:
         nll_BTK = reference_nll(
@@ -363,6 +466,7 @@ def _reference_scorer(
             kind=objective.loss,
             chunk=objective.logits_chunk,
         )
+        release(reference)
         return {"reference_nll_BTK": finite(nll_BTK, weighting.reference)}
 
     return reference, score
@@ -383,5 +487,14 @@ def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:
     hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(source), what)
 
 
+def _empty(source: str, kind: type[M], num_heads: int | None = None) -> M | None:
+    """A frozen model without weights; None where the ordinary way must load it, or say what is wrong."""
+    if not fits(source):
+        return None
+    model = empty_model(source, num_heads)
+    return model if isinstance(model, kind) and not missing(model, source) else None
+
+
 def _freeze(model: M, device: torch.device) -> M:
-    return model.to(device).eval().requires_grad_(False)
+    placed = model if without_weights(model) else model.to(device)
+    return placed.eval().requires_grad_(False)

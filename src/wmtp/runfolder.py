@@ -21,12 +21,15 @@ from wmtp.storage import resolve
 MAY_CHANGE = (
     "device",
     "num_threads",
+    "distributed",
     "runs",
     "run_name",
     "tags",
     "checkpoint",
     "train.log_every",
     "train.max_nonfinite",
+    "train.watchdog_s",
+    "train.watchdog_grace_s",
 )
 """Keys that a resumed run may set otherwise; any other difference would make it another run."""
 

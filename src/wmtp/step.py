@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from wmtp.data.batches import Batch
+from wmtp.distributed import local, synchronise, whole
+from wmtp.faults import fault
 from wmtp.metrics import Meter
 from wmtp.objective import Objective, Precision
 from wmtp.probing import evaluating
-from wmtp.weighting.base import Reduce, alone
+from wmtp.ranks import Reduce, alone
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class StepResult:
     stepped: bool
     """False if the gradient norm was not finite: then neither the model nor the scheme's memory changed."""
     tokens: int
-    """Tokens of the rows, padding left out."""
+    """Tokens of the rows of all ranks, padding left out."""
 
 
 def train_step(
@@ -57,12 +59,16 @@ def train_step(
     with precision():
         plans = objective.plan(model, micro_batches, reduce, True)
     known_total = reduce(objective.known_total(model, micro_batches))
-    for batch, plan in zip(micro_batches, plans, strict=True):
-        meter.merge(objective.backward(model, batch, plan, known_total, reduce, precision))
+    for place, (batch, plan) in enumerate(zip(micro_batches, plans, strict=True), 1):
+        last = place == len(micro_batches)
+        synchronise(model, last)
+        meter.merge(objective.backward(model, batch, plan, known_total, reduce, precision, last=last))
     totals = meter.reduced(reduce)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if fault("after_backward") == "nan":
+        local(gradients[0]).fill_(float("nan"))
     _rescale(gradients, known_total, totals["weight_total"])
-    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
     finite = bool(torch.isfinite(grad_norm))
     if finite:
         if clip_norm is not None:
@@ -70,14 +76,14 @@ def train_step(
         optimizer.step()
     else:
         objective.load_state_dict(memory)
-    tokens = sum(batch.num_tokens for batch in micro_batches)
-    return StepResult(objective.metrics(totals, meter), float(grad_norm), finite, tokens)
+    tokens = reduce(known_total.new_tensor(sum(batch.num_tokens for batch in micro_batches), dtype=torch.int64))
+    return StepResult(objective.metrics(totals, meter), float(grad_norm), finite, int(tokens))
 
 
 def _rescale(gradients: list[Tensor], known_total: Tensor, weight_total: Tensor) -> None:
     """From 'divided by known_total' to 'divided by weight_total', at once and only if they differ."""
     if bool(weight_total != known_total):
-        torch._foreach_mul_(gradients, known_total / weight_total)
+        torch._foreach_mul_(gradients, float(known_total / weight_total))
 
 
 def evaluate(

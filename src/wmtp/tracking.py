@@ -45,6 +45,19 @@ class Journal:
         self._file.close()
 
 
+class NoJournal:
+    """Of a rank that writes none."""
+
+    def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> NoJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing."""
+
+
 def _line(entry: dict[str, Any]) -> str:
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
     return json.dumps(clean, allow_nan=False) + "\n"

@@ -10,25 +10,36 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
-from wmtp import checkpoint, devices, optim, provenance
+from wmtp import checkpoint, devices, optim, outcome, provenance
 from wmtp.config import Config, dump, load
+from wmtp.data.batches import Batch, Batches
+from wmtp.distributed import World, joined, local, whole_state
 from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, UsageError
 from wmtp.estimate import Estimate, estimate
+from wmtp.faults import fault
 from wmtp.formats.native import save_model
-from wmtp.parts import Parts, build
+from wmtp.parts import Parts, build, sharding_of
 from wmtp.runfolder import (
     check_disk,
     check_same_run,
@@ -40,7 +51,8 @@ from wmtp.runfolder import (
 )
 from wmtp.step import StepResult, evaluate, train_step
 from wmtp.storage import write_atomic
-from wmtp.tracking import Journal
+from wmtp.tracking import Journal, NoJournal
+from wmtp.watchdog import Watchdog
 
 MAX_FAILED_SAVES = 3
 """So many periodic checkpoints in a row may fail before the run does."""
@@ -128,33 +140,55 @@ def run(
         NonFiniteError, CheckpointError: see there.
     """
     reporter = reporter or Silent()
-    with StopSignal() as stop:
-        folder, start, parts = prepare(config, out, resume, reporter)
+    device = devices.pick(config.device)
+    watchdog = Watchdog(
+        config.train.watchdog_s, rank=int(os.environ.get("RANK", "0")), grace_s=config.train.watchdog_grace_s
+    )
+    with (
+        watchdog,
+        StopSignal() as stop,
+        joined(device, config.distributed.timeout_s) as world,
+        ExitStack() as held,
+    ):
+        reporter = reporter if world.leads else Silent()
+        folder, start, parts = prepare(config, out, resume, reporter, world)
         for note in parts.data.notes:
             reporter.note(note)
-        if stop.received is not None:
-            raise Interrupted("stopped before the first step; nothing was written", stop.received)
-        folder.mkdir(parents=True, exist_ok=True)
-        with only_trainer(folder):
-            return Loop(parts, folder, reporter, start).run(stop)
+        received = stop.anywhere(world)
+        if received:
+            raise Interrupted("stopped before the first step; nothing was written", received)
+
+        def occupy() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_trainer(folder))
+
+        world.first(occupy)
+        watchdog.folder = folder
+        return Loop(parts, folder, reporter, start, watchdog).run(stop)
 
 
 def prepare(
-    config: Config, out: str | Path | None, resume: str | None, reporter: Reporter
+    config: Config, out: str | Path | None, resume: str | None, reporter: Reporter, world: World
 ) -> tuple[Path, Path | None, Parts]:
     """Run folder, checkpoint to start from, and parts: all that can be wrong before step 1. Writes nothing.
 
     Raises:
-        UsageError: the first thing that would fail.
+        UsageError: the first thing that would fail, on any rank.
     """
-    folder = run_folder(config, out, resume)
-    start = find_start(folder, resume, reporter.note)
-    check_writable(folder)
+
+    def find() -> tuple[Path, Path | None]:
+        folder = run_folder(config, out, resume)
+        start = find_start(folder, resume, reporter.note)
+        check_writable(folder)
+        if start is not None:
+            check_same_run(config, start)
+        return folder, start
+
+    folder, start = world.first(find)
+    mesh = sharding_of(config, world)
+    parts = world.together(lambda: build(config, world, mesh))
     if start is not None:
-        check_same_run(config, start)
-    parts = build(config)
-    if start is not None:
-        check_facts(start, parts, reporter.note)
+        world.first(lambda: check_facts(start, parts, reporter.note))
     return folder, start, parts
 
 
@@ -165,7 +199,7 @@ def dry_run(config: Config, *, out: str | Path | None = None, resume: str | None
         UsageError: the first thing that would fail.
     """
     reporter = Silent()
-    folder, _, parts = prepare(config, out, resume, reporter)
+    folder, _, parts = prepare(config, out, resume, reporter, World())
     needs = estimate(parts)
     check_disk(folder, config, needs.checkpoint_bytes)
     return needs, [*parts.data.notes, *reporter.notes]
@@ -178,10 +212,18 @@ def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:
         raise UsageError(f"{path} was saved while training on other rows: the data files have changed since")
     if facts["tokenizer"] != parts.tokenizer_fingerprint:
         raise ModelError(f"{path} was saved with another tokenizer")
-    now = {"num_threads": torch.get_num_threads(), "torch": torch.__version__, "device": parts.device.type}
+    now = {
+        "num_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": parts.device.type,
+        "ranks": parts.world.size,
+    }
     for name, value in now.items():
-        if facts[name] != value:
-            note(f"{name} was {facts[name]} when {path} was saved and is {value} now: the run goes on, not bit-exactly")
+        if facts.get(name) != value:
+            note(
+                f"{name} was {facts.get(name)} when {path} was saved and is {value} now: the run goes on, but not "
+                "bit-exactly"
+            )
 
 
 # Stopping
@@ -205,8 +247,14 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def anywhere(self, world: World) -> int:
+        """The signal that any rank has received, 0 for none; all ranks must ask."""
+        return int(world.largest(torch.tensor(self.received or 0)))
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if outcome.supervised():
+                return  # whoever stops a whole job sends the signal to every process, and so more than once to some
             raise SystemExit(128 + number)
         self.received = number
 
@@ -217,26 +265,26 @@ class StopSignal:
 class Loop:
     """The steps of one run."""
 
-    def __init__(self, parts: Parts, folder: Path, reporter: Reporter, start: Path | None) -> None:
-        self.parts, self.folder, self.reporter = parts, folder, reporter
-        self.config = parts.config
+    def __init__(self, parts: Parts, folder: Path, reporter: Reporter, start: Path | None, watchdog: Watchdog) -> None:
+        self.parts, self.folder, self.reporter, self.watchdog = parts, folder, reporter, watchdog
+        self.config, self.world = parts.config, parts.world
         self.checkpoints = folder / "checkpoints"
         self.progress = Progress()
-        facts = folder / "provenance.json"
-        self.run_id: str = read_provenance(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
-        self.failed_saves = 0
-        if self.checkpoints.is_dir():
-            checkpoint.remove_litter(self.checkpoints)
+        self.run_id = self.world.first(self._find_run_id)
+        self.failed_saves, self.under_way = 0, False
+        self.saver = checkpoint.Saver(
+            self.checkpoints, keep_last=self.config.checkpoint.keep_last, group=self.world.background
+        )
         if start is not None:
             self._restore(start)
-        self._write_facts()
+        self.world.first(self._write_facts)
 
     def run(self, stop: StopSignal) -> RunResult:
         """From the next step to the last."""
         progress, parts = self.progress, self.parts
         self.reporter.start(progress.step + 1, parts.steps)
         try:
-            with Journal(self.folder / "metrics.jsonl", keep_until=progress.step) as journal:
+            with self._journal() as journal, self.saver:
                 while progress.step < parts.steps and not progress.stopped_early:
                     self._one_step(journal)
                     self._evaluate_if_due(journal)
@@ -244,7 +292,7 @@ class Loop:
         finally:
             self.reporter.stop()
         if self.config.checkpoint.save_final:
-            save_model(parts.model, self.folder / "final", parts.tokenizer)
+            self._save_final()
         return RunResult(
             folder=self.folder,
             steps=progress.step,
@@ -255,19 +303,41 @@ class Loop:
             peak_bytes=devices.peak_memory(parts.device),
         )
 
-    def _one_step(self, journal: Journal) -> None:
+    def _find_run_id(self) -> str:
+        facts = self.folder / "provenance.json"
+        found: str = read_provenance(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
+        if self.checkpoints.is_dir():
+            checkpoint.remove_litter(self.checkpoints)
+        return found
+
+    def _journal(self) -> Journal | NoJournal:
+        """Rank 0 writes; the others' lines would say the same."""
+        if not self.world.leads:
+            return NoJournal()
+        return Journal(self.folder / "metrics.jsonl", keep_until=self.progress.step)
+
+    def _batches(self, of: Batches, number: int) -> list[Batch]:
+        """This rank's share of a batch, on its device."""
+        train, world = self.config.train, self.world
+        batches = of.at(number, train.micro_batch_size, train.micro_batch_tokens, rank=world.rank, ranks=world.size)
+        return [batch.to(self.parts.device) for batch in batches]
+
+    def _one_step(self, journal: Journal | NoJournal) -> None:
         config, parts, progress = self.config, self.parts, self.progress
         started = time.perf_counter()
         step = progress.step + 1
-        batches = parts.data.train.at(step - 1, config.train.micro_batch_size, config.train.micro_batch_tokens)
+        self.watchdog.beat(f"step {step}")
+        fault("step_begin")
+        batches = self._batches(parts.data.train, step - 1)
         lr = self._learning_rate(step)
         optim.set_learning_rate(parts.optimizer, lr)
         result = train_step(
             parts.model,
             parts.optimizer,
             parts.objective,
-            [batch.to(parts.device) for batch in batches],
+            batches,
             clip_norm=config.optim.clip_norm,
+            reduce=self.world,
             precision=parts.precision,
         )
         progress.step = step
@@ -322,16 +392,17 @@ class Loop:
         names = dict.fromkeys(train.rows[i].name for step in range(first, last + 1) for i in train.rows_of(step - 1))
         return "problems " + ", ".join(list(names)[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
-    def _evaluate_if_due(self, journal: Journal) -> None:
+    def _evaluate_if_due(self, journal: Journal | NoJournal) -> None:
         parts, progress, every = self.parts, self.progress, self.config.train.eval_every
         validation = parts.data.validation
         if validation is None or (progress.step != parts.steps and (every is None or progress.step % every)):
             return
+        self.watchdog.beat(f"eval {progress.step}")
+        fault("eval")
         started = time.perf_counter()
         count = min(len(validation), self.config.train.eval_batches or len(validation))
-        sizes = (self.config.train.micro_batch_size, self.config.train.micro_batch_tokens)
-        batches = ([b.to(parts.device) for b in validation.at(number, *sizes)] for number in range(count))
-        metrics = evaluate(parts.model, parts.objective, batches, precision=parts.precision)
+        batches = (self._batches(validation, number) for number in range(count))
+        metrics = evaluate(parts.model, parts.objective, batches, reduce=self.world, precision=parts.precision)
         progress.validation = {"tokens": progress.tokens, **metrics, "time/eval_s": time.perf_counter() - started}
         journal.log(progress.step, "validation", progress.validation)
         self.reporter.evaluated(progress.step, progress.validation)
@@ -359,48 +430,66 @@ class Loop:
         """Every `checkpoint.every` steps, at the end, and on a signal; never in a run of non-finite steps but then."""
         progress, every = self.progress, self.config.checkpoint.every
         at_end = progress.step == self.parts.steps or progress.stopped_early
-        if stop.received is not None:
-            path = self.save()
+        received = stop.anywhere(self.world)
+        if received:
+            self._settle()
+            path = self.save(wait=True)
             where = f"stopped after step {progress.step} of {self.parts.steps}; saved {path}"
-            name = signal.Signals(stop.received).name
+            name = signal.Signals(received).name
             raise Interrupted(
-                f"{name}: {where}; go on with --resume auto, or: wmtp train --resume {self.folder}", stop.received
+                f"{name}: {where}; go on with --resume auto, or: wmtp train --resume {self.folder}", received
             )
         if at_end:
-            self.save()
+            self._settle()
+            self.save(wait=True)
         elif every is not None and progress.step % every == 0 and progress.nonfinite == 0:
-            self._try_to_save()
+            self._settle()
+            self.under_way = self._try(self.save)
 
-    def _try_to_save(self) -> None:
-        """A save that fails (a full disk, say) costs a checkpoint, not the run: the one before it is untouched."""
+    def _try(self, attempt: Callable[[], Any]) -> bool:
+        """A checkpoint that fails (a full disk, say) costs a checkpoint, not the run: those before it are untouched.
+
+        Raises:
+            CheckpointError: too many failed in a row.
+        """
         try:
-            self.save()
+            attempt()
+            return True
         except CheckpointError as problem:
             self.failed_saves += 1
             if self.failed_saves >= MAX_FAILED_SAVES:
                 raise
-            self.reporter.note(f"step {self.progress.step}: no checkpoint was written: {problem}; training goes on")
-        else:
-            self.failed_saves = 0
+            self.reporter.note(f"step {self.progress.step}: a checkpoint was not written: {problem}; training goes on")
+            return False
 
-    def save(self) -> Path:
-        """Write a checkpoint of the current step.
+    def _settle(self) -> None:
+        """Until no save is under way; a failure is told."""
+        if self._try(self.saver.wait) and self.under_way:
+            self.failed_saves = 0
+        self.under_way = False
+
+    def _save_final(self) -> None:
+        """`final/`: put together from all ranks, written by the first."""
+        parts = self.parts
+        self.watchdog.beat("final")
+        tensors = whole_state(parts.model, self.world)
+        self.world.first(lambda: save_model(parts.model, self.folder / "final", parts.tokenizer, tensors=tensors))
+
+    def save(self, *, wait: bool = False) -> Path:
+        """A checkpoint of the current step, written in the background unless `wait`.
 
         Raises:
             CheckpointError: it could not be written, or a weight is not finite (then it would be worth nothing).
         """
         parts, progress = self.parts, self.progress
-        spoiled = [name for name, p in parts.model.named_parameters() if not bool(p.isfinite().all())]
-        if spoiled:
-            raise CheckpointError(
-                f"not saved: {spoiled[0]} (and {len(spoiled) - 1} more tensors) has non-finite weights"
-            )
-        state = {
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+        self.watchdog.beat(f"save {progress.step}")
+        fault("before_save")
+        self._check_finite()
+        state: dict[str, dict[str, Any]] = {
+            "model": get_model_state_dict(parts.model),
+            "optimizer": get_optimizer_state_dict(parts.model, parts.optimizer),
             "objective": parts.objective.state_dict(),
             "progress": dict(vars(progress)),
-            "random": devices.random_state(parts.device),
         }
         facts = {
             "run_id": self.run_id,
@@ -411,22 +500,41 @@ class Loop:
             "num_threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": parts.device.type,
+            "ranks": self.world.size,
         }
-        return checkpoint.save(
-            self.checkpoints, progress.step, state, facts, keep_last=self.config.checkpoint.keep_last
-        )
+        own = {"random": devices.random_state(parts.device)}
+        return self.saver.save(progress.step, state, facts, per_rank=own, wait=wait)
+
+    def _check_finite(self) -> None:
+        """Raise on every rank if any holds a weight that is not finite."""
+        named = self.parts.model.named_parameters()
+        spoiled = [name for name, p in named if not bool(local(p.detach()).isfinite().all())]
+        if int(self.world.largest(torch.tensor(len(spoiled)))):
+            where = f"{spoiled[0]} (and {len(spoiled) - 1} more tensors) has" if spoiled else "another rank has"
+            raise CheckpointError(f"not saved: {where} non-finite weights")
 
     def _restore(self, path: Path) -> None:
-        parts = self.parts
-        saved = checkpoint.load(path)
+        parts, group = self.parts, self.world.background
+        templates: dict[str, dict[str, Any] | None] = {
+            "model": get_model_state_dict(parts.model),
+            "optimizer": get_optimizer_state_dict(parts.model, parts.optimizer),
+            "objective": None,
+            "progress": None,
+        }
+        saved = checkpoint.load(path, templates, group=group)
         try:
-            parts.model.load_state_dict(saved.parts["model"])
-            parts.optimizer.load_state_dict(saved.parts["optimizer"])
+            set_model_state_dict(parts.model, saved.parts["model"])
+            set_optimizer_state_dict(parts.model, parts.optimizer, saved.parts["optimizer"])
             parts.objective.load_state_dict(saved.parts["objective"])
             self.progress = Progress(**saved.parts["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as problem:
             raise ModelError(f"{path} is a checkpoint of another model: {problem}") from problem
-        devices.set_random_state(saved.parts["random"], parts.device)
+        if saved.per_rank is None:
+            self.reporter.note(
+                f"{path} was saved by {saved.ranks} ranks, now there are {self.world.size}: random states start anew"
+            )
+        else:
+            devices.set_random_state(saved.per_rank["random"], parts.device)
         self.reporter.note(f"resumed from {path}: step {self.progress.step} of {parts.steps}")
 
     def _write_facts(self) -> None:

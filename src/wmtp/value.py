@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmtp.heads import layer_list
 from wmtp.probing import check_causal
 
 HEADS = ("linear", "mlp", "sigmoid")
@@ -40,7 +41,7 @@ class ValueHead(nn.Module):
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """`values_BT`, fp32."""
         with torch.autocast(hidden_BTD.device.type, enabled=False):
-            value_BT: Tensor = self.layers(hidden_BTD.float()).squeeze(-1)
+            value_BT: Tensor = self.layers(hidden_BTD.float()).squeeze(-1).clone()  # no view: sharding hooks into it
         return value_BT.sigmoid() if self.kind == "sigmoid" else value_BT
 
 
@@ -77,6 +78,11 @@ class ValueModel(nn.Module):
         if self.backbone == "frozen":
             self.base.eval()
         return self
+
+    def layers(self) -> list[nn.Module]:
+        """The decoder's layers."""
+        _, layers = layer_list(self.base.base_model, self.base.config.num_hidden_layers)
+        return list(layers)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """`values_BT`, fp32."""

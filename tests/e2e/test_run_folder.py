@@ -110,8 +110,8 @@ def test_bad_steps_are_neither_saved_nor_named_as_good(
     original = objective.MTPObjective.backward
     calls = {"n": 0}
 
-    def poisoned(self: Any, model: Any, *arguments: Any) -> Any:
-        meter = original(self, model, *arguments)
+    def poisoned(self: Any, model: Any, *arguments: Any, **options: Any) -> Any:
+        meter = original(self, model, *arguments, **options)
         calls["n"] += 1
         if calls["n"] > 6:
             for parameter in model.parameters():
@@ -130,18 +130,20 @@ def test_bad_steps_are_neither_saved_nor_named_as_good(
 def test_a_save_that_fails_costs_a_checkpoint_and_not_the_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = checkpoint.save
+    from wmtp.checkpoint import saving
 
-    def fails_once(folder: Path, step: int, *arguments: Any, **options: Any) -> Path:
-        if step == 4:
+    original = saving._commit
+
+    def fails_once(job: Any, *arguments: Any) -> Any:
+        if job.step == 4:
             raise CheckpointError("disk full")
-        return original(folder, step, *arguments, **options)
+        return original(job, *arguments)
 
-    monkeypatch.setattr(checkpoint, "save", fails_once)
+    monkeypatch.setattr(saving, "_commit", fails_once)
     reporter = Silent()
     assert train(recipe, tmp_path / "run", reporter=reporter).steps == 10
-    assert any("no checkpoint was written: disk full" in note for note in reporter.notes)
-    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: (_ for _ in ()).throw(CheckpointError("disk full")))
+    assert any("a checkpoint was not written: disk full" in note for note in reporter.notes)
+    monkeypatch.setattr(saving, "_commit", lambda *a, **k: (_ for _ in ()).throw(CheckpointError("disk full")))
     with pytest.raises(CheckpointError, match="disk full"):
         train(recipe, tmp_path / "other", "checkpoint.every=1")
 
@@ -244,9 +246,9 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_written(
 
     original = trainer.build
 
-    def interrupted(config: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        return original(config)
+        return original(*arguments)
 
     monkeypatch.setattr(trainer, "build", interrupted)
     with pytest.raises(Interrupted, match="nothing was written") as caught:

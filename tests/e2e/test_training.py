@@ -56,8 +56,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     original = objective.MTPObjective.backward
     calls = {"n": 0}
 
-    def backward(self: Any, model: Any, *arguments: Any) -> Any:
-        meter = original(self, model, *arguments)
+    def backward(self: Any, model: Any, *arguments: Any, **options: Any) -> Any:
+        meter = original(self, model, *arguments, **options)
         calls["n"] += 1
         if (calls["n"] + 1) // 2 in steps:
             for parameter in model.parameters():

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmtp.weighting import Rho1, SchemeInput, alone, kth_largest
+from wmtp.ranks import alone
+from wmtp.weighting import Rho1, SchemeInput, kth_largest
 
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, float("inf"), float("-inf")])
 ANY = st.floats(width=32, allow_nan=False)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wmtp.ranks import alone
 from wmtp.targets import future_targets
-from wmtp.weighting import SCHEMES, SchemeInput, When, alone
+from wmtp.weighting import SCHEMES, SchemeInput, When
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "uniform": [{}],

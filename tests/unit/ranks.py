@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import Barrier
 from typing import Any
 
@@ -17,12 +16,25 @@ class Ranks:
         self.slots: list[Any] = [None] * size
         self.barrier = Barrier(size, timeout=20)
 
-    def reduce(self, rank: int) -> Callable[[Tensor], Tensor]:
-        def add(tensor: Tensor) -> Tensor:
-            self.slots[rank] = tensor
-            self.barrier.wait()
-            total = torch.stack(self.slots).sum(0)
-            self.barrier.wait()
-            return total
+    def reduce(self, rank: int) -> OfRank:
+        return OfRank(self, rank)
 
-        return add
+    def gather(self, rank: int, tensor: Tensor) -> Tensor:
+        self.slots[rank] = tensor
+        self.barrier.wait()
+        stacked = torch.stack(self.slots)
+        self.barrier.wait()
+        return stacked
+
+
+class OfRank:
+    """One thread's `Reduce`."""
+
+    def __init__(self, ranks: Ranks, rank: int) -> None:
+        self.ranks, self.rank = ranks, rank
+
+    def __call__(self, total: Tensor) -> Tensor:
+        return self.ranks.gather(self.rank, total).sum(0)
+
+    def largest(self, value: Tensor) -> Tensor:
+        return self.ranks.gather(self.rank, value).amax(0)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
+
+from wmtp.bench import BENCHMARKS, backends, loss, measuring, packing, step
+from wmtp.cli import run_command
+from wmtp.errors import WmtpError
+from wmtp.model import batch_targets
+from wmtp.targets import IGNORE
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CASE_KEYS = {
@@ -21,23 +29,41 @@ CASE_KEYS = {
 MACHINE_KEYS = {
     "device", "device_name", "dtype", "threads", "cores", "processor", "system", "python", "torch", "load", "memory",
 }  # fmt: skip
-
-
-def load(name: str) -> ModuleType:
-    """A script, imported by its path."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-loss = load("loss")
-backends = load("backends")
 EXACT = [name for name in loss.VARIANTS if name != "matmuls"]
 TINY = ["--vocabulary", "50", "--rows", "24", "--width", "8", "--repeat", "2"]
+
+
+TINY_STEP = ["--small", "--rows", "1", "--length", "16", "--repeat", "1"]
+TINY_PACKING = [
+    "--small",
+    "--steps",
+    "2",
+    "--tokens",
+    "128",
+    "--row-length",
+    "64",
+    "128",
+    "--layers",
+    "2",
+    "--repeat",
+    "1",
+]
+
+
+def document_of(name: str, options: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The JSON that a benchmark writes, run through the command line."""
+    file = folder / f"{name}.json"
+    assert run_command(["bench", name, *options, "--json", str(file)]) == 0
+    document: dict[str, Any] = json.loads(file.read_text())
+    assert (document["version"], document["benchmark"]) == (1, name)
+    readme = (FOLDER / "README.md").read_text()
+    assert all(f"`{key}`" in readme for key in documented_keys(document))
+    return document
+
+
+def documented_keys(document: dict[str, Any]) -> set[str]:
+    """Keys of a document, of its machine, and of each of its cases."""
+    return set(document) | set(document.get("machine", ())) | {key for row in document.get("cases", ()) for key in row}
 
 
 def case(**changes: Any) -> Any:
@@ -110,20 +136,31 @@ def test_ours_does_the_products_of_the_limit_and_no_more(weights: str, products:
     assert operations("wmtp", weights) <= products * (1 + 1e-9)
 
 
-def test_the_json_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "loss.json"
-    assert loss.main(["--quick", *TINY, "--no-memory", "--json", str(file)]) == 0
-    document = json.loads(file.read_text())
+def test_the_json_of_the_loss_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = document_of("loss", ["--quick", *TINY, "--no-memory"], tmp_path)
     assert set(document) == {"version", "benchmark", "machine", "settings", "cases", "claims"}
-    assert (document["version"], document["benchmark"]) == (1, "loss")
+    assert document["settings"]["preset"] == "quick"
     assert set(document["machine"]) == MACHINE_KEYS
     assert all(set(row) == CASE_KEYS for row in document["cases"])
     assert len(document["cases"]) == 2 * 2 * 2 * len(loss.VARIANTS)
     assert all(len(row["seconds"]) == 2 and row["to_naive"] for row in document["cases"] if not row["skipped"])
     assert all(set(row) == {"claim", "at_most", "measured", "met"} for row in document["claims"])
-    readme = (FOLDER / "README.md").read_text()
-    assert all(f"`{key}`" in readme for key in CASE_KEYS | MACHINE_KEYS | set(document))
     assert "matmuls" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", loss.PRESETS)
+def test_a_preset_replaces_defaults_and_an_option_goes_before_it(name: str) -> None:
+    wanted = loss.PRESETS[name].options
+    options = vars(loss.parse(["--preset", name]))
+    assert {key: options[key] for key in wanted} == wanted
+    options = vars(loss.parse(["--rows", "8", "--preset", name, "--heads", "3"]))
+    assert (options["rows"], options["heads"]) == (8, [3])
+    assert name in (FOLDER / "README.md").read_text()
+
+
+def test_bfloat16_runs_in_every_variant(tmp_path: Path) -> None:
+    document = document_of("loss", ["--preset", "bf16", *TINY, "--no-memory"], tmp_path)
+    assert {row["dtype"] for row in document["cases"]} == {"bfloat16"}
 
 
 def test_a_variant_that_cannot_run_is_skipped_with_its_reason(
@@ -131,7 +168,7 @@ def test_a_variant_that_cannot_run_is_skipped_with_its_reason(
 ) -> None:
     monkeypatch.setattr(loss, "free_bytes", lambda device: 1)
     monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
-    loss.main(["--heads", "2", "--fraction", "1.0", *TINY, "--no-memory"])
+    assert run_command(["bench", "loss", "--heads", "2", "--fraction", "1.0", *TINY, "--no-memory"]) == 0
     out = capsys.readouterr().out
     assert "no chunked linear_cross_entropy" in out
     assert "GiB of logits" in out
@@ -165,4 +202,165 @@ def test_the_devices_stand_side_by_side() -> None:
     assert len({len(line) for line in lines}) == 1
     assert lines[0][-1] == "cpu/mps"
     assert {line[-1] for line in lines[1:]} == {"1.0"}
-    assert backends.aligned(lines).count("\n") == len(report["cases"])
+    assert measuring.aligned(lines).count("\n") == len(report["cases"])
+
+
+def test_the_json_of_the_backends_holds_one_report_per_device(tmp_path: Path) -> None:
+    options = ["--devices", "cpu", "--heads", "1", "--fraction", "1.0", *TINY, "--no-memory"]
+    document = document_of("backends", options, tmp_path)
+    assert [report["machine"]["device"] for report in document["reports"]] == ["cpu"]
+    assert {row["heads"] for row in document["reports"][0]["cases"]} == {1}
+
+
+def test_the_json_of_the_step_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = document_of("step", [*TINY_STEP, "--no-memory", "--activation-checkpointing"], tmp_path)
+    measured = {"naive", "wmtp", "wmtp_k1", "wmtp_checkpointed"}
+    for key in ("parameters", "seconds", "median_seconds", "time_to_wmtp", "flops", "extra_bytes"):
+        assert set(document[key]) == measured
+    assert set(document["machine"]) == MACHINE_KEYS
+    assert document["flops"]["wmtp_checkpointed"] > document["flops"]["wmtp"]
+    assert document["skipped"] == {}
+    assert "wmtp_checkpointed" in capsys.readouterr().out
+
+
+def test_a_step_that_cannot_be_compiled_is_skipped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(model: Any, *, checkpointing: bool, compiled: bool) -> None:
+        if compiled:
+            raise TorchDynamoException("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(step, "prepare_model", no_compiler)
+    document = document_of("step", [*TINY_STEP, "--no-memory", "--compile"], tmp_path)
+    assert document["skipped"] == {"wmtp_compile": "torch.compile does not work here: no C++ compiler"}
+    assert set(document["seconds"]) == {"naive", "wmtp", "wmtp_k1"}
+    assert "skipped: torch.compile does not work here" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be reset on Linux only")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("step", [*TINY_STEP, "--peak", "wmtp"]),
+        ("packing", [*TINY_PACKING, "--peak", "long_tail", "packed_128"]),
+    ],
+)
+def test_what_a_child_prints_is_its_peak(name: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", name, *options]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) >= 0
+
+
+def test_a_child_that_fails_is_an_error_that_shows_why() -> None:
+    with pytest.raises(WmtpError, match=r"(?s)memory pass.*--no-memory.*No module named"):
+        measuring.in_child("nothing", [])
+
+
+def test_the_json_of_packing_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = document_of("packing", [*TINY_PACKING, "--no-memory"], tmp_path)
+    assert set(document) == {"version", "benchmark", "machine", "settings", "documents", "cases"}
+    ways = ["token_budget", "packed_64", "packed_128", "random_padded"]
+    kinds = ["embedded", "long_tail"]
+    assert [(row["documents"], row["way"]) for row in document["cases"]] == [(k, w) for k in kinds for w in ways]
+    for row in document["cases"]:
+        about = document["documents"][row["documents"]]
+        assert row["padding_share"] == pytest.approx(1 - about["tokens"] / row["positions"])
+        assert row["to_token_budget"]
+    assert all(about["largest_nll_difference"] < 1e-4 for about in document["documents"].values())
+    readme = (FOLDER / "README.md").read_text()
+    assert all(f"`{key}`" in readme for about in document["documents"].values() for key in about)
+    assert "packed_128" in capsys.readouterr().out
+
+
+def packing_options(*more: str) -> Any:
+    return packing.parse([*TINY_PACKING, "--device", "cpu", *more])
+
+
+def test_every_arrangement_has_the_same_documents_targets_and_gradients() -> None:
+    options = packing_options()
+    sample, model = packing.sample_of("long_tail", options), packing.model_of(options)
+    tokens, expected = sum(len(row.tokens) for row in sample.rows), None
+    for way in packing.ways_of(options):
+        micros = packing.arrange(way, sample, options)
+        assert sum(micro.batch.num_tokens for micro in micros) == tokens
+        pairs = sum(int((batch_targets(micro.batch, options.heads) != IGNORE).sum()) for micro in micros)
+        mean = packing.forward_backward(model, micros)
+        found = pairs, mean, [p.grad.clone() for p in model.parameters()]
+        expected = expected or found
+        assert found[0] == expected[0]
+        assert mean == pytest.approx(expected[1], rel=1e-5)
+        for mine, theirs in zip(found[2], expected[2], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_the_check_of_packing_finds_documents_that_see_each_other() -> None:
+    options = packing_options()
+    sample, model = packing.sample_of("long_tail", options), packing.model_of(options)
+    micros = packing.packed(sample.rows, options.tokens, 128)
+    assert packing.check_packing(model, sample.rows, micros) < 1e-4
+    blind = [packing.Micro(micro.batch, None, micro.places) for micro in micros]
+    with pytest.raises(WmtpError, match="does not keep packed documents apart"):
+        packing.check_packing(model, sample.rows, blind)
+
+
+def test_first_fit_puts_every_document_into_one_row_with_room_for_it() -> None:
+    lengths = [3, 60, 8, 64, 30, 30, 5, 1]
+    bins = packing.first_fit(lengths, 64)
+    assert sorted(i for chosen in bins for i in chosen) == list(range(len(lengths)))
+    assert [sum(lengths[i] for i in chosen) for chosen in bins] == [64, 64, 60, 13]
+
+
+def test_the_steps_of_the_sample_are_spread_over_all_lengths() -> None:
+    options = packing_options("--steps", "4")
+    sample = packing.sample_of("long_tail", options)
+    means = [sum(len(sample.pool[i].tokens) for i in sample.batches.rows_of(n)) for n in sample.numbers]
+    assert len(set(sample.numbers)) == 4
+    assert means == sorted(means)
+    assert means[-1] > 2 * means[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["loss", "--rows", "0"], "argument --rows: got '0', expected a whole number of at least 1"),
+        (["loss", "--fraction", "1.5"], "argument --fraction: got '1.5', expected a number above 0 and at most 1"),
+        (["loss", "--preset", "huge"], "argument --preset: invalid choice: 'huge'"),
+        (["loss", "--device", "abacus"], "argument --device: got 'abacus', expected auto, cpu, cuda or mps"),
+        (["loss", "--json", "no/such/folder/f.json"], "expected a file in a folder that exists"),
+        (["loss", "--fast"], "unrecognized arguments: --fast"),
+        (["backends", "--heads", "none"], "argument --heads: got 'none'"),
+        (["backends", "--devices", "abacus"], "argument --devices: got 'abacus'"),
+        (["step", "--length", "3"], "argument --length: got 3, expected at least 16"),
+        (["step", "--repeat", "-1"], "argument --repeat: got '-1'"),
+        (["packing", "--width", "100"], "argument --width: got 100, expected a multiple of 64"),
+        (["packing", "--row-length", "8"], "argument --row-length: got 8, expected at least 64"),
+        (["packing", "--vocabulary", "2"], "argument --vocabulary: got 2, expected at least 8"),
+        (["nothing"], "No such command 'nothing'"),
+    ],
+)
+def test_wrong_options_end_with_2_and_a_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["bench", *arguments]) == 2
+    caught = capsys.readouterr()
+    assert message in caught.err
+    assert caught.out == ""
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_lists_the_benchmarks_own_options_from_the_command_and_from_the_script(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["bench", name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"usage: wmtp bench {name}" in shown
+    assert "--json FILE" in shown
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out == shown
+
+
+def test_listing_the_benchmarks_loads_no_torch() -> None:
+    program = "import sys, wmtp.cli; wmtp.cli.run_command(['bench', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in BENCHMARKS)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import struct
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 
 from wmtp.checkpoint import list_steps, load, newest, remove_litter, save
 from wmtp.errors import CheckpointError
@@ -343,7 +345,7 @@ def test_a_checkpoint_moved_to_another_steps_name_is_found(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}', b'{"format": 2}', b"9" * 5000]
+    "garbage", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": NaN}', b'{"format": 3}', b"9" * 5000]
 )
 def test_a_garbage_manifest_is_refused_by_name(tmp_path: Path, garbage: bytes) -> None:
     path = save(tmp_path, 1, small(), FACTS)
@@ -362,7 +364,7 @@ def test_an_enormous_manifest_is_refused_before_it_is_read(tmp_path: Path) -> No
 def forge(path: Path, body: dict[str, Any], **files: bytes) -> Path:
     """A checkpoint made by someone who knows the format: every checksum in it is right."""
     path.mkdir(exist_ok=True)
-    body = {"format": 1, "step": 1, "facts": {}, "files": {}, **body}
+    body = {"format": 2, "step": 1, "ranks": 1, "facts": {}, "files": {}, **body}
     for stem, content in files.items():
         name = {"state": "state.json"}.get(stem, f"{stem}.safetensors")
         (path / name).write_bytes(content)
@@ -372,10 +374,19 @@ def forge(path: Path, body: dict[str, Any], **files: bytes) -> Path:
     return path
 
 
+PIECE = {"file": "p.safetensors", "key": "v", "offset": [0], "shape": [2]}
+V = {"dtype": "torch.float32", "shape": [2], "pieces": [PIECE]}
+TREE = {"dict": {"v": {"tensor": "v"}}}
+
+
+def stored(**change: Any) -> dict[str, Any]:
+    """An index of `v` in which something is wrong."""
+    return {"tree": TREE, "tensors": {"v": {**V, **change}}}
+
+
 def test_a_forged_checkpoint_of_the_right_form_loads_so_that_the_next_tests_mean_something(tmp_path: Path) -> None:
-    state = {"p": {"tree": {"dict": {"v": {"tensor": "v"}}}, "bytes": {}}}
     tensors = safetensors.torch.save({"v": torch.ones(2)})
-    path = forge(tmp_path / "f", {}, state=json.dumps(state).encode(), p=tensors)
+    path = forge(tmp_path / "f", {}, state=json.dumps({"p": stored()}).encode(), p=tensors)
     assert torch.equal(load(path).parts["p"]["v"], torch.ones(2))
 
 
@@ -403,24 +414,62 @@ def test_a_forged_manifest_is_refused_by_name(tmp_path: Path, body: dict[str, An
         None,
         [],
         {},
-        {"tree": {}, "bytes": {}},
-        {"tree": 5, "bytes": {}},
-        {"tree": {"dict": [1]}, "bytes": {}},
-        {"tree": {"dict": {"v": {"tensor": "w"}}}, "bytes": {}},
-        {"tree": {"dict": {"v": {"tensor": ["v"]}}}, "bytes": {}},
-        {"tree": {"dict": {"v": {"pickle": "v"}}}, "bytes": {}},
-        {"tree": {"dict": {"v": {"int": "zz"}}}, "bytes": {}},
-        {"tree": {"dict": {"v": {"a": 1, "b": 2}}}, "bytes": {}},
-        {"tree": {"items": [[[1], 2]]}, "bytes": {}},
-        {"tree": {"dict": {}}, "bytes": {"v": ["torch.load", [2]]}},
-        {"tree": {"dict": {}}, "bytes": {"v": ["torch.float64", [2, 3]]}},
-        {"tree": {"dict": {}}, "bytes": {"v": 3}},
+        {"tree": {}, "tensors": {}},
+        {"tree": 5, "tensors": {}},
+        {"tree": [], "tensors": {}},
+        {"tree": {"dict": [1]}, "tensors": {}},
+        {"tree": {"dict": {"v": {"tensor": "w"}}}, "tensors": {"v": V}},
+        {"tree": {"dict": {"v": {"tensor": ["v"]}}}, "tensors": {"v": V}},
+        {"tree": {"dict": {"v": {"pickle": "v"}}}, "tensors": {}},
+        {"tree": {"dict": {"v": {"int": "zz"}}}, "tensors": {}},
+        {"tree": {"dict": {"v": {"a": 1, "b": 2}}}, "tensors": {}},
+        {"tree": {"items": [[[1], 2]]}, "tensors": {}},
+        {"tree": {"items": [[{}, 2]]}, "tensors": {}},
+        {"tree": {"items": [[{"tensor": "v"}, 2]]}, "tensors": {"v": V}},
+        {"tree": TREE, "tensors": {"v": V, "w": V}},
+        {"tree": TREE, "tensors": {"v": 3}},
+        {"tree": TREE, "tensors": [V]},
+        stored(dtype="torch.load"),
+        stored(dtype=None),
+        stored(shape=[3]),
+        stored(shape=[-2]),
+        stored(shape=[2.0]),
+        stored(shape=[True]),
+        stored(shape=2),
+        stored(pieces=[]),
+        stored(pieces=[{**PIECE, "offset": [1]}]),
+        stored(pieces=[{**PIECE, "offset": [0, 0]}]),
+        stored(pieces=[{**PIECE, "file": "../secret"}]),
+        stored(pieces=[{**PIECE, "file": "other.safetensors"}]),
+        stored(pieces=[{**PIECE, "shape": [1]}, {**PIECE, "key": "w", "shape": [1]}]),
+        stored(pieces=[{**PIECE, "shape": [1]}, {**PIECE, "offset": [1], "shape": [1]}]),
     ],
 )
 def test_a_forged_state_is_refused_by_name(tmp_path: Path, entry: Any) -> None:
     tensors = safetensors.torch.save({"v": torch.ones(2)})
     path = forge(tmp_path / "f", {}, state=json.dumps({"p": entry}).encode(), p=tensors)
     with pytest.raises(CheckpointError, match=r"state\.json is malformed"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "torch.int32"},
+        {"dtype": "torch.complex64"},
+        {"shape": [2**40], "pieces": [{**PIECE, "shape": [2**40]}]},
+        {"pieces": [{**PIECE, "key": "w"}]},
+        {
+            "shape": [2**41],
+            "pieces": [{**PIECE, "shape": [2**40]}, {**PIECE, "key": "w", "offset": [2**40], "shape": [2**40]}],
+        },
+    ],
+    ids=str,
+)
+def test_an_index_that_the_tensor_file_does_not_bear_out_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    tensors = safetensors.torch.save({"v": torch.ones(2)})
+    path = forge(tmp_path / "f", {}, state=json.dumps({"p": stored(**change)}).encode(), p=tensors)
+    with pytest.raises(CheckpointError, match=r"p\.safetensors is malformed"):
         load(path)
 
 
@@ -456,15 +505,15 @@ def header(entries: Any, data: bytes = b"") -> bytes:
     ids=lambda content: repr(content[:40]),
 )
 def test_a_forged_tensor_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    path = forge(tmp_path / "f", {}, state=b'{"p":{"tree":{"dict":{}},"bytes":{}}}', p=content)
+    path = forge(tmp_path / "f", {}, state=json.dumps({"p": stored()}).encode(), p=content)
     with pytest.raises(CheckpointError, match=r"p\.safetensors is malformed"):
         load(path)
 
 
 def test_a_header_above_the_limit_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
-    path = forge(tmp_path / "f", {}, state=b'{"p":{"tree":{"dict":{}},"bytes":{}}}', p=b"")
+    path = forge(tmp_path / "f", {}, state=json.dumps({"p": stored()}).encode(), p=b"")
     content = struct.pack("<Q", 100_000_001) + b" " * 100_000_001
-    forge(path, {}, state=b'{"p":{"tree":{"dict":{}},"bytes":{}}}', p=content)
+    forge(path, {}, state=json.dumps({"p": stored()}).encode(), p=content)
     with pytest.raises(CheckpointError, match=r"p\.safetensors is malformed: header of 100000001 bytes"):
         load(path)
 
@@ -473,6 +522,121 @@ def test_files_the_manifest_does_not_list_are_ignored_even_a_pickle(tmp_path: Pa
     path = save(tmp_path, 1, small(), FACTS)
     (path / "extra.pt").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     assert load(path).step == 1
+
+
+class Canary:
+    """A pickle of it makes the file `path` when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_program_in_the_index_of_another_tool_does_not_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    path = save(tmp_path / "checkpoints", 1, small(), FACTS)
+    (path / ".metadata").write_bytes(pickle.dumps(Canary(canary)))
+    assert load(path).step == 1
+    (path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"manifest.json is missing; .* can run programs .* safetensors"):
+        load(path)
+    assert list_steps(path.parent) == []
+    assert not canary.exists()
+    pickle.loads((path / ".metadata").read_bytes())  # noqa: S301 - the canary works
+    assert canary.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_of_another_tool_is_refused(tmp_path: Path) -> None:
+    dcp.save({"weight": torch.ones(3)}, checkpoint_id=tmp_path / "step_00000001", no_dist=True)
+    with pytest.raises(CheckpointError, match=r"manifest.json is missing; .*torch.distributed.checkpoint"):
+        load(tmp_path / "step_00000001")
+    assert list_steps(tmp_path) == []
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, small(), FACTS, per_rank={"random": {"cpu": torch.get_rng_state()}})
+    assert {file.suffix for file in path.iterdir()} == {".json", ".safetensors"}
+    assert not any(
+        part in file.read_bytes() for file in path.iterdir() for part in (b"PK\x03\x04", b"\x80\x02", b"torch._utils")
+    )
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_and_its_version_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"format 1, written by wmtp 0\.1\.0\.dev0 before .* Finish the run with"):
+        load(forge(tmp_path / "f", {"format": 1}))
+    with pytest.raises(CheckpointError, match=r"format 3, written by wmtp 7\.0; this is wmtp .*, which reads 2"):
+        load(forge(tmp_path / "g", {"format": 3, "wmtp": "7.0"}))
+
+
+# Templates
+
+
+def test_a_template_is_filled_in_place_and_what_is_no_tensor_comes_from_the_file(tmp_path: Path) -> None:
+    weight = torch.randn(3, 4)
+    state = {"w": weight, "tied": weight, "groups": [{"lr": 0.1, "betas": (0.9, None)}], 7: [torch.tensor(2.0)]}
+    path = save(tmp_path, 1, {"p": state, "q": {"x": torch.ones(2)}}, {})
+    mine = torch.zeros(4, 3).t()
+    template = {"w": mine, "tied": mine, "groups": [], 7: [torch.tensor(0.0)], "other": "text"}
+    found = load(path, {"p": template, "q": None}).parts
+    assert found["p"]["w"] is found["p"]["tied"] is mine
+    assert torch.equal(mine, weight)
+    assert found["p"]["groups"] == state["groups"]
+    assert found["p"][7][0] is template[7][0]
+    assert template[7][0] == 2
+    assert list(found["p"]) == ["w", "tied", "groups", 7]
+    assert torch.equal(found["q"]["x"], torch.ones(2))
+
+
+def test_tensors_that_were_one_may_be_two_in_the_template_but_not_the_other_way_round(tmp_path: Path) -> None:
+    one = torch.ones(3)
+    path = save(tmp_path, 1, {"p": {"a": one, "b": one}}, {})
+    template = {"a": torch.zeros(3), "b": torch.zeros(3)}
+    load(path, {"p": template})
+    assert torch.equal(template["a"], one)
+    assert torch.equal(template["b"], one)
+    path = save(tmp_path, 2, {"p": {"a": one, "b": torch.zeros(3)}}, {})
+    with pytest.raises(CheckpointError, match="b and a are two tensors in the checkpoint and one now"):
+        load(path, {"p": {"a": one, "b": one}})
+
+
+def test_what_template_and_checkpoint_do_not_share_is_named_and_nothing_is_filled(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, {"p": {"a": torch.ones(3), "b": {"c": torch.ones(2)}, "d": torch.ones(2, 2)}}, {})
+    template = {"a": torch.zeros(3), "b": {"x": torch.zeros(2)}, "d": torch.zeros(4), "e": torch.zeros(1)}
+    with pytest.raises(CheckpointError) as caught:
+        load(path, {"p": template})
+    for words in ("e is not in the checkpoint", "b.x is not in the checkpoint", "b.c is only in the checkpoint"):
+        assert words in str(caught.value)
+    assert "d is torch.float32 [2, 2] in the checkpoint and torch.float32 [4] now" in str(caught.value)
+    assert not template["a"].any()
+    with pytest.raises(CheckpointError, match=r"a is torch.float32 \[3\] in the checkpoint and torch.bfloat16"):
+        load(path, {"p": {**template, "a": torch.zeros(3).bfloat16()}})
+
+
+def test_a_template_without_memory_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, {"p": {"a": torch.ones(3)}}, {})
+    with pytest.raises(CheckpointError, match="p: a: the tensor has no memory"):
+        load(path, {"p": {"a": torch.ones(3, device="meta")}})
+
+
+def test_a_ranks_own_states_come_back_with_all_parts_and_not_with_named_ones(tmp_path: Path) -> None:
+    own = {"random": {"cpu": torch.get_rng_state(), "python": random.getstate()}, "more": {"cpu": torch.ones(2)}}
+    path = save(tmp_path, 1, small(), FACTS, per_rank=own)
+    found = load(path)
+    assert found.ranks == 1
+    assert found.per_rank is not None
+    assert torch.equal(found.per_rank["random"]["cpu"], own["random"]["cpu"])
+    assert found.per_rank["random"]["python"] == own["random"]["python"]
+    assert torch.equal(found.per_rank["more"]["cpu"], torch.ones(2))
+    assert load(path, {"model": None}).per_rank is not None
+    assert load(path, ["model"]).per_rank is None
+    assert load(save(tmp_path, 2, small(), FACTS)).per_rank is None
+    (path / "rank-00000.own.safetensors").unlink()
+    load(path, ["model"])
+    with pytest.raises(CheckpointError, match=r"rank-00000.own.safetensors is missing"):
+        load(path)
 
 
 # Which one to continue from
@@ -668,6 +832,8 @@ def test_missing_parent_folders_are_made(tmp_path: Path) -> None:
 
 def test_a_tensor_that_cannot_be_copied_is_a_checkpoint_error_and_leaves_no_litter(tmp_path: Path) -> None:
     odd = torch.zeros(6, dtype=torch.uint8).view(torch.uint4)[::2]
-    with pytest.raises(CheckpointError, match=r"tensor 'v' \(torch.uint4, \(3,\)\) cannot be read: .*not implemented"):
+    with pytest.raises(
+        CheckpointError, match=r"tensor 'p/v' \(torch.uint4, \(3,\)\) cannot be read: .*not implemented"
+    ):
         save(tmp_path, 1, {"p": {"v": odd}}, {})
     assert os.listdir(tmp_path) == []

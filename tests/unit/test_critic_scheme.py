@@ -10,8 +10,9 @@ import torch
 from ranks import Ranks
 from torch import Tensor
 
+from wmtp.ranks import alone
 from wmtp.targets import future_targets
-from wmtp.weighting import Critic, SchemeInput, When, alone, gae, masked_moments
+from wmtp.weighting import Critic, SchemeInput, When, gae, masked_moments
 
 
 def batch(

@@ -11,7 +11,8 @@ import torch
 from ranks import Ranks
 from torch import Tensor
 
-from wmtp.weighting import Rho1, SchemeInput, When, alone, kth_largest
+from wmtp.ranks import alone
+from wmtp.weighting import Rho1, SchemeInput, When, kth_largest
 
 
 def batch(excess_BTK: Tensor, valid_BTK: Tensor | None = None, reference: Tensor | None = None) -> SchemeInput:
@@ -190,12 +191,24 @@ def test_two_ranks_are_one(mode: str) -> None:
         assert torch.equal(torch.cat(list(parts)), weights(Rho1(mode), step))
 
 
-@pytest.mark.parametrize("scope", ["micro", "running"])
-def test_local_quantiles_never_talk_to_other_ranks(scope: str) -> None:
-    def refuse(_: Tensor) -> Tensor:
-        raise AssertionError("a rank-local scope has reduced something")
+def test_a_running_threshold_of_two_ranks_is_that_of_one() -> None:
+    step, ranks = [draw(1), draw(2, rows=2)], Ranks(2)
+    schemes = [Rho1(scope="running"), Rho1(scope="running")]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda r: weights(schemes[r], [step[r]], reduce=ranks.reduce(r)), range(2)))
+    alone_with_all = Rho1(scope="running")
+    weights(alone_with_all, step)
+    assert schemes[0].state_dict() == schemes[1].state_dict() == alone_with_all.state_dict()
 
-    Rho1(scope=scope).weights([draw(1)], refuse, True)
+
+def test_a_local_quantile_never_talks_to_other_ranks() -> None:
+    class Refuse:
+        def __call__(self, _: Tensor) -> Tensor:
+            raise AssertionError("a rank-local scope has reduced something")
+
+        largest = __call__
+
+    Rho1(scope="micro").weights([draw(1)], Refuse(), True)
 
 
 # memory

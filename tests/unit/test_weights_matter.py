@@ -15,12 +15,13 @@ from wmtp.data.batches import Batch
 from wmtp.loss import LossSum
 from wmtp.model import MTPModel, batch_targets, mtp_loss
 from wmtp.objective import MTPObjective, Plan, ValueObjective, weight_meter
+from wmtp.ranks import alone
 from wmtp.scoring import reference_nll
 from wmtp.step import evaluate, train_step
 from wmtp.targets import IGNORE
 from wmtp.testing import EOS, random_batch, tiny_base, tiny_model
 from wmtp.value import ValueModel
-from wmtp.weighting import Critic, Rho1, Scheme, SchemeInput, Uniform, When, alone
+from wmtp.weighting import Critic, Rho1, Scheme, SchemeInput, Uniform, When
 
 K = 3
 BATCH = random_batch(rows=4, length=12, seed=1)

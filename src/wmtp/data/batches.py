@@ -42,6 +42,19 @@ class Batch:
     document_BT: Tensor | None = None
     """None: every row is one document."""
 
+    def filler(self) -> Batch:
+        """Rows of the same kind with nothing to train on: for a rank that has no rows left while others have."""
+        rows = 2 if self.paired else 1
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT[:rows, :2],
+            trainable_BT=torch.zeros_like(self.trainable_BT[:rows, :2]),
+            reward_B=torch.zeros_like(self.reward_B[:rows]),
+            row_B=(),
+            num_tokens=0,
+            document_BT=None if self.document_BT is None else self.document_BT[:rows, :2],
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         document = None if self.document_BT is None else self.document_BT.to(device)
@@ -116,8 +129,13 @@ class Batches:
         epoch, place = divmod(number, len(self))
         return [row for item in self._order(epoch)[place] for row in self.items[item]]
 
-    def at(self, number: int, rows: int | None = None, tokens: int | None = None) -> list[Batch]:
-        """Batch `number` as micro-batches.
+    def at(
+        self, number: int, rows: int | None = None, tokens: int | None = None, *, rank: int = 0, ranks: int = 1
+    ) -> list[Batch]:
+        """Batch `number` as micro-batches: one rank's share of it.
+
+        The union of the ranks' rows is the batch, and all ranks get the same number of micro-batches (a rank with
+        too few rows gets fillers), each known without asking the others.
 
         Args:
             rows: at most so many rows in each (None: any number).
@@ -130,15 +148,21 @@ class Batches:
         paired = len(self.items[0]) == 2
         if rows is not None and rows % len(self.items[0]):
             raise DataError(f"train.micro_batch_size must be even (rows come in pairs), got {rows}")
-        groups = self._groups(number, rows or len(self.rows) * 2, tokens)
-        return [collate(self.rows, group, self.pad_id, paired) for group in groups]
-
-    def _groups(self, number: int, most_rows: int, most_tokens: int | None) -> list[list[int]]:
-        """Rows of the micro-batches, whole items each."""
         epoch, place = divmod(number, len(self))
+        items = self._order(epoch)[place]
+        shares = [self._groups(items[r::ranks], rows or len(self.rows) * 2, tokens) for r in range(ranks)]
+        own = [collate(self.rows, group, self.pad_id, paired) for group in shares[rank]]
+        missing = max(len(groups) for groups in shares) - len(own)
+        if not missing:
+            return own
+        like = own[0] if own else collate(self.rows, self.items[items[0]], self.pad_id, paired)
+        return [*own, *[like.filler()] * missing]
+
+    def _groups(self, items: NDArray[np.int64], most_rows: int, most_tokens: int | None) -> list[list[int]]:
+        """Rows of the micro-batches, whole items each."""
         groups: list[list[int]] = []
         longest = 0
-        for item in self._order(epoch)[place]:
+        for item in items:
             rows = list(self.items[item])
             longest = max(longest, int(self._lengths[item]))
             count = (len(groups[-1]) if groups else most_rows) + len(rows)

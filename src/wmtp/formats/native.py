@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +135,17 @@ def _read_into(module: nn.Module, path: Path) -> None:
         raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
 
 
-def save_model(model: MTPModel | ValueModel, path: str | Path, tokenizer: Any = None) -> Path:
+def save_model(
+    model: MTPModel | ValueModel,
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write a model folder; it appears whole or not at all, replacing the model that was there.
+
+    Args:
+        tensors: the model's whole state, where the model itself holds only a share of it.
 
     Raises:
         ModelError: there is something else than a model folder at `path`; it is left as it is.
@@ -148,8 +158,9 @@ def save_model(model: MTPModel | ValueModel, path: str | Path, tokenizer: Any = 
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        _write_base(model, temporary)
-        _write_extra(model, temporary)
+        state = model.state_dict() if tensors is None else tensors
+        _write_base(model, state, temporary)
+        _write_extra(model, state, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         _publish(temporary, folder)
@@ -169,28 +180,29 @@ def _check_replaceable(folder: Path) -> None:
         raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 
 
-def _write_base(model: MTPModel | ValueModel, folder: Path) -> None:
+def _write_base(model: MTPModel | ValueModel, state: Mapping[str, Tensor], folder: Path) -> None:
     """By transformers' own hand, so that tied weights are left out and tensors have the names its releases share."""
-    tensors = {model.hf_key(k): v for k, v in model.state_dict().items() if k.startswith("base.")}
+    tensors = {model.hf_key(k): v for k, v in state.items() if k.startswith("base.")}
     model.base.save_pretrained(folder, state_dict=tensors)
 
 
-def _write_extra(model: MTPModel | ValueModel, folder: Path) -> None:
+def _write_extra(model: MTPModel | ValueModel, state: Mapping[str, Tensor], folder: Path) -> None:
     from safetensors.torch import save_file
 
     card: BaseModel
     if isinstance(model, ValueModel):
         card = ValueCard(head=model.value_head.kind, loss=model.loss)
-        save_file(_contiguous(model.value_head), folder / VALUE_HEAD, metadata={"format": "pt"})
+        save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
     else:
         card = MTPCard(num_heads=model.num_heads)
         if model.num_heads > 1:
-            save_file(_contiguous(model.extra_heads), folder / MTP_HEADS, metadata={"format": "pt"})
+            save_file(_below(state, "extra_heads."), folder / MTP_HEADS, metadata={"format": "pt"})
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")
 
 
-def _contiguous(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a submodule, under their names in it."""
+    return {k.removeprefix(prefix): v.detach().contiguous() for k, v in state.items() if k.startswith(prefix)}
 
 
 def _publish(temporary: Path, folder: Path) -> None:

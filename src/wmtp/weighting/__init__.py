@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wmtp.weighting.base import Reduce, Scheme, SchemeInput, When, alone, masked_moments
+from wmtp.ranks import Reduce, alone
+from wmtp.weighting.base import Scheme, SchemeInput, When, masked_moments
 from wmtp.weighting.critic import Critic, gae
 from wmtp.weighting.rho1 import Rho1, kth_largest
 from wmtp.weighting.uniform import Uniform

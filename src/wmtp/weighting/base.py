@@ -8,7 +8,7 @@ What a scheme says where there is no target does not matter; the loss multiplies
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -16,15 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from wmtp.ranks import Reduce
 from wmtp.targets import IGNORE
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sum of a tensor over all ranks (the identity in a single process)."""
-
-
-def alone(total: Tensor) -> Tensor:
-    """The `Reduce` of a single process."""
-    return total
 
 
 class When(Enum):

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmtp.ranks import Reduce
 from wmtp.targets import align_to_targets
-from wmtp.weighting.base import Reduce, SchemeInput, When, check_choice, masked_moments
+from wmtp.weighting.base import SchemeInput, When, check_choice, masked_moments
 
 
 def gae(
@@ -112,7 +113,7 @@ class Critic:
         advantages = [self._advantages(batch) for batch in step]
         masks = [batch.response_BT for batch in step]
         mean, variance = self._statistics(*masked_moments(advantages, masks, reduce), training)
-        largest = torch.stack([a.abs().max() for a in advantages]).max()
+        largest = reduce.largest(torch.stack([a.abs().max() for a in advantages]).max())
         spread = variance.sqrt()
         weights: list[Tensor | None] = []
         for advantage_BT, batch in zip(advantages, step, strict=True):

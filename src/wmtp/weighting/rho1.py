@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmtp.weighting.base import Reduce, SchemeInput, When, alone, check_choice
+from wmtp.ranks import Reduce, alone
+from wmtp.weighting.base import SchemeInput, When, check_choice
 
 _LOWEST = -0x7F800000
 """`_ordered_bits` of -inf."""
@@ -63,7 +64,7 @@ class Rho1:
         ratio: default 0.6 for `select`, 0.3 for `skip`.
         temperature, clip: of `soft`.
         scope: of the quantile: `micro` this micro-batch, `global` the whole step on all ranks, `running` an
-            exponential average over micro-batches. The quantile is per head.
+            exponential average over micro-batches (of all ranks together). The quantile is per head.
         ema_decay: of `running`.
 
     Pairs whose excess equals the threshold are all kept: order never decides.
@@ -114,7 +115,7 @@ class Rho1:
         return batch.nll_BTK.float() - batch.reference_nll_BTK.float()
 
     def _threshold(self, excess: list[Tensor], masks: list[Tensor], reduce: Reduce, training: bool) -> Tensor:
-        over_ranks = reduce if self.scope == "global" else alone
+        over_ranks = alone if self.scope == "micro" else reduce
         count_K = over_ranks(torch.stack([m.flatten(0, 1).sum(0) for m in masks]).sum(0))
         threshold_K = kth_largest(excess, masks, self._keep(count_K), over_ranks)
         if self.scope != "running" or not bool((count_K > 0).all()):

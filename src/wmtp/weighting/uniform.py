@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from wmtp.weighting.base import Reduce, SchemeInput, Stateless, When
+from wmtp.ranks import Reduce
+from wmtp.weighting.base import SchemeInput, Stateless, When
 
 
 class Uniform(Stateless):

@@ -1,0 +1,327 @@
+"""Many ranks: the process group, what ranks tell one another, and models sharded over them (FSDP2).
+
+Ranks are the processes that `torchrun` starts. Nothing here happens in a single process: there is no group, nothing
+is wrapped, and `World.sum` gives back what it is given.
+
+    strategy        parameters, gradients, optimiser    mesh                what moves in a step
+    FULL_SHARD      1/N each                            [N]                 all-gather twice, reduce-scatter
+    SHARD_GRAD_OP   1/N; parameters whole in a step     [N]                 all-gather once, reduce-scatter
+    HYBRID_SHARD    1/M on each of N/M hosts            [N/M, M]            as FULL_SHARD on a host, all-reduce between
+    NO_SHARD        whole                               [N, 1]              all-reduce
+
+All four are `fully_shard` over a mesh: NO_SHARD is a hybrid whose shards have one piece. Every trunk layer, every head
+and what is left (embedding, final norm, unembedding: shared by the heads, tied in some models) is a unit of its own.
+
+Gradients are *summed*, since the step divides by totals over all ranks. A collective that not every rank joins waits
+for ever, so none stands in a branch on the rank: what one rank finds out travels by `World.first`, and what may fail
+on any rank runs under `World.together`. Tested with gloo on CPU; NCCL follows the same documented calls, untested here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from wmtp.errors import ConfigError, WmtpError
+
+T = TypeVar("T")
+
+STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD")
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run. As a `Reduce` (see `wmtp.weighting.base`) it adds over all of them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Rank among those on the same host."""
+    local_size: int = 1
+    background: Any = None
+    """A gloo group of all ranks for work beside training; collectives of one group must not overlap."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes for all."""
+        return self.rank == 0
+
+    def __call__(self, total: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks."""
+        return self._all_reduced(total, dist.ReduceOp.SUM)
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Elementwise maximum over all ranks."""
+        return self._all_reduced(value, dist.ReduceOp.MAX)
+
+    def _all_reduced(self, value: Tensor, operation: Any) -> Tensor:
+        if self.size == 1:
+            return value
+        result = value.detach().clone()
+        dist.all_reduce(result, op=operation)
+        return result
+
+    def first(self, find: Callable[[], T]) -> T:
+        """What rank 0 finds, on every rank; if it raises there, every rank raises the same.
+
+        Raises:
+            WmtpError: what `find` raised.
+        """
+        found: list[Any] = [None, None]
+        if self.leads:
+            found = _attempt(find)
+        if self.size > 1:
+            dist.broadcast_object_list(found, src=0)
+        return cast(T, _outcome(found))
+
+    def together(self, do: Callable[[], T]) -> T:
+        """What `do` returns here, if it succeeds on all ranks; else every rank raises the first rank's error.
+
+        Raises:
+            WmtpError: what `do` raised, with the rank's number where it was not rank 0.
+        """
+        found = _attempt(do)
+        if self.size == 1:
+            return cast(T, _outcome(found))
+        problems: list[Any] = [None] * self.size
+        dist.all_gather_object(problems, found[1])
+        failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
+        if failed:
+            rank, problem = failed[0]
+            if rank:
+                problem.args = (f"rank {rank}: {problem}", *problem.args[1:])
+            raise problem
+        return cast(T, found[0])
+
+
+def _attempt(do: Callable[[], Any]) -> list[Any]:
+    """[result, None] or [None, the error]; other errors than ours are bugs and fall through."""
+    try:
+        return [do(), None]
+    except WmtpError as problem:
+        problem.__traceback__ = None
+        return [None, problem]
+
+
+def _outcome(found: list[Any]) -> Any:
+    result, problem = found
+    if problem is not None:
+        raise problem
+    return result
+
+
+# The group
+
+
+def launched() -> bool:
+    """Whether `torchrun` (or something that sets the same variables) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device: torch.device, timeout_s: float) -> Iterator[World]:
+    """The world this process is in. Leaves the process group on every way out.
+
+    Args:
+        timeout_s: how long a collective may wait for other ranks before it fails.
+
+    Raises:
+        ConfigError: the device has no collectives.
+    """
+    if not launched():
+        yield World()
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"several ranks need device = cpu or cuda, got {device.type!r}; run one process instead")
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if device.type == "cuda":
+        torch.cuda.set_device(local_rank)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, timeout=timeout)
+    try:
+        background = dist.new_group(backend="gloo", timeout=timeout)
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, background)
+    finally:
+        dist.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End a rank's process: gloo's threads make an ordinary exit crash now and then, after all work is done."""
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+# Sharding
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How models are spread over ranks."""
+
+    mesh: DeviceMesh
+    reshard_after_forward: bool
+    precision: MixedPrecisionPolicy
+    offload: OffloadPolicy
+
+
+def sharding(
+    world: World, device: torch.device, strategy: str, *, bf16: bool = False, cpu_offload: bool = False
+) -> Sharding | None:
+    """The mesh and policies of a strategy; None in a single process.
+
+    Raises:
+        ConfigError: an unknown strategy, or hosts that HYBRID_SHARD cannot make a mesh of.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"distributed.strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    if world.size == 1:
+        return None
+    shape, names = mesh_shape(strategy, world.size, world.local_size)
+    precision = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
+    )
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    return Sharding(mesh, strategy in ("FULL_SHARD", "HYBRID_SHARD"), precision, offload)
+
+
+def mesh_shape(strategy: str, size: int, local_size: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Shape and names of the mesh, with the dimension that shards last.
+
+    Raises:
+        ConfigError: HYBRID_SHARD on one host, or on hosts of different sizes.
+    """
+    if strategy == "NO_SHARD":
+        return (size, 1), ("replicate", "shard")
+    if strategy != "HYBRID_SHARD":
+        return (size,), ("shard",)
+    if size % local_size or size == local_size:
+        raise ConfigError(
+            "distributed.strategy = HYBRID_SHARD shards on each host and replicates over hosts: it needs several hosts "
+            f"with the same number of ranks, got {size} ranks of which {local_size} are here; use FULL_SHARD"
+        )
+    return (size // local_size, local_size), ("replicate", "shard")
+
+
+def shard(
+    model: nn.Module,
+    trunk: Sequence[nn.Module],
+    how: Sharding,
+    *,
+    heads: Sequence[nn.Module] = (),
+    exact: Sequence[nn.Module] = (),
+) -> None:
+    """Shard `model` in place: every trunk layer and head by itself, then what is left as the model's own.
+
+    Args:
+        exact: further units, whose parameters are never cast to a lower precision.
+        heads: run one after another on the trunk's output; each is fetched while the one before it computes. A model
+            that has them has a method `trunk`, which needs its parameters as `forward` does.
+    """
+    options: dict[str, Any] = {"mesh": how.mesh, "mp_policy": how.precision, "offload_policy": how.offload}
+    for unit in exact:
+        fully_shard(unit, **options | {"mp_policy": MixedPrecisionPolicy()})
+    units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in (*trunk, *heads)]
+    root = fully_shard(model, reshard_after_forward=False, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    if not heads:
+        return
+    register_fsdp_forward_method(model, "trunk")
+    sharded_heads = units[len(trunk) :]
+    for head, following in zip(sharded_heads, [*sharded_heads[1:], None], strict=True):
+        head.set_modules_to_forward_prefetch([following] if following is not None else [])
+        head.set_modules_to_backward_prefetch([root])  # is there already: nothing to fetch, not the head before
+
+
+def synchronise(model: nn.Module, last: bool) -> None:
+    """Whether the coming backward pass is the last of its step: only then do gradients travel."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+
+
+@contextmanager
+def head_passes(model: nn.Module, heads: Sequence[nn.Module], last: bool) -> Iterator[None]:
+    """Around the backward passes of single heads, before the trunk's.
+
+    What the heads share (final norm, unembedding) stays gathered and goes on collecting; a head's own gradients are
+    complete after its pass, so in the last micro-batch they travel while the next head computes.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    synchronise(model, False)
+    model.set_reshard_after_backward(False)
+    for head in heads:
+        if isinstance(head, FSDPModule):
+            head.set_requires_gradient_sync(last)
+            head.set_reshard_after_backward(True)
+    yield
+    model.set_reshard_after_backward(True)
+    synchronise(model, last)
+
+
+def whole_state(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """The model's state with every tensor put together, on rank 0's CPU; empty on other ranks. All ranks must ask."""
+    if world.size == 1:
+        return model.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
+    return state
+
+
+def release(model: nn.Module) -> None:
+    """Give back what a forward pass without a backward pass has gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's piece of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_held(parameter: Tensor) -> tuple[Tensor, int, int]:
+    """This rank's piece of a parameter, and which of its rows that is: first, and one past the last.
+
+    FSDP2 splits the first dimension into equal pieces, the last of which may be smaller, or empty.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter, 0, parameter.shape[0] if parameter.ndim else 1
+    mesh = parameter.device_mesh
+    piece, rows = parameter.to_local(), parameter.shape[0]
+    size = -(-rows // mesh.size(mesh.ndim - 1))
+    start = min(rows, size * mesh.get_local_rank(mesh.ndim - 1))
+    return piece, start, min(rows, start + size)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together (every rank must ask); any other tensor itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,166 @@
+"""Weights straight from safetensors into a rank's share: no rank ever holds a whole model.
+
+    1. build the model with parameters that have shapes only (meta device); buffers are real
+    2. shard it
+    3. each rank reads the rows of each tensor that it holds: the files are mapped, the rest of them is never read
+
+Step 3 needs tensors that are stored under the names and shapes the model has. Where transformers renames or merges
+tensors on loading, `missing` says so, and the ordinary way (every rank loads, then keeps its share) has to do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmtp.distributed import rows_held
+from wmtp.errors import ModelError
+from wmtp.formats.hf import first_line, loading_errors, locate, model_config
+from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, ValueCard, read_card
+from wmtp.model import MTPModel
+from wmtp.value import ValueModel
+
+
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Modules made inside have parameters on the meta device: shape and type, no memory. Buffers are real."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def empty_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal language model of a folder or hub id, without its weights.
+
+    Raises:
+        ModelError: no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(source)
+    try:
+        with without_parameters():
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except loading_errors() as problem:
+        raise ModelError(f"cannot build the model of {source}: {first_line(problem)}") from problem
+
+
+def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueModel:
+    """What `load_model` or `load_value_model` would load, without its weights; heads that are not stored are copies.
+
+    Raises:
+        ModelError: no such model.
+    """
+    card = read_card(source)
+    base = empty_causal_lm(source)
+    if isinstance(card, ValueCard):
+        with without_parameters():
+            return ValueModel(base, card.head, "frozen", card.loss)
+    model = MTPModel(base, card.num_heads if card is not None else num_heads or 1)
+    if num_heads is not None:
+        model.keep_heads(num_heads)
+    return model
+
+
+def fits(source: str) -> bool:
+    """Whether an architecture passes the checks that need numbers (causal, plain logits): asked of a two-layer sketch
+    of it with random weights, since a model without weights cannot answer."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model_config(source))
+    config.num_hidden_layers = 2
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
+    refusals: tuple[type[Exception], ...] = (ModelError, *loading_errors())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            MTPModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32), 1)
+    except refusals:
+        return False  # the ordinary way will say what is wrong, if it is
+    return True
+
+
+class Stored:
+    """The tensors of a model folder by name, read row by row."""
+
+    def __init__(self, source: str, held: ExitStack) -> None:
+        from safetensors import safe_open
+
+        self._files: dict[str, Any] = {}
+        for path in sorted(Path(locate(source)).glob("*.safetensors")):
+            prefix = {MTP_HEADS: "extra_heads.", VALUE_HEAD: "value_head."}.get(path.name, "")
+            opened = held.enter_context(safe_open(path, framework="pt", device="cpu"))
+            self._files |= {prefix + name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a tensor; None if there is none of that name."""
+        found = self._files.get(name)
+        return None if found is None else tuple(found.get_shape())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor."""
+        rows: Tensor = self._files[name][start:stop]
+        return rows
+
+
+def stored_name(model: MTPModel | ValueModel, name: str, stored: Stored) -> str:
+    """The name under which a parameter is stored; a head that is not stored starts as a copy of the last layer."""
+    if isinstance(model, MTPModel) and name.startswith("extra_heads.") and stored.shape(name) is None:
+        return model.hf_key("base." + model.last_layer + "layer." + name.split(".", 2)[2])
+    return model.hf_key(name)
+
+
+def missing(model: MTPModel | ValueModel, source: str) -> list[str]:
+    """Parameters that cannot be read by rows: not stored under the model's own names and shapes."""
+    with ExitStack() as held:
+        stored = Stored(source, held)
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.is_meta and stored.shape(stored_name(model, name, stored)) != tuple(parameter.shape)
+        ]
+
+
+def fill(model: MTPModel | ValueModel, source: str, device: torch.device) -> None:
+    """Give every parameter memory on this rank, and its rows of the stored tensor.
+
+    Raises:
+        ModelError: a file that cannot be read.
+    """
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    real = {name: local_copy(p) for name, p in model.named_parameters() if not p.is_meta}
+    model.to_empty(device=device)
+    with torch.no_grad(), ExitStack() as held:
+        for name, buffer in kept.items():
+            model.get_buffer(name).copy_(buffer)
+        try:
+            stored = Stored(source, held)
+            for name, parameter in model.named_parameters():
+                piece, start, stop = rows_held(parameter)
+                if name in real:
+                    piece.copy_(real[name])
+                elif stop > start:
+                    piece.copy_(stored.rows(stored_name(model, name, stored), start, stop))
+        except loading_errors() as problem:
+            raise ModelError(f"cannot read the weights of {source}: {first_line(problem)}") from problem
+
+
+def local_copy(parameter: Tensor) -> Tensor:
+    """This rank's piece of a parameter, by itself."""
+    piece, _, _ = rows_held(parameter)
+    return piece.detach().clone()

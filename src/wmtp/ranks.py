@@ -1,0 +1,34 @@
+"""What code that adds up figures needs to know of other ranks: how to ask, not who they are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Reduce(Protocol):
+    """Figures over all ranks; every rank must ask for the same ones in the same order."""
+
+    def __call__(self, total: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks."""
+        ...
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Elementwise maximum over all ranks."""
+        ...
+
+
+class Alone:
+    """The `Reduce` of a single process."""
+
+    def __call__(self, total: Tensor) -> Tensor:
+        """The tensor itself."""
+        return total
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The tensor itself."""
+        return value
+
+
+alone = Alone()

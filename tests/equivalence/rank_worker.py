@@ -1,0 +1,92 @@
+"""Trains every case for a few steps, in one process or as a rank of several, and writes what came out.
+
+python rank_worker.py CASES.json OUT            (or under torchrun)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmtp import parts as parts_module
+from wmtp.config import load
+from wmtp.distributed import World, joined, leave, local, release, whole
+from wmtp.formats.streamed import fill
+from wmtp.parts import Parts, build, sharding_of
+from wmtp.step import evaluate, train_step
+
+STEPS = 3
+streamed: list[str] = []
+
+
+def counted(model: Any, source: str, device: torch.device) -> None:
+    """`fill`, noted."""
+    streamed.append(source)
+    fill(model, source, device)
+
+
+parts_module.fill = counted
+
+
+def main(cases_file: str, out: str) -> None:
+    """All cases, one after another."""
+    warnings.simplefilter("error")
+    cases: dict[str, dict[str, Any]] = json.loads(Path(cases_file).read_text())
+    with joined(torch.device("cpu"), timeout_s=60) as world:
+        for name, case in cases.items():
+            config = load([Path(case["recipe"])], case["overrides"])
+            if config.distributed.strategy == "HYBRID_SHARD":  # as if there were hosts of two ranks each
+                here = replace(world, local_size=min(2, world.size))
+            else:
+                here = world
+            streamed.clear()
+            result = train(build(config, here, sharding_of(config, here)), world)
+            result["streamed"] = len(streamed)
+            if world.leads:
+                torch.save(result, Path(out) / f"{name}.pt")
+
+
+def train(parts: Parts, world: World) -> dict[str, Any]:
+    """Metrics of every step and of an evaluation, the weights, and which rows this rank saw."""
+    sizes = (parts.config.train.micro_batch_size, parts.config.train.micro_batch_tokens)
+    share = {"rank": world.rank, "ranks": world.size}
+    steps, rows = [], []
+    for step in range(STEPS):
+        batches = parts.data.train.at(step, *sizes, **share)
+        rows.append([row for batch in batches for row in batch.row_B])
+        result = train_step(
+            parts.model, parts.optimizer, parts.objective, batches, reduce=world, precision=parts.precision
+        )
+        steps.append(result.metrics | {"grad_norm": result.grad_norm, "tokens": result.tokens})
+    validation = parts.data.validation
+    assert validation is not None
+    batches = (validation.at(n, *sizes, **share) for n in range(1))
+    figures = evaluate(parts.model, parts.objective, batches, reduce=world, precision=parts.precision)
+    release(parts.model)
+    held = sum(local(p).numel() for p in parts.model.parameters())
+    weights = {name: whole(p.detach()) for name, p in parts.model.named_parameters()}
+    return {
+        "steps": steps,
+        "validation": figures,
+        "weights": weights,
+        "rows": rows,
+        "memory": parts.objective.state_dict(),
+        "held": held,
+    }
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+        raise
+    leave(0)
