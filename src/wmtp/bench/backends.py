@@ -60,12 +60,12 @@ def table(reports: Sequence[dict[str, Any]]) -> list[list[str]]:
     for key, first in by_key[0].items():
         line = [str(part) for part in key]
         for rows, name in zip(by_key, names, strict=True):
-            line += _cells(rows[key], None if name == names[0] else first["median_seconds"])
+            line += _cells(rows[key], None if name == names[0] else first)
         lines.append(line)
     return lines
 
 
-def _cells(row: dict[str, Any], first_seconds: float | None) -> list[str]:
+def _cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
     def text(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
@@ -73,7 +73,10 @@ def _cells(row: dict[str, Any], first_seconds: float | None) -> list[str]:
     limit = row["to_matmuls"] and row["to_matmuls"][0]
     memory = None if row["extra_bytes"] is None else row["extra_bytes"] / 2**20
     cells = [text(own, ".4f"), text(limit, ".2f"), text(memory, ".0f")]
-    return cells if first_seconds is None else [*cells, text(first_seconds / own if own else None, ".1f")]
+    if first is None:
+        return cells
+    there = first["median_seconds"]
+    return [*cells, text(there / own if own and there else None, ".1f")]
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -177,6 +177,14 @@ def wmtp(inputs: Inputs) -> None:
     torch.autograd.backward(loss.weighted_sum)
 
 
+def wmtp_norms(inputs: Inputs) -> None:
+    """The same, with the norm of every row's gradient as a by-product."""
+    loss = fused_loss(
+        inputs.hidden_K, Unembedding(inputs.projection_VD), inputs.target_BTK, inputs.known_BTK, gradient_norms=True
+    )
+    torch.autograd.backward(loss.weighted_sum)
+
+
 def matmuls(inputs: Inputs) -> None:
     """The limit: the three matrix products of every row that has a gradient, into one reused chunk of logits.
 
@@ -222,6 +230,7 @@ VARIANTS: dict[str, Callable[[Inputs], None]] = {
     "per_head": per_head,
     "torch_lce": torch_lce,
     "wmtp": wmtp,
+    "wmtp_norms": wmtp_norms,
     "matmuls": matmuls,
 }
 """A further variant is a function above and a line here: then it is timed, measured, listed and tested like these."""
@@ -267,6 +276,8 @@ def _rows(inputs: Inputs, chosen_BTK: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 def obstacle(variant: str, case: Case, device: torch.device) -> str | None:
     """Why a variant cannot run here, or None."""
+    if variant == "wmtp_norms" and case.weights == "batch":
+        return "norms come with the one visit of known weights"
     if variant == "torch_lce" and not hasattr(nn, "LinearCrossEntropyOptions"):
         return f"torch {torch.__version__} has no chunked linear_cross_entropy"
     if variant in ("naive", "per_head"):
@@ -357,6 +368,7 @@ def _row(
         "median_seconds": median(mine) if mine else None,
         "to_naive": measuring.ratio(mine, of("naive")),
         "to_matmuls": measuring.ratio(mine, of("matmuls")),
+        "to_wmtp": measuring.ratio(mine, of("wmtp")),
         "to_known": measuring.ratio(mine, of(variant, "known")),
         "extra_bytes": memory and memory["fresh"],
         "extra_bytes_adding": memory and memory["adding"],
@@ -390,6 +402,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         ("time, to the matrix products", 1.06, middle(find("wmtp"), "to_matmuls")),
         ("time at fraction 0.5, to naive", 0.5, middle(find("wmtp", fraction=0.5), "to_naive")),
         ("time of rho1 select, to known weights", 1.05, middle(find("wmtp", weights="batch"), "to_known")),
+        ("time with gradient norms, to without", 1.03, middle(find("wmtp_norms"), "to_wmtp")),
     ]
     return [
         {"claim": name, "at_most": limit, "measured": value, "met": None if value is None else value <= limit}
@@ -397,8 +410,8 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-COLUMNS = ("K", "V", "fraction", "weights", "variant", "median s", "to naive", "to matmuls", "to known", "extra MiB",
-           "adding MiB", "mem to naive")  # fmt: skip
+COLUMNS = ("K", "V", "fraction", "weights", "variant", "median s", "to naive", "to matmuls", "to wmtp",
+           "to known", "extra MiB", "adding MiB", "mem to naive")  # fmt: skip
 
 
 def table_line(row: dict[str, Any]) -> list[str]:
@@ -410,7 +423,7 @@ def table_line(row: dict[str, Any]) -> list[str]:
     return [
         *head,
         "-" if row["median_seconds"] is None else f"{row['median_seconds']:.3f}",
-        *(measuring.spread(row[key]) for key in ("to_naive", "to_matmuls", "to_known")),
+        *(measuring.spread(row[key]) for key in ("to_naive", "to_matmuls", "to_wmtp", "to_known")),
         measuring.mebibytes(row["extra_bytes"]),
         measuring.mebibytes(row["extra_bytes_adding"]),
         "-" if row["memory_to_naive"] is None else f"{row['memory_to_naive']:.3f}",
