@@ -203,6 +203,24 @@ def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: boo
         estimate_table(settings, estimate, notes)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help="A checkpoint, a run folder (its newest checkpoint), or a model folder.")],
+    out: Annotated[str, typer.Option(help="Folder to write; a model that is there is replaced.")],
+    to: Annotated[str, typer.Option(help="wmtp: with its heads; hf: the base model, heads dropped.")] = "wmtp",
+    as_json: AsJson = False,
+) -> None:
+    """One model folder from a checkpoint of any number of ranks; read back and compared after writing.
+
+    Example: wmtp export --model runs/first/checkpoints/step_00000100 --to hf --out models/first
+    """
+    _quiet_libraries()
+    from wmtp.export import export as write
+
+    folder = write(model, out, to, lambda text: typer.echo(text, err=True))
+    typer.echo(json.dumps({"folder": str(folder)}) if as_json else f"wrote {folder}")
+
+
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

@@ -62,6 +62,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_what_two_ranks_saved_becomes_one_folder(undisturbed: Path, tmp_path: Path) -> None:
+    from wmtp.cli import run_command
+
+    checkpoint = undisturbed / "checkpoints" / "step_00000010"
+    assert len(list(checkpoint.glob("model*.safetensors"))) == 2
+    assert run_command(["export", "--model", str(checkpoint), "--out", str(tmp_path / "final")]) == 0
+    ours, theirs = weights(tmp_path), weights(undisturbed)
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
 def test_a_killed_rank_costs_nothing(undisturbed: Path, tmp_path: Path) -> None:
     code, errors = train(tmp_path / "run", "--ranks", "2", "--restarts", "3", fault="step_begin:7:kill9@1")
     assert code == 0, errors

@@ -1,0 +1,83 @@
+"""From a checkpoint, of any number of ranks, to one model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from wmtp import checkpoint
+from wmtp.config import Config
+from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError
+from wmtp.formats import hf
+from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model
+from wmtp.model import MTPModel
+from wmtp.parts import build_model
+from wmtp.storage import resolve
+from wmtp.value import ValueModel
+
+Model = MTPModel | ValueModel
+TARGETS = ("wmtp", "hf")
+
+
+def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Path:
+    """Write a model folder that wmtp and transformers load, and read it back to see that it is the same.
+
+    Args:
+        source: a checkpoint (`RUN/checkpoints/step_...`), a run folder (its newest checkpoint), or a model folder.
+        note: is told of damaged checkpoints that were passed over.
+        target: `wmtp` keeps the heads; `hf` drops all but the first, which leaves the base model.
+
+    Raises:
+        UsageError: no such source or target, or a folder in the way.
+        WmtpError: what was written is not what was read.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"--to must be one of {', '.join(TARGETS)}, got {target!r}")
+    model, tokenizer = _read(source, note)
+    if target == "hf":
+        if isinstance(model, ValueModel):
+            raise UsageError("a critic has no language model to export; use --to wmtp")
+        model.keep_heads(1)
+    folder = save_model(model, out, tokenizer)
+    _check(model, folder)
+    return folder
+
+
+def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
+    path = resolve(source)
+    if (path / "checkpoints").is_dir():
+        found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
+        if found is None:
+            raise UsageError(f"the run {source} has no checkpoint yet")
+        path = found
+    if (path / checkpoint.MANIFEST).is_file():
+        return _from_checkpoint(path)
+    tokenizer = hf.load_tokenizer(source)
+    loads = load_value_model if isinstance(read_card(source), ValueCard) else load_model
+    return loads(source), tokenizer
+
+
+def _from_checkpoint(path: Path) -> tuple[Model, Any]:
+    saved = checkpoint.load(path, ["model"])
+    try:
+        config = Config.model_validate(saved.facts["config"])
+    except (KeyError, ValidationError) as problem:
+        raise CheckpointError(f"{path} does not say how its model is built: {problem}") from problem
+    tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
+    model = build_model(config, tokenizer)
+    try:
+        model.load_state_dict(saved.parts["model"])
+    except RuntimeError as problem:
+        raise ModelError(f"{path} is a checkpoint of another model than its config says: {problem}") from problem
+    return model, tokenizer
+
+
+def _check(model: Model, folder: Path) -> None:
+    again = load_value_model(str(folder)) if isinstance(model, ValueModel) else load_model(str(folder))
+    expected, got = model.state_dict(), again.state_dict()
+    different = [name for name in expected if name not in got or not got[name].equal(expected[name])]
+    if different or expected.keys() != got.keys():
+        raise WmtpError(f"{folder} does not read back as it was written: {', '.join(different[:3]) or 'other names'}")
