@@ -24,7 +24,8 @@ from wmtp.targets import IGNORE
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CASE_KEYS = {
     "heads", "vocabulary", "fraction", "weights", "rows", "width", "dtype", "variant", "skipped", "seconds",
-    "median_seconds", "to_naive", "to_matmuls", "to_wmtp", "to_known", "extra_bytes", "extra_bytes_adding", "memory_to_naive",
+    "median_seconds", "to_naive", "to_matmuls", "to_wmtp", "to_known", "extra_bytes", "extra_bytes_adding",
+    "memory_to_naive",
 }  # fmt: skip
 MACHINE_KEYS = {
     "device", "device_name", "dtype", "threads", "cores", "processor", "system", "python", "torch", "load", "memory",
