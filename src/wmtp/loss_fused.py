@@ -405,8 +405,9 @@ def _softmax(
     return nll_R1.squeeze(1), correct_R1.squeeze(1), unembedding.scale / total_R1.squeeze(1), block_RV
 
 
-CACHE_BYTES = 2 * 2**20
-"""Of one block of fp32 logits on a CPU: what two cores' private caches hold between them."""
+CACHE_BYTES = 8 * 2**20
+"""Of one block of fp32 logits on a CPU: small enough to stay in a shared cache from the first pass to the last, large
+enough that starting the threads for each pass does not show."""
 
 
 def _blocks(count: int, like_CV: Tensor) -> list[slice]:
