@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -42,7 +43,7 @@ WITHOUT: dict[str, tuple[str, ...]] = {
 FRESH = "fresh interpreter"
 SMALL = {
     "add": ("def f(a, b):\n    return a + b", "assert f(2, 3) == 5"),
-    "primes": ("def f(n):\n    return [p for p in range(2, n) if all(p % q for q in range(2, p))]", "assert f(9) == [2, 3, 5, 7]"),
+    "factors": ("def f(n):\n    return [p for p in range(2, n) if n % p == 0]", "assert f(12) == [2, 3, 4, 6]"),
     "words": ("import re\ndef f(s):\n    return re.findall(r'\\w+', s)", "assert f('a b') == ['a', 'b']"),
     "count": ("from collections import Counter\ndef f(s):\n    return dict(Counter(s))", "assert f('aa') == {'a': 2}"),
 }  # fmt: skip
@@ -51,7 +52,7 @@ HOSTILE = {
     "forks": "import os\ndef f(*a):\n    while True: os.fork()",
     "takes all memory": "def f(*a):\n    kept = []\n    while True: kept.append(bytearray(2**24))",
     "exits": "import os\ndef f(*a): os._exit(0)",
-    "starts threads": "import threading, time\ndef f(*a):\n    for _ in range(9): threading.Thread(target=time.sleep, args=(99,)).start()",
+    "starts threads": "from threading import Timer\ndef f(*a):\n    for _ in range(9): Timer(99, print).start()",
     "opens descriptors": "import os\ndef f(*a):\n    while True: os.pipe()",
     "writes files": "def f(*a):\n    for n in range(99): open(f'/tmp/wmtp-soak-{n}', 'w')",
     "crashes": "import ctypes\ndef f(*a): ctypes.string_at(8)",
@@ -134,7 +135,7 @@ def throughput(jobs: Sequence[Job], rounds: int, workers: int) -> dict[str, Any]
         for name, without in WITHOUT.items():
             sandbox = stack.enter_context(Sandbox(workers=workers, without=without, limits=Limits(cpu_s=30)))
             if f"level {sandbox.isolation.level}" == name:
-                runs[name] = lambda used=sandbox: sum(verdict.passed for _, verdict in used.map(jobs))  # type: ignore[misc]
+                runs[name] = partial(passing, sandbox, jobs)
         rates: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(rounds + 1):
             for name, run in runs.items():
@@ -148,6 +149,11 @@ def throughput(jobs: Sequence[Job], rounds: int, workers: int) -> dict[str, Any]
         name: {"programs_per_s": values, "median": median(values), "to_fresh": spread(values, rates[FRESH])}
         for name, values in rates.items()
     }
+
+
+def passing(sandbox: Sandbox, jobs: Sequence[Job]) -> int:
+    """How many programs pass."""
+    return sum(verdict.passed for _, verdict in sandbox.map(jobs))
 
 
 def spread(values: Sequence[float], base: Sequence[float]) -> list[float]:
@@ -179,7 +185,7 @@ def state() -> dict[str, Any]:
     return {
         "processes": len(zygotes()),
         "descriptors": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
-        "limits": [resource.getrlimit(which) for which in range(resource.RLIM_NLIMITS if hasattr(resource, "RLIM_NLIMITS") else 10)],
+        "limits": [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")],
         "files": sorted(path.name for path in Path(tempfile.gettempdir()).glob("wmtp-s*")),
         "shared memory": Path("/proc/sysvipc/shm").read_text() if os.path.exists("/proc/sysvipc/shm") else "",
     }  # fmt: skip
@@ -263,9 +269,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, help="folder with humaneval/ and mbpp/")
+    parser.add_argument("--programs", type=int, default=80, help="of the speed measurement without --data (default 80)")
     parser.add_argument("--rounds", type=int, default=3, help="of the speed measurement; 0 leaves it out (default 3)")
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        "--workers", type=int, default=processors() + 1, help="programs at a time (default: processors + 1)"
     )
     parser.add_argument(
         "--agreement", action="store_true", help="judge all known solutions in --data, and spoiled ones"
@@ -280,6 +287,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def show(text: str) -> None:
     """One line."""
     sys.stdout.write(text + "\n")
@@ -289,7 +301,7 @@ def show(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what the options ask for; 1 if something is not as it must be."""
     options = parse(arguments)
-    speed_jobs = humaneval(options.data) if options.data else small() * 20
+    speed_jobs = humaneval(options.data) if options.data else list(islice(cycle(small()), options.programs))
     report: dict[str, Any] = {
         "version": VERSION, "benchmark": "sandbox", "python": platform.python_version(), "system": platform.platform(),
         "workers": options.workers, "uid": os.geteuid(), "load": os.getloadavg(),
@@ -313,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.soak:
         report["soak"] = found = soak(options.soak, options.workers)
         show(
-            f"soak: {found['programs']} hostile programs in {found['seconds']:.1f} s, left behind: {found['left'] or 'nothing'}"
+            f"soak: {found['programs']} hostile programs in {found['seconds']:.1f} s, "
+            f"left behind: {found['left'] or 'nothing'}, still works: {found['alive']}"
         )
         for name, number in found["statuses"].items():
             show(f"  {name:<40} {number:5}")
@@ -321,10 +334,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.load:
         report["load_test"] = found = label_flips(speed_jobs, options.workers, 4 * (os.cpu_count() or 1))
         show(
-            f"load: {found['programs']} programs, {found['busy_loops']} busy loops, {len(found['flips'])} labels changed"
+            f"load: {found['programs']} programs, without and with {found['busy_loops']} busy loops, "
+            f"{len(found['flips'])} labels changed"
         )
         show(
-            f"  CPU {found['cpu_s'][0]:.1f} s and {found['cpu_s'][1]:.1f} s, wall {found['wall_s'][0]:.1f} s and {found['wall_s'][1]:.1f} s"
+            f"  CPU {found['cpu_s'][0]:.1f} and {found['cpu_s'][1]:.1f} s, "
+            f"wall {found['wall_s'][0]:.1f} and {found['wall_s'][1]:.1f} s"
         )
         for flip in found["flips"]:
             show(f"  changed: {flip}")
