@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import nn
 from torch.optim import AdamW
+
+from wmtp.schedule import remaining
 
 
 def build_adamw(model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> AdamW:
@@ -34,9 +34,7 @@ def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: 
     if schedule == "constant":
         return peak
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    if schedule == "linear":
-        return peak * (floor + (1 - floor) * (1 - progress))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (floor + (1 - floor) * remaining(schedule, progress))
 
 
 def set_learning_rate(optimizer: AdamW, lr: float) -> None:
