@@ -74,6 +74,23 @@ class World:
         """Elementwise maximum over all ranks."""
         return self._all_reduced(value, dist.ReduceOp.MAX)
 
+    def gather(self, own: Tensor) -> tuple[Tensor, slice]:
+        """All ranks' tensors one after another along the first axis, whose length may differ, and where ours is."""
+        if self.size == 1:
+            return own, slice(0, len(own))
+        lengths = self._all_gathered(torch.tensor(len(own), device=own.device))
+        counts = [int(length) for length in lengths]
+        padded = torch.cat([own, own.new_zeros(max(counts) - len(own), *own.shape[1:])])
+        parts = self._all_gathered(padded)
+        start = sum(counts[: self.rank])
+        whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return whole, slice(start, start + len(own))
+
+    def _all_gathered(self, value: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(parts, value)
+        return parts
+
     def _all_reduced(self, value: Tensor, operation: Any) -> Tensor:
         if self.size == 1:
             return value

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wmtp.errors import ModelError
 from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list, more_heads
-from wmtp.loss import LossSum, RowWeight, Unembedding, plain_nll, reduce_loss, row_weights
+from wmtp.loss import LossSum, RowWeight, Unembedding, plain_gradient_norms, plain_nll, reduce_loss, row_weights
 from wmtp.loss_backends import BACKENDS, backend_loss
 from wmtp.loss_fused import fused_loss
 from wmtp.probing import check_causal, evaluating, probe, without_weights
@@ -204,34 +204,27 @@ def hidden_loss(
     chunk: int | None = None,
     seen: LossSum | None = None,
     weight_of: RowWeight | None = None,
+    gradient_norms: bool = False,
 ) -> LossSum:
     """`mtp_loss` from hidden states that are already there.
 
     Args:
         seen: an earlier, unweighted result on the same hidden states, whose work need not be repeated.
-        weight_of: makes each row's weight from its own nll, instead of `weights_BTK`.
+        weight_of: makes each row's weight from its own nll (and gradient norm), instead of `weights_BTK`.
+        gradient_norms: also give `gradient_norm_BTK`.
     """
+    options: dict[str, Any] = {
+        "weight_of": weight_of,
+        "seen": seen,
+        "chunk": chunk,
+        "gradient_norms": gradient_norms,
+    }
     if kind == "plain":
-        nll_BTK, correct_BTK = plain_nll(hidden_K, unembedding, target_BTK)
-        made_BTK = None if weight_of is None else row_weights(weight_of, nll_BTK)
-        weights = weights_BTK if made_BTK is None else made_BTK
-        sums = replace(reduce_loss(nll_BTK, correct_BTK, target_BTK, weights, coefficient_K), weight_BTK=made_BTK)
+        sums = _plain_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, weight_of, gradient_norms)
     elif kind == "fused":
-        sums = fused_loss(
-            hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, weight_of=weight_of, seen=seen, chunk=chunk
-        )
+        sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, **options)
     elif kind in BACKENDS:
-        sums = backend_loss(
-            kind,
-            hidden_K,
-            unembedding,
-            target_BTK,
-            weights_BTK,
-            coefficient_K,
-            weight_of=weight_of,
-            seen=seen,
-            chunk=chunk,
-        )
+        sums = backend_loss(kind, hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, **options)
     else:
         raise ValueError(f"loss kind must be one of fused, plain, {', '.join(BACKENDS)}; got {kind!r}")
     if denominator == "weights":
@@ -239,6 +232,24 @@ def hidden_loss(
     if denominator != "tokens":
         raise ValueError(f"denominator must be 'weights' or 'tokens', got {denominator!r}")
     return sums.per(coefficient_total(sums.count_K, coefficient_K))
+
+
+def _plain_loss(
+    hidden_K: Sequence[Tensor],
+    unembedding: Unembedding,
+    target_BTK: Tensor,
+    weights_BTK: Tensor | None,
+    coefficient_K: Tensor | None,
+    weight_of: RowWeight | None,
+    gradient_norms: bool,
+) -> LossSum:
+    """What the fused loss is proven against; it repeats work that was seen."""
+    nll_BTK, correct_BTK = plain_nll(hidden_K, unembedding, target_BTK)
+    norm_BTK = plain_gradient_norms(hidden_K, unembedding, target_BTK) if gradient_norms else None
+    made_BTK = None if weight_of is None else row_weights(weight_of, nll_BTK, norm_BTK)
+    weights = weights_BTK if made_BTK is None else made_BTK
+    sums = reduce_loss(nll_BTK, correct_BTK, target_BTK, weights, coefficient_K)
+    return replace(sums, weight_BTK=made_BTK, gradient_norm_BTK=norm_BTK)
 
 
 def coefficient_total(count_K: Tensor, coefficient_K: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ denominator that the data alone decides: the step scales by it before the backwa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.ranks import Reduce, alone
 from wmtp.targets import IGNORE
 from wmtp.value import ValueModel, lambda_return_loss, mean_response_value, pairwise_loss
+from wmtp.weight_stats import weight_meter, weight_metrics
 from wmtp.weighting.base import Scheme, SchemeInput, When
 
 Precision = Callable[[], AbstractContextManager[Any]]
@@ -73,6 +74,14 @@ class Objective(Protocol):
         """Readable figures from added-up sums."""
         ...
 
+    def begin(self, step: int) -> None:
+        """The optimiser's step (counted from 1) that what follows belongs to."""
+        ...
+
+    def observe(self, totals: Mapping[str, Tensor]) -> None:
+        """Told once after every training step that was done: its sums over all ranks."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -100,6 +109,9 @@ class Plan:
 Score = Callable[[Batch], dict[str, Tensor]]
 """Frozen scores of a batch: any of `values_BT`, `reference_nll_BTK`."""
 
+HeadCoefficients = Tensor | Callable[[int], Tensor]
+"""c_k per head, or what they are at a step."""
+
 
 def no_scores(batch: Batch) -> dict[str, Tensor]:
     """For schemes that need none."""
@@ -112,7 +124,7 @@ class MTPObjective:
     Args:
         scheme: gives the weights.
         score: frozen scores that the scheme needs.
-        coefficient_K: c_k per head; None means 1.
+        coefficient_K: c_k per head, or a function of the step that gives them; None means 1.
         denominator: `weights` or `tokens`, see docs/math.md (2).
         kind: `fused`, `plain`, or a library of `loss_backends.BACKENDS`.
         chunk: rows of logits held at once.
@@ -123,7 +135,7 @@ class MTPObjective:
         scheme: Scheme,
         *,
         score: Score = no_scores,
-        coefficient_K: Tensor | None = None,
+        coefficient_K: HeadCoefficients | None = None,
         denominator: str = "weights",
         kind: str = "fused",
         chunk: int | None = None,
@@ -131,6 +143,16 @@ class MTPObjective:
         self.scheme, self.score = scheme, score
         self.coefficient_K, self.denominator = coefficient_K, denominator
         self.kind, self.chunk = kind, chunk
+        self.norms = "gradient_norm_BTK" in scheme.needs
+        self.step = 1
+
+    def begin(self, step: int) -> None:
+        """What is scheduled takes the values of this step."""
+        self.step = step
+
+    def observe(self, totals: Mapping[str, Tensor]) -> None:
+        """Passed on to the scheme."""
+        self.scheme.observe(totals)
 
     @property
     def head_by_head(self) -> bool:
@@ -245,9 +267,10 @@ class MTPObjective:
             self.chunk,
             plan.seen,
             None if plan.weighted else partial(self._row_weights, plan.scheme_input),
+            self.norms and not plan.weighted,
         )
         weight_BTK = plan.weight_BTK if plan.weighted else loss.weight_BTK
-        meter = weight_meter(weight_BTK, plan.scheme_input.valid_BTK)
+        meter = weight_meter(weight_BTK, plan.scheme_input.valid_BTK, self.scheme.bounds)
         meter.add(
             weighted_sum=loss.weighted_sum.detach(),
             weight_total=loss.weight_total,
@@ -256,10 +279,15 @@ class MTPObjective:
         )
         if loss.correct_K is not None:
             meter.add(correct_K=loss.correct_K)
+        norm_BTK = plan.scheme_input.gradient_norm_BTK if plan.weighted else loss.gradient_norm_BTK
+        if norm_BTK is not None:
+            meter.add(gradient_norm_sum_K=norm_BTK.sum((0, 1)))
         return Sums(loss.weighted_sum, loss.weight_total, meter)
 
-    def _row_weights(self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, _: Tensor | None) -> Tensor:
-        """Weights of some pairs of head k, given as places in the flattened [B, T] and their nll."""
+    def _row_weights(
+        self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, norm_R: Tensor | None
+    ) -> Tensor:
+        """Weights of some pairs of head k, given as places in the flattened [B, T], their nll and gradient norms."""
 
         def as_row(value_BTK: Tensor | None) -> Tensor | None:
             return None if value_BTK is None else value_BTK[:, :, k].flatten()[places_R].view(1, -1, 1)
@@ -271,6 +299,9 @@ class MTPObjective:
             reward_B=torch.full_like(nll_R[:1], math.nan),
             reference_nll_BTK=as_row(known.reference_nll_BTK),
             nll_BTK=nll_R.view(1, -1, 1),
+            gradient_norm_BTK=None if norm_R is None else norm_R.view(1, -1, 1),
+            step=known.step,
+            first_head=known.first_head + k,
         )
         (weight,) = self.scheme.weights([pairs], alone, False)
         return torch.ones_like(nll_R) if weight is None else weight.view(-1)
@@ -292,15 +323,20 @@ class MTPObjective:
     def _coefficients(self, batch: Batch, head: int | None = None) -> Tensor | None:
         if self.coefficient_K is None:
             return None
-        coefficient_K = self.coefficient_K.to(batch.tokens_BT.device)
+        given_K = self.coefficient_K if isinstance(self.coefficient_K, Tensor) else self.coefficient_K(self.step)
+        coefficient_K = given_K.to(batch.tokens_BT.device)
         return coefficient_K if head is None else coefficient_K[head : head + 1]
 
     def _scheme_input(self, model: MTPModel, batch: Batch) -> SchemeInput:
+        scores: dict[str, Any] = dict(self.score(batch))
         return SchemeInput(
             target_BTK=batch_targets(batch, model.num_heads),
             response_BT=batch.trainable_BT,
             reward_B=batch.reward_B,
-            **self.score(batch),
+            row_B=torch.tensor(batch.row_B or [-1] * len(batch.reward_B), device=batch.tokens_BT.device),
+            group_B2=batch.group_B2,
+            step=self.step,
+            **scores,
         )
 
     def _with_nll(self, plan: Plan, model: MTPModel, hidden_K: list[Tensor]) -> Plan:
@@ -308,8 +344,16 @@ class MTPObjective:
         with torch.no_grad():
             detached = [hidden.detach() for hidden in hidden_K]
             target_BTK = plan.scheme_input.target_BTK
-            loss = hidden_loss(detached, model.unembedding(), target_BTK, kind=self.kind, chunk=self.chunk)
-        return replace(plan, seen=loss, scheme_input=replace(plan.scheme_input, nll_BTK=loss.nll_BTK))
+            loss = hidden_loss(
+                detached,
+                model.unembedding(),
+                target_BTK,
+                kind=self.kind,
+                chunk=self.chunk,
+                gradient_norms=self.norms,
+            )
+        seen = replace(plan.scheme_input, nll_BTK=loss.nll_BTK, gradient_norm_BTK=loss.gradient_norm_BTK)
+        return replace(plan, seen=loss, scheme_input=seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The scheme's memory."""
@@ -318,40 +362,6 @@ class MTPObjective:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the scheme's memory."""
         self.scheme.load_state_dict(state)
-
-
-def weight_meter(weight_BTK: Tensor | None, valid_BTK: Tensor) -> Meter:
-    """Sums that describe the weights of the valid pairs."""
-    weight_N = torch.ones_like(valid_BTK, dtype=torch.float32) if weight_BTK is None else weight_BTK
-    weight_N = weight_N[valid_BTK].float()
-    meter = Meter()
-    meter.add(  # also where no pair is valid: every rank must hold the same sums, or adding them up never ends
-        weight_count=torch.tensor(weight_N.numel(), device=weight_N.device),
-        weight_sum=weight_N.sum(),
-        weight_squares=weight_N.square().sum(),
-        weight_log=torch.xlogy(weight_N, weight_N).sum(),
-    )
-    none = torch.full((1,), math.inf, device=weight_N.device)
-    meter.extremes("weight", torch.cat([weight_N, none]).min(), torch.cat([weight_N, -none]).max())
-    return meter
-
-
-def weight_metrics(totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
-    """`weight/{mean,std,min,max}`; `ess`: effective sample size as a share of the pairs, (sum w)^2 / (n sum w^2);
-    `entropy` of w / sum w as a share of log n. Both are 1 for equal weights."""
-    count, total, squares, logs = (float(totals[f"weight_{n}"]) for n in ("count", "sum", "squares", "log"))
-    if not count:
-        return {}
-    mean = total / count
-    entropy = math.log(total) - logs / total if total > 0 else 0.0
-    return {
-        "weight/mean": mean,
-        "weight/std": math.sqrt(max(0.0, squares / count - mean * mean)),
-        "weight/min": float(meter.lows["weight"]),
-        "weight/max": float(meter.highs["weight"]),
-        "weight/ess": _ratio(total * total, count * squares),
-        "weight/entropy": entropy / math.log(count) if count > 1 else 1.0,
-    }
 
 
 class ValueObjective:
@@ -433,6 +443,12 @@ class ValueObjective:
             out["value/pair_accuracy"] = _ratio(figures["pair_correct"], figures["pair_count"])
             out["value/margin"] = _ratio(figures["pair_margin"], figures["pair_count"])
         return out
+
+    def begin(self, step: int) -> None:
+        """Nothing is scheduled."""
+
+    def observe(self, totals: Mapping[str, Tensor]) -> None:
+        """No memory."""
 
     def state_dict(self) -> dict[str, Any]:
         """No memory."""

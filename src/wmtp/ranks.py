@@ -18,6 +18,10 @@ class Reduce(Protocol):
         """Elementwise maximum over all ranks."""
         ...
 
+    def gather(self, own: Tensor) -> tuple[Tensor, slice]:
+        """All ranks' tensors one after another along the first axis, whose length may differ, and where ours is."""
+        ...
+
 
 class Alone:
     """The `Reduce` of a single process."""
@@ -29,6 +33,10 @@ class Alone:
     def largest(self, value: Tensor) -> Tensor:
         """The tensor itself."""
         return value
+
+    def gather(self, own: Tensor) -> tuple[Tensor, slice]:
+        """The tensor itself, all of it."""
+        return own, slice(0, len(own))
 
 
 alone = Alone()

@@ -74,6 +74,7 @@ def train_step(
         if clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, grad_norm)
         optimizer.step()
+        objective.observe(totals)
     else:
         objective.load_state_dict(memory)
     tokens = reduce(known_total.new_tensor(sum(batch.num_tokens for batch in micro_batches), dtype=torch.int64))

@@ -15,7 +15,7 @@ from wmtp.objective import MTPObjective
 from wmtp.optim import build_adamw
 from wmtp.step import StepResult, train_step
 from wmtp.testing import random_batch, tiny_model
-from wmtp.weighting import Critic, Rho1, Scheme, Uniform
+from wmtp.weighting import Critic, Gradient, Hybrid, Rho1, Scheme, Uniform, inverted, random_matched, shuffled
 
 SCHEMES = {
     "uniform": Uniform,
@@ -24,6 +24,11 @@ SCHEMES = {
     "soft": lambda: Rho1("soft"),
     "global": lambda: Rho1("skip", scope="global"),
     "running": lambda: Rho1("select", scope="running"),
+    "gradient": Gradient,
+    "hybrid": lambda: Hybrid([Critic(), Rho1("soft"), Gradient()]),
+    "shuffled": lambda: shuffled(Rho1("soft")),
+    "random_matched": lambda: random_matched(Critic()),
+    "inverted": lambda: inverted(Gradient()),
 }
 
 

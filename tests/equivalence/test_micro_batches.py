@@ -20,7 +20,7 @@ from wmtp.scoring import model_nll
 from wmtp.step import train_step
 from wmtp.targets import IGNORE
 from wmtp.testing import random_batch, tiny_model
-from wmtp.weighting import Critic, Rho1, Scheme, Uniform
+from wmtp.weighting import GRPO, Critic, Gradient, Hybrid, Rho1, Scheme, Uniform, inverted, random_matched, shuffled
 
 K = 3
 Scores = dict[str, Tensor]
@@ -31,7 +31,9 @@ def rows_of(batch: Batch, chosen: list[int]) -> Batch:
     longest = int((batch.trainable_BT[chosen] * torch.arange(1, batch.tokens_BT.shape[1] + 1)).max())
     tokens_BT, trainable_BT = batch.tokens_BT[chosen, :longest], batch.trainable_BT[chosen, :longest]
     real = int((trainable_BT * torch.arange(1, longest + 1)).amax(1).sum())
-    return Batch(tokens_BT, trainable_BT, batch.reward_B[chosen], tuple(batch.row_B[i] for i in chosen), real)
+    group_B2 = None if batch.group_B2 is None else batch.group_B2[chosen]
+    rows = tuple(batch.row_B[i] for i in chosen)
+    return Batch(tokens_BT, trainable_BT, batch.reward_B[chosen], rows, real, group_B2=group_B2)
 
 
 def fake_scores(batch: Batch, seed: int = 5, closing: bool = False) -> Callable[[Batch], Scores]:
@@ -90,6 +92,10 @@ SCHEMES: dict[str, Callable[[], Scheme]] = {
     "rho1 select, global": lambda: Rho1("select", scope="global"),
     "rho1 skip, global": lambda: Rho1("skip", scope="global"),
     "rho1 soft": lambda: Rho1("soft"),
+    "grpo": GRPO,
+    "shuffled": lambda: shuffled(Rho1("select", scope="global")),
+    "random_matched": lambda: random_matched(Rho1("skip", scope="global")),
+    "inverted": lambda: inverted(Rho1("select", scope="global")),
 }
 
 
@@ -116,6 +122,16 @@ def test_rows_in_any_order_and_split_anywhere_are_one_batch(
     edges = [0, *sorted(cuts), 6]
     parts = [order[a:b] for a, b in pairwise(edges)]
     assert_same_step(batch, parts, SCHEMES[scheme], fake_scores(batch, seed, closing=True))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [lambda: Hybrid([Critic(lam=0.0), Rho1("soft")]), lambda: Hybrid([Rho1(), Gradient()], "mixture", [0.25, 0.75])],
+    ids=["product", "mixture"],
+)
+def test_means_in_fp32_split_to_fp32_precision(scheme: Callable[[], Scheme]) -> None:
+    batch = random_batch(rows=8, length=14, seed=3)
+    assert_same_step(batch, [[0, 1], [2], [3, 4, 5], [6, 7]], scheme, fake_scores(batch), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("terminal", ["value", "reward"])

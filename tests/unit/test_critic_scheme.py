@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Ranks
 from torch import Tensor
 
 from wmtp.ranks import alone
 from wmtp.targets import future_targets
+from wmtp.testing import Ranks
 from wmtp.weighting import Critic, SchemeInput, When, gae, masked_moments
 
 
@@ -169,7 +169,9 @@ def test_a_constant_critic_gives_weights_of_exactly_1(constant: float, whiten: s
     step = [batch(rows=7, length=31, seed=1, values=values), batch(seed=2, values=values)]
     scheme = Critic(whiten=whiten)
     for _ in range(3):
-        assert all(bool((w == 1).all()) for w in scheme.weights(step, alone, True) if w is not None)
+        for weight, one in zip(scheme.weights(step, alone, True), step, strict=True):
+            assert weight is not None
+            assert bool((weight[one.valid_BTK] == 1).all())
 
 
 @pytest.mark.parametrize("constant", [0.1, 1 / 3, 0.7])
@@ -208,7 +210,8 @@ def test_adding_a_constant_to_all_values_changes_nothing() -> None:
 @pytest.mark.parametrize("beta", [1e-6, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, 1e15])
 def test_no_weight_leaves_the_clip(clip: tuple[float, float], beta: float, size: float) -> None:
-    got = weights(Critic(clip=clip, beta=beta), [batch(seed=6, size=size)])
+    one = batch(seed=6, size=size)
+    got = weights(Critic(clip=clip, beta=beta), [one])[one.valid_BTK]
     low, high = (float(torch.tensor(bound)) for bound in clip)
     assert bool(got.isfinite().all())
     assert low <= float(got.min()) <= float(got.max()) <= max(high, 1.0)

@@ -14,14 +14,15 @@ from torch import Tensor
 from wmtp.data.batches import Batch
 from wmtp.loss import LossSum
 from wmtp.model import MTPModel, batch_targets, mtp_loss
-from wmtp.objective import MTPObjective, Plan, ValueObjective, weight_meter
+from wmtp.objective import MTPObjective, Plan, ValueObjective
 from wmtp.ranks import alone
 from wmtp.scoring import reference_nll
 from wmtp.step import evaluate, train_step
 from wmtp.targets import IGNORE
 from wmtp.testing import EOS, random_batch, tiny_base, tiny_model
 from wmtp.value import ValueModel
-from wmtp.weighting import Critic, Rho1, Scheme, SchemeInput, Uniform, When
+from wmtp.weight_stats import weight_meter
+from wmtp.weighting import Critic, Rho1, Scheme, SchemeDefaults, SchemeInput, Uniform, When
 
 K = 3
 BATCH = random_batch(rows=4, length=12, seed=1)
@@ -228,7 +229,7 @@ def test_a_constant_critic_gives_weights_of_exactly_one(value: float, whiten: st
 # A step that must not happen
 
 
-class Poison:
+class Poison(SchemeDefaults):
     """A scheme with memory whose every third weight is not a number."""
 
     per_head = False
@@ -370,7 +371,7 @@ def test_a_micro_batch_without_targets_holds_the_same_sums_as_any_other() -> Non
     valid = batch_targets(BATCH, K) != IGNORE
     full, empty = weight_meter(None, valid), weight_meter(None, torch.zeros_like(valid))
     assert list(full.sums) == list(empty.sums)
-    assert float(empty.sums["weight_count"]) == 0
+    assert empty.sums["weight_count_K"].tolist() == [0] * K
 
 
 @pytest.mark.parametrize("rewards", [[1.0, 0.0, 1.0, 0.0], [torch.nan] * 4])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class Batch:
     """Rows 2i and 2i+1 are a correct and an incorrect response to one problem."""
     document_BT: Tensor | None = None
     """None: every row is one document."""
+    group_B2: Tensor | None = None
+    """fp32: mean and standard deviation of the rewards of all responses to the row's problem; NaN unknown."""
 
     def filler(self) -> Batch:
         """Rows of the same kind with nothing to train on: for a rank that has no rows left while others have."""
@@ -53,13 +56,15 @@ class Batch:
             row_B=(),
             num_tokens=0,
             document_BT=None if self.document_BT is None else self.document_BT[:rows, :2],
+            group_B2=None if self.group_B2 is None else torch.zeros_like(self.group_B2[:rows]),
         )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        document = None if self.document_BT is None else self.document_BT.to(device)
-        tensors = {name: getattr(self, name).to(device) for name in ("tokens_BT", "trainable_BT", "reward_B")}
-        return replace(self, document_BT=document, **tensors)
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def single_items(rows: Sequence[Row]) -> list[Item]:
@@ -208,4 +213,5 @@ def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int, paired: boo
         tuple(chosen),
         sum(len(rows[i].tokens) for i in chosen),
         paired,
+        group_B2=torch.tensor([rows[i].group for i in chosen], dtype=torch.float32),
     )

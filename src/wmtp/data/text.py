@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from string import Formatter
 from typing import Any
 
@@ -32,7 +33,9 @@ class Row:
     """1 correct, 0 incorrect, NaN unknown."""
     difficulty: int
     name: str = ""
-    """The problem's id, for messages."""
+    """The problem's id."""
+    group: tuple[float, float] = (nan, nan)
+    """Mean and standard deviation of the rewards of the labelled responses to the problem; NaN: nobody looked."""
 
 
 @dataclass

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from wmtp.ranks import Reduce
-from wmtp.targets import align_to_targets
-from wmtp.weighting.base import SchemeInput, When, check_choice, masked_moments
+from wmtp.schedule import Scheduled, value_at
+from wmtp.weighting.base import SchemeDefaults, SchemeInput, When, check_choice, masked_moments
 
 
 def gae(
@@ -72,12 +72,12 @@ def _check_gae(values_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, terminal: 
         )
 
 
-class Critic:
+class Critic(SchemeDefaults):
     """`w = clip(exp(whitened advantage / beta), lo, hi)`.
 
     Args:
         gamma, lam, terminal: see `gae`.
-        beta: temperature, > 0.
+        beta: temperature, > 0; may be scheduled.
         clip: lowest and highest weight.
         whiten: `step` uses the mean and variance of this step's advantages over all ranks; `ema` a running average
             of them (the first step uses its own).
@@ -87,7 +87,6 @@ class Critic:
     """
 
     when = When.BEFORE_FORWARD
-    per_head = True
     needs = frozenset({"values_BT"})
 
     def __init__(
@@ -95,7 +94,7 @@ class Critic:
         gamma: float = 1.0,
         lam: float = 0.95,
         terminal: str = "value",
-        beta: float = 1.0,
+        beta: Scheduled = 1.0,
         clip: tuple[float, float] = (0.1, 3.0),
         whiten: str = "step",
         ema_decay: float = 0.99,
@@ -106,6 +105,16 @@ class Critic:
         self.beta, self.clip = beta, clip
         self.whiten, self.ema_decay = whiten, ema_decay
         self._moments: tuple[float, float] | None = None
+
+    @property
+    def per_head(self) -> bool:
+        """Advantages are of tokens; running averages are kept once for all heads."""
+        return self.whiten == "step"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The clip."""
+        return self.clip
 
     @torch.no_grad()
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
@@ -118,8 +127,8 @@ class Critic:
         weights: list[Tensor | None] = []
         for advantage_BT, batch in zip(advantages, step, strict=True):
             whitened = torch.where(spread > 1e-6 * largest, (advantage_BT - mean) / (spread + 1e-8), 0.0)
-            weight_BT = (whitened / self.beta).exp().clamp(*self.clip)
-            weights.append(align_to_targets(weight_BT, batch.target_BTK.shape[2], fill=1.0))
+            weight_BT = (whitened / value_at(self.beta, batch.step)).exp().clamp(*self.clip)
+            weights.append(batch.of_targets(weight_BT))
         return weights
 
     def _advantages(self, batch: SchemeInput) -> Tensor:

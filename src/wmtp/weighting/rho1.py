@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from wmtp.ranks import Reduce, alone
-from wmtp.weighting.base import SchemeInput, When, check_choice
+from wmtp.schedule import Scheduled, value_at
+from wmtp.weighting.base import SchemeDefaults, SchemeInput, When, check_choice
 
 _LOWEST = -0x7F800000
 """`_ordered_bits` of -inf."""
@@ -55,14 +56,14 @@ def _from_ordered_bits(bits: Tensor) -> Tensor:
     return torch.where(bits >= 0, bits, -(2**31) - bits).to(torch.int32).view(torch.float32)
 
 
-class Rho1:
+class Rho1(SchemeDefaults):
     """Weights from excess loss.
 
     Args:
         mode: `select` keeps the `ratio` of pairs with the largest excess (weight 1 or 0); `skip` drops the `ratio`
             with the lowest; `soft` is `exp(excess / temperature)`, clipped.
-        ratio: default 0.6 for `select`, 0.3 for `skip`.
-        temperature, clip: of `soft`.
+        ratio: default 0.6 for `select`, 0.3 for `skip`; may be scheduled.
+        temperature, clip: of `soft`; the temperature may be scheduled.
         scope: of the quantile: `micro` this micro-batch, `global` the whole step on all ranks, `running` an
             exponential average over micro-batches (of all ranks together). The quantile is per head.
         ema_decay: of `running`.
@@ -75,8 +76,8 @@ class Rho1:
     def __init__(
         self,
         mode: str = "select",
-        ratio: float | None = None,
-        temperature: float = 1.0,
+        ratio: Scheduled | None = None,
+        temperature: Scheduled = 1.0,
         clip: tuple[float, float] = (0.1, 3.0),
         scope: str = "global",
         ema_decay: float = 0.99,
@@ -94,6 +95,11 @@ class Rho1:
         return self.scope != "running"
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The clip of `soft`; the others weigh 1 or 0."""
+        return self.clip if self.mode == "soft" else None
+
+    @property
     def when(self) -> When:
         """`soft` looks at one pair at a time, `global` quantiles at the whole step, the others at a micro-batch."""
         if self.mode == "soft":
@@ -105,19 +111,24 @@ class Rho1:
         """Weights of the given micro-batches; their quantile is taken over all of them together."""
         excess = [self._excess(batch) for batch in step]
         if self.mode == "soft":
-            return [(e / self.temperature).exp().clamp(*self.clip) for e in excess]
-        threshold_K = self._threshold(excess, [batch.valid_BTK for batch in step], reduce, training)
-        return [(e >= threshold_K).float() for e in excess]
+            temperature = value_at(self.temperature, step[0].step)
+            soft = [(e / temperature).exp().clamp(*self.clip) for e in excess]
+            return [batch.masked(w) for w, batch in zip(soft, step, strict=True)]
+        valid = [batch.valid_BTK for batch in step]
+        threshold_K = self._threshold(excess, valid, value_at(self.ratio, step[0].step), reduce, training)
+        return [((e >= threshold_K) & v).float() for e, v in zip(excess, valid, strict=True)]
 
     def _excess(self, batch: SchemeInput) -> Tensor:
         if batch.nll_BTK is None or batch.reference_nll_BTK is None:
             raise ValueError("the rho1 scheme needs nll_BTK and reference_nll_BTK")
         return batch.nll_BTK.float() - batch.reference_nll_BTK.float()
 
-    def _threshold(self, excess: list[Tensor], masks: list[Tensor], reduce: Reduce, training: bool) -> Tensor:
+    def _threshold(
+        self, excess: list[Tensor], masks: list[Tensor], ratio: float, reduce: Reduce, training: bool
+    ) -> Tensor:
         over_ranks = alone if self.scope == "micro" else reduce
         count_K = over_ranks(torch.stack([m.flatten(0, 1).sum(0) for m in masks]).sum(0))
-        threshold_K = kth_largest(excess, masks, self._keep(count_K), over_ranks)
+        threshold_K = kth_largest(excess, masks, self._keep(count_K, ratio), over_ranks)
         if self.scope != "running" or not bool((count_K > 0).all()):
             return threshold_K
         running = threshold_K
@@ -128,9 +139,9 @@ class Rho1:
             self._threshold_K = running.tolist()
         return running
 
-    def _keep(self, count_K: Tensor) -> Tensor:
+    def _keep(self, count_K: Tensor, ratio: float) -> Tensor:
         """How many pairs of each head stay: rounded up, so that at least one does wherever there is one."""
-        share = self.ratio if self.mode == "select" else 1.0 - self.ratio
+        share = ratio if self.mode == "select" else 1.0 - ratio
         return torch.tensor([math.ceil(count * share - 1e-9) for count in count_K.tolist()], device=count_K.device)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tiny models, a tiny tokenizer and random batches, for our tests and for yours. No network, no files.
+"""Tiny models, a tiny tokenizer and random batches.
 
 Everything is small (width 32, three layers, vocabulary 64) and drawn from a given seed; no call disturbs torch's
 global random state. Ids 0, 1 and 2 are padding, BOS and EOS everywhere.
@@ -134,7 +134,7 @@ def tiny_tokenizer() -> Any:
 def random_batch(
     rows: int = 4, length: int = 12, seed: int = 0, *, vocabulary: int = VOCABULARY, pad_id: int = PAD
 ) -> Batch:
-    """Rows of random length, prompt and reward, padded on the right to the first row's, which has `length` tokens.
+    """Rows of random length, prompt, reward and group, padded to the first row's length, which is `length` tokens.
 
     A row is a prompt of at least one token, a response of at least one, and the EOS that ends it (trainable).
 
@@ -158,4 +158,6 @@ def random_batch(
         trainable_BT[b, draw(1, size - 2) : size] = True
         num_tokens += size
     reward_B = torch.randint(0, 2, (rows,), generator=random).float()
-    return Batch(tokens_BT, trainable_BT, reward_B, tuple(range(rows)), num_tokens)
+    share_B = torch.randint(1, 4, (rows,), generator=random) / 4
+    group_B2 = torch.stack([share_B, (share_B * (1 - share_B)).sqrt()], 1)
+    return Batch(tokens_BT, trainable_BT, reward_B, tuple(range(rows)), num_tokens, group_B2=group_B2)

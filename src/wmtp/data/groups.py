@@ -1,0 +1,42 @@
+"""How the responses to one problem did together: the group that a response's reward is compared with.
+
+A group is all labelled responses to a problem that the data set has, also those that are not trained on. So it is a
+fact of the data: the same on any number of ranks and for any batch size, and no rank needs to see another's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import nan, sqrt
+
+from wmtp.data.records import Record
+from wmtp.data.text import Row
+from wmtp.errors import DataError
+
+Groups = Mapping[str, tuple[float, float]]
+"""Mean and (population) standard deviation of the rewards, by problem."""
+
+
+def reward_groups(records: Sequence[Record]) -> Groups:
+    """The groups of a data set. Equal rewards have a deviation of exactly 0."""
+    rewards: dict[str, list[bool]] = {}
+    for record in records:
+        if record.is_correct is not None:
+            rewards.setdefault(record.problem_id, []).append(record.is_correct)
+    shares = {problem: sum(verdicts) / len(verdicts) for problem, verdicts in rewards.items()}
+    return {problem: (share, sqrt(share * (1 - share))) for problem, share in shares.items()}
+
+
+def with_groups(rows: Sequence[Row], groups: Groups) -> list[Row]:
+    """The rows, each with its problem's group."""
+    return [replace(row, group=groups.get(row.name, (nan, nan))) for row in rows]
+
+
+def require_mixed(rows: Sequence[Row]) -> None:
+    """Raise `DataError` if no problem has a correct and an incorrect response: all rows would weigh the same."""
+    if not any(row.group[1] > 0 for row in rows):
+        raise DataError(
+            "objective.weighting.scheme = grpo: none of the problems has a response with is_correct true and one with "
+            "false, so every row would weigh 1; label wrong responses too (data.solutions decides what is trained on)"
+        )
