@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -54,6 +54,22 @@ Clip = Annotated[
     AfterValidator(_ordered),
 ]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+AboveZero = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Within = Annotated[float, Field(gt=0.0, lt=1.0)]
+UpToOne = Annotated[float, Field(gt=0.0, le=1.0)]
+
+Number = TypeVar("Number", bound=float)
+
+
+class ScheduleConfig(_Part, Generic[Number]):
+    """A number that changes over the steps, wherever one may be scheduled."""
+
+    start: Number
+    end: Number
+    shape: Literal["linear", "cosine"] = "linear"
+    steps: Positive | None = None
+    """The step at which `end` is reached; default: the run's last."""
 
 
 class HeadsConfig(_Part):
@@ -141,7 +157,7 @@ class CriticConfig(_Part):
     gamma: Share = 1.0
     lam: Share = 0.95
     terminal: Literal["value", "reward"] = "value"
-    beta: Annotated[float, Field(gt=0.0)] = 1.0
+    beta: AboveZero | ScheduleConfig[AboveZero] = 1.0
     clip: Clip = (0.1, 3.0)
     whiten: Literal["step", "ema"] = "step"
     ema_decay: Share = 0.99
@@ -154,9 +170,9 @@ class Rho1Config(_Part):
     reference: ModelLocation
     alignment: Literal["next", "matched"] = "next"
     mode: Literal["select", "skip", "soft"] = "select"
-    ratio: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    ratio: Within | ScheduleConfig[Within] | None = None
     """Share kept by `select` (default 0.6) or dropped by `skip` (default 0.3)."""
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    temperature: AboveZero | ScheduleConfig[AboveZero] = 1.0
     clip: Clip = (0.1, 3.0)
     scope: Literal["micro", "global", "running"] = "global"
     ema_decay: Share = 0.99
@@ -168,7 +184,86 @@ class Rho1Config(_Part):
         return self
 
 
-WeightingConfig = Annotated[UniformConfig | CriticConfig | Rho1Config, Field(discriminator="scheme")]
+class GradientConfig(_Part):
+    """Weights from the norm of a pair's gradient (docs/math.md 4.4)."""
+
+    scheme: Literal["gradient"]
+    alpha: AboveZero | ScheduleConfig[AboveZero] = 1.0
+    clip: Clip = (0.1, 3.0)
+    ema_decay: Share = 0.99
+
+
+class GRPOConfig(_Part):
+    """Weights from how a response did beside the others to its problem (docs/math.md 4.5)."""
+
+    scheme: Literal["grpo"]
+    mode: Literal["exp", "positive"] = "exp"
+    beta: AboveZero | ScheduleConfig[AboveZero] = 1.0
+    clip: Clip = (0.1, 3.0)
+
+    @model_validator(mode="after")
+    def _beta_is_used(self) -> GRPOConfig:
+        if self.mode == "positive" and (self.beta, self.clip) != (1.0, (0.1, 3.0)):
+            raise ValueError("beta and clip do nothing in mode 'positive'; leave them out")
+        return self
+
+
+class OwnConfig(_Part):
+    """A scheme of the user's own (docs/schemes/own.md)."""
+
+    scheme: Literal["own"]
+    builder: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:attribute`: what makes the scheme. It is imported and run."""
+    options: dict[str, Any] = {}
+    """Its arguments."""
+    critic: ModelLocation | None = None
+    """Where the scheme needs `values_BT`."""
+    reference: ModelLocation | None = None
+    """Where the scheme needs `reference_nll_BTK`."""
+    alignment: Literal["next", "matched"] = "next"
+
+
+SimpleConfig = UniformConfig | CriticConfig | Rho1Config | GradientConfig | GRPOConfig | OwnConfig
+"""Schemes that are made of no others."""
+
+
+class HybridConfig(_Part):
+    """Several schemes at once (docs/math.md 4.6)."""
+
+    scheme: Literal["hybrid"]
+    parts: Annotated[list[Annotated[SimpleConfig, Field(discriminator="scheme")]], Field(min_length=2)]
+    combine: Literal["product", "mixture"] = "product"
+    shares: list[NotNegative] | None = None
+    """Of a mixture; default: equal."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> HybridConfig:
+        if self.shares is not None and self.combine == "product":
+            raise ValueError("shares do nothing in a product; leave them out")
+        if self.shares is not None and (len(self.shares) != len(self.parts) or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(f"shares must be {len(self.parts)} numbers that add up to 1")
+        for name, what in (("critic", ("critic",)), ("reference", ("reference", "alignment"))):
+            scored = {tuple(getattr(part, field) for field in what) for part in self.parts if getattr(part, name, None)}
+            if len(scored) > 1:
+                raise ValueError(f"the parts of a hybrid share one {name}, got {len(scored)}")
+        return self
+
+
+class ControlConfig(_Part):
+    """Another scheme's weights, dealt out anew (docs/math.md 4.7)."""
+
+    scheme: Literal["shuffled", "random_matched", "inverted"]
+    of: Annotated[SimpleConfig | HybridConfig, Field(discriminator="scheme")]
+
+
+WeightingConfig = Annotated[SimpleConfig | HybridConfig | ControlConfig, Field(discriminator="scheme")]
+
+
+def simple_schemes(weighting: WeightingConfig) -> list[SimpleConfig]:
+    """The schemes that the weights are made of in the end."""
+    if isinstance(weighting, ControlConfig):
+        return simple_schemes(weighting.of)
+    return list(weighting.parts) if isinstance(weighting, HybridConfig) else [weighting]
 
 
 class MTPObjectiveConfig(_Part):
@@ -176,9 +271,9 @@ class MTPObjectiveConfig(_Part):
 
     kind: Literal["mtp"] = "mtp"
     weighting: WeightingConfig = UniformConfig()
-    head_coefficients: list[Annotated[float, Field(ge=0.0)]] | None = None
+    head_coefficients: list[NotNegative | ScheduleConfig[NotNegative]] | None = None
     """c_k, one per head; default 1 each."""
-    head_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    head_decay: UpToOne | ScheduleConfig[UpToOne] | None = None
     """Or c_k = head_decay^(k-1)."""
     denominator: Literal["weights", "tokens"] = "weights"
     loss: Literal["fused", "plain", "torch", "liger", "cce"] = "fused"
@@ -191,17 +286,13 @@ class MTPObjectiveConfig(_Part):
     def _one_coefficient(self) -> MTPObjectiveConfig:
         if self.head_coefficients is not None and self.head_decay is not None:
             raise ValueError("give at most one of objective.head_coefficients and objective.head_decay")
-        if self.head_coefficients is not None and not any(self.head_coefficients):
-            raise ValueError("objective.head_coefficients are all 0: nothing would be trained")
+        if self.head_coefficients is not None:
+            ends = [(c.start, c.end) if isinstance(c, ScheduleConfig) else (c, c) for c in self.head_coefficients]
+            if not all(any(values) for values in zip(*ends, strict=True)):
+                raise ValueError("objective.head_coefficients are all 0: nothing would be trained")
         if self.loss == "plain" and self.logits_chunk is not None:
             raise ValueError("objective.logits_chunk does nothing with loss 'plain'; leave it out")
         return self
-
-    def coefficients(self, num_heads: int) -> list[float] | None:
-        """c_k per head; None for 1 each."""
-        if self.head_decay is not None:
-            return [self.head_decay**k for k in range(num_heads)]
-        return self.head_coefficients
 
 
 class ValueObjectiveConfig(_Part):
@@ -373,10 +464,14 @@ class Config(_Part):
 
     @property
     def arm(self) -> str:
-        """`baseline`, `critic`, `verifiable` or `rho1`: what the objective and its weighting amount to."""
-        if isinstance(self.objective, ValueObjectiveConfig):
-            return "critic"
-        return {"uniform": "baseline", "critic": "verifiable", "rho1": "rho1"}[self.objective.weighting.scheme]
+        """`critic`, or what the weighting amounts to: `baseline`, `verifiable`, the scheme's name, or a control's name
+        and its scheme's (`shuffled_rho1`)."""
+        return "critic" if isinstance(self.objective, ValueObjectiveConfig) else _arm(self.objective.weighting)
+
+    @property
+    def schemes(self) -> list[SimpleConfig]:
+        """The schemes that the weights are made of; none for a critic."""
+        return [] if isinstance(self.objective, ValueObjectiveConfig) else simple_schemes(self.objective.weighting)
 
     @property
     def name(self) -> str:
@@ -393,6 +488,12 @@ class Config(_Part):
     def solutions(self) -> str:
         """Which rows take part."""
         return self.data.solutions or ("all" if self.arm == "critic" else "correct")
+
+
+def _arm(weighting: WeightingConfig) -> str:
+    if isinstance(weighting, ControlConfig):
+        return f"{weighting.scheme}_{_arm(weighting.of)}"
+    return {"uniform": "baseline", "critic": "verifiable"}.get(weighting.scheme, weighting.scheme)
 
 
 def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Config:

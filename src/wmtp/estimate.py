@@ -56,7 +56,7 @@ def estimate(parts: Parts) -> Estimate:
     trainable = [p for p in model.parameters() if p.requires_grad]
     shape = largest_micro_batch(parts)
     weights = _bytes(list(model.parameters()) + list(model.buffers()))
-    frozen = [] if parts.frozen is None else list(parts.frozen.parameters())
+    frozen = [p for model in parts.frozen for p in model.parameters()]
     per_epoch = sum(len(train.rows[row].tokens) for item in train.items for row in item)
     sizes = {
         "weights": weights,

@@ -10,41 +10,37 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import AdamW
 
 from wmtp import devices, optim
+from wmtp.arms import build_objective
 from wmtp.config import (
     Config,
     CriticConfig,
+    GRPOConfig,
     MTPObjectiveConfig,
-    Rho1Config,
     SourceConfig,
     ValueObjectiveConfig,
-    WeightingConfig,
 )
-from wmtp.data.batches import Batch, Batches, Item, pair_items, single_items
+from wmtp.data.batches import Batches, Item, pair_items, single_items
+from wmtp.data.groups import require_mixed, reward_groups, with_groups
 from wmtp.data.records import Record
 from wmtp.data.sources import read_records
 from wmtp.data.text import Row, check_template, encode
-from wmtp.distributed import Sharding, World, release, shard, sharding
+from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, DataError, ModelError
 from wmtp.formats import hf
-from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
+from wmtp.formats.native import ValueCard, load_model, read_card
 from wmtp.formats.streamed import empty_causal_lm, empty_model, fill, fits, missing
 from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
-from wmtp.objective import MTPObjective, Objective, Score, ValueObjective, no_scores
+from wmtp.objective import Objective
 from wmtp.probing import without_weights
-from wmtp.scoring import critic_values, reference_nll
 from wmtp.storage import resolve
 from wmtp.value import ValueModel
-from wmtp.weighting import SCHEMES
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -54,7 +50,7 @@ class Data:
     train: Batches
     validation: Batches | None
     fingerprint: str
-    """sha256 over every id of every row and the rewards: what a resumed run must find again."""
+    """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -68,8 +64,8 @@ class Parts:
     tokenizer: Any
     tokenizer_fingerprint: str
     model: MTPModel | ValueModel
-    frozen: MTPModel | ValueModel | None
-    """The critic or the reference, where the scheme has one."""
+    frozen: list[MTPModel | ValueModel]
+    """The critic and the reference, where the scheme has them."""
     objective: Objective
     optimizer: AdamW
     data: Data
@@ -116,12 +112,13 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
-    frozen, objective = build_objective(config, tokenizer, device, streamed=how is not None)
+    steps = number_of_steps(config, len(data.train))
+    scorers, objective = build_objective(config, tokenizer, device, steps, streamed=how is not None)
     if how is not None:
         precision = nullcontext  # the mixed-precision policy casts what it gathers
         spread(model, how, config.model.path, device)
-        if frozen is not None:
-            spread(frozen, how, _frozen_source(config), device)
+        for scorer in scorers:
+            spread(scorer.model, how, scorer.source, device)
         devices.seed_everything(config.train.seed + world.rank)  # own dropout; weights and order are drawn already
     optimizer = optim.build_adamw(
         model,
@@ -130,7 +127,7 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
-    steps = number_of_steps(config, len(data.train))
+    frozen = [scorer.model for scorer in scorers]
     identity = hf.tokenizer_fingerprint(tokenizer)
     return Parts(
         config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world
@@ -159,8 +156,10 @@ def build_data(config: Config, tokenizer: Any) -> Data:
     elif config.data.validation_fraction is not None:
         train, validation = hold_out(train, config.data.validation_fraction, config.train.seed)
         notes.append(f"held out {len(validation):,} rows whose problems are not trained on")
-    train_rows = _encode(config, tokenizer, _wanted(config, train), "train", notes)
-    validation_rows = _encode(config, tokenizer, _wanted(config, validation), "validation", notes) if validation else []
+    train_rows = _encode(config, tokenizer, train, "train", notes)
+    validation_rows = _encode(config, tokenizer, validation, "validation", notes) if validation else []
+    if any(isinstance(scheme, GRPOConfig) for scheme in config.schemes):
+        require_mixed(train_rows)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     size = config.train.batch_size
     batches = Batches(train_rows, _items(config, train_rows), batch_size=size, seed=config.train.seed, pad_id=pad_id)
@@ -207,21 +206,24 @@ def _wanted(config: Config, records: list[Record]) -> list[Record]:
 
 def _encode(config: Config, tokenizer: Any, records: list[Record], role: str, notes: list[str]) -> list[Row]:
     data = config.data
+    wanted = _wanted(config, records)
     rows, report = encode(
-        records, tokenizer, template=data.template, max_length=data.max_length, on_long_row=data.on_long_row
+        wanted, tokenizer, template=data.template, max_length=data.max_length, on_long_row=data.on_long_row
     )
     notes.append(f"{role}: {report.summary()}")
-    return rows
+    return with_groups(rows, reward_groups(records))
 
 
 def _items(config: Config, rows: list[Row]) -> list[Item]:
     """Rows that share a batch: pairs for a pairwise critic, else single rows."""
     if not isinstance(config.objective, ValueObjectiveConfig):
-        weighting = config.objective.weighting
-        if isinstance(weighting, CriticConfig):
-            _require_prompts(rows)
-            if weighting.terminal == "reward":
-                _require_labels(rows, "objective.weighting.terminal = reward")
+        for scheme in config.schemes:
+            if isinstance(scheme, CriticConfig):
+                _require_prompts(rows)
+                if scheme.terminal == "reward":
+                    _require_labels(rows, "objective.weighting.terminal = reward")
+            if isinstance(scheme, GRPOConfig):
+                _require_labels(rows, "objective.weighting.scheme = grpo")
         return single_items(rows)
     if config.objective.loss == "pairwise":
         return pair_items(rows)
@@ -245,12 +247,12 @@ def _require_labels(rows: Sequence[Row], who: str) -> None:
 
 
 def fingerprint(*row_sets: Sequence[Row]) -> str:
-    """sha256 over ids, response starts and rewards of all rows in order."""
+    """sha256 over ids, response starts, rewards and groups of all rows in order."""
     digest = hashlib.sha256()
     for rows in row_sets:
         digest.update(len(rows).to_bytes(8, "little"))
         for row in rows:
-            digest.update(f"{len(row.tokens)} {row.response_start} {row.problem} {row.reward}".encode())
+            digest.update(f"{len(row.tokens)} {row.response_start} {row.problem} {row.reward} {row.group}".encode())
             digest.update(row.tokens.tobytes())
     return digest.hexdigest()
 
@@ -336,14 +338,6 @@ def _empty_policy(config: Config) -> MTPModel | ValueModel | None:
     return None if missing(policy, model.path) else policy
 
 
-def _frozen_source(config: Config) -> str | None:
-    """Where the frozen scorer's weights are."""
-    weighting = config.objective.weighting if isinstance(config.objective, MTPObjectiveConfig) else None
-    if isinstance(weighting, CriticConfig):
-        return weighting.critic
-    return weighting.reference if isinstance(weighting, Rho1Config) else None
-
-
 def _load_policy(config: Config, vocabulary: int) -> Any:
     """A bare causal language model, or an `MTPModel` where the folder already has heads."""
     model = config.model
@@ -374,127 +368,3 @@ def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:
     context = getattr(model_config, "max_position_embeddings", None)
     if context is not None and config.data.max_length > context:
         raise ConfigError(f"data.max_length = {config.data.max_length} is longer than the model's context of {context}")
-
-
-# Objectives
-
-
-def build_objective(
-    config: Config, tokenizer: Any, device: torch.device, *, streamed: bool = False
-) -> tuple[MTPModel | ValueModel | None, Objective]:
-    """The objective, and the frozen model its scores come from."""
-    objective = config.objective
-    if isinstance(objective, ValueObjectiveConfig):
-        return None, ValueObjective(
-            objective.loss, gamma=objective.gamma, lam=objective.lam, huber_delta=objective.huber_delta
-        )
-    num_heads = config.model.heads.num_heads
-    frozen, score = _scorer(objective, num_heads, tokenizer, device, streamed)
-    coefficients = objective.coefficients(num_heads)
-    return frozen, MTPObjective(
-        SCHEMES[objective.weighting.scheme](**scheme_options(objective.weighting)),
-        score=score,
-        coefficient_K=None if coefficients is None else torch.tensor(coefficients, device=device),
-        denominator=objective.denominator,
-        kind=objective.loss,
-        chunk=objective.logits_chunk,
-    )
-
-
-def scheme_options(weighting: WeightingConfig) -> dict[str, Any]:
-    """The scheme's own arguments: its config without its name and its frozen model."""
-    return weighting.model_dump(exclude={"scheme", "critic", "reference", "alignment"})
-
-
-def _scorer(
-    objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device, streamed: bool
-) -> tuple[MTPModel | ValueModel | None, Score]:
-    weighting = objective.weighting
-    if isinstance(weighting, CriticConfig):
-        return _critic_scorer(weighting, tokenizer, device, streamed)
-    if isinstance(weighting, Rho1Config):
-        return _reference_scorer(weighting, objective, num_heads, tokenizer, device, streamed)
-    return None, no_scores
-
-
-def _critic_scorer(
-    weighting: CriticConfig, tokenizer: Any, device: torch.device, streamed: bool
-) -> tuple[ValueModel, Score]:
-    _check_tokenizer(weighting.critic, tokenizer, "objective.weighting.critic")
-    critic = _empty(weighting.critic, ValueModel) if streamed else None
-    critic = _freeze(critic or load_value_model(weighting.critic), device)
-    if weighting.terminal == "reward" and critic.loss == "pairwise":
-        raise ConfigError(
-            "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined up "
-            "to a constant and cannot be compared with rewards; use terminal 'value'"
-        )
-
-    def score(batch: Batch) -> dict[str, torch.Tensor]:
-        values_BT = critic_values(critic, batch)
-        release(critic)
-        return {"values_BT": finite(values_BT, weighting.critic)}
-
-    return critic, score
-
-
-def _reference_scorer(
-    weighting: Rho1Config,
-    objective: MTPObjectiveConfig,
-    num_heads: int,
-    tokenizer: Any,
-    device: torch.device,
-    streamed: bool,
-) -> tuple[MTPModel, Score]:
-    _check_tokenizer(weighting.reference, tokenizer, "objective.weighting.reference")
-    card = read_card(weighting.reference)
-    own_heads = card.num_heads if card is not None and not isinstance(card, ValueCard) else 1
-    needed = num_heads if weighting.alignment == "matched" else 1
-    if own_heads < needed:
-        raise ConfigError(
-            f"objective.weighting.alignment = 'matched' needs a reference with {needed} heads; "
-            f"{weighting.reference} has {own_heads}"
-        )
-    reference = _empty(weighting.reference, MTPModel, needed) if streamed else None
-    reference = _freeze(reference or load_model(weighting.reference, num_heads=needed), device)
-
-    def score(batch: Batch) -> dict[str, torch.Tensor]:
-        nll_BTK = reference_nll(
-            reference,
-            batch,
-            num_heads,
-            alignment=weighting.alignment,
-            kind=objective.loss,
-            chunk=objective.logits_chunk,
-        )
-        release(reference)
-        return {"reference_nll_BTK": finite(nll_BTK, weighting.reference)}
-
-    return reference, score
-
-
-def finite(score: torch.Tensor, source: str) -> torch.Tensor:
-    """The score of a frozen model; weights made from a NaN would look like weights.
-
-    Raises:
-        ModelError: it is not finite somewhere.
-    """
-    if not bool(score.isfinite().all()):
-        raise ModelError(f"the frozen model {source} gives scores that are not finite: its weights are damaged")
-    return score
-
-
-def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:
-    hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(source), what)
-
-
-def _empty(source: str, kind: type[M], num_heads: int | None = None) -> M | None:
-    """A frozen model without weights; None where the ordinary way must load it, or say what is wrong."""
-    if not fits(source):
-        return None
-    model = empty_model(source, num_heads)
-    return model if isinstance(model, kind) and not missing(model, source) else None
-
-
-def _freeze(model: M, device: torch.device) -> M:
-    placed = model if without_weights(model) else model.to(device)
-    return placed.eval().requires_grad_(False)

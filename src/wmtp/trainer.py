@@ -53,6 +53,7 @@ from wmtp.step import StepResult, evaluate, train_step
 from wmtp.storage import write_atomic
 from wmtp.tracking import Journal, NoJournal
 from wmtp.watchdog import Watchdog
+from wmtp.weight_stats import ALARMS, PATIENCE, streaks_after
 
 MAX_FAILED_SAVES = 3
 """So many periodic checkpoints in a row may fail before the run does."""
@@ -120,6 +121,8 @@ class Progress:
     best: float = math.inf
     bad_evaluations: int = 0
     stopped_early: bool = False
+    weight_streaks: dict[str, int] = field(default_factory=dict)
+    """See `weight_stats.streaks_after`."""
     train: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] | None = None
 
@@ -331,6 +334,7 @@ class Loop:
         batches = self._batches(parts.data.train, step - 1)
         lr = self._learning_rate(step)
         optim.set_learning_rate(parts.optimizer, lr)
+        parts.objective.begin(step)
         result = train_step(
             parts.model,
             parts.optimizer,
@@ -356,7 +360,19 @@ class Loop:
         self.reporter.step(step, progress.train)
         if step % config.train.log_every == 0 or step == parts.steps or not result.stepped:
             journal.log(step, "train", progress.train)
+        self._watch_weights(journal, step)
         self._count_nonfinite(result, step)
+
+    def _watch_weights(self, journal: Journal | NoJournal, step: int) -> None:
+        """Tell once if the weights have long been worth nothing; a baseline's are uniform on purpose."""
+        figures, before = self.progress.train, self.progress.weight_streaks
+        if "weight/ess" not in figures or self.config.arm == "baseline":
+            return
+        self.progress.weight_streaks = after = streaks_after(before, figures)
+        for name in after:
+            if after[name] == PATIENCE != before.get(name):
+                self.reporter.note(f"step {step}: {ALARMS[name]}")
+                journal.log(step, "warning", {f"weight/{name}": 1.0, "weight/ess": figures["weight/ess"]})
 
     def _learning_rate(self, step: int) -> float:
         options = self.config.optim

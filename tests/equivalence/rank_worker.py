@@ -61,6 +61,7 @@ def train(parts: Parts, world: World) -> dict[str, Any]:
     for step in range(STEPS):
         batches = parts.data.train.at(step, *sizes, **share)
         rows.append([row for batch in batches for row in batch.row_B])
+        parts.objective.begin(step + 1)
         result = train_step(
             parts.model, parts.optimizer, parts.objective, batches, reduce=world, precision=parts.precision
         )

@@ -36,6 +36,23 @@ ARMS: dict[str, list[str]] = {
         "objective={{weighting: {{scheme: rho1, reference: '{models}/reference', scope: running}}}}",
         "train.micro_batch_size=null",
     ],
+    "gradient": ["objective={{weighting: {{scheme: gradient, ema_decay: 0.5}}}}", "train.micro_batch_size=2"],
+    "grpo": ["objective={{weighting: {{scheme: grpo}}}}", "data.solutions=all"],
+    "hybrid": [
+        "objective={{weighting: {{scheme: hybrid, parts: [{{scheme: critic, critic: '{models}/critic', whiten: ema}}, "
+        "{{scheme: rho1, reference: '{models}/reference', mode: soft}}, {{scheme: gradient}}]}}}}"
+    ],
+    "shuffled": [
+        "objective={{weighting: {{scheme: shuffled, of: {{scheme: rho1, reference: '{models}/reference'}}}}}}"
+    ],
+    "random_matched": [
+        "objective={{weighting: {{scheme: random_matched, of: {{scheme: critic, critic: '{models}/critic'}}}}}}"
+    ],
+    "inverted": ["objective={{weighting: {{scheme: inverted, of: {{scheme: gradient}}}}}}", "train.micro_batch_size=2"],
+    "annealed": [
+        "objective={{weighting: {{scheme: rho1, reference: '{models}/reference', ratio: {{start: 0.9, end: 0.3}}}}, "
+        "head_decay: {{start: 0.5, end: 1, shape: cosine, steps: 3}}}}"
+    ],
     "critic": ["objective={{kind: value, loss: pairwise, head: mlp}}", "train.micro_batch_size=2"],
     "critic_returns": ["objective={{kind: value, loss: lambda_return, backbone: frozen}}", "data.solutions=all"],
     "from_base": ["model.architecture=null", "model.path='{models}/base'"],
@@ -47,7 +64,7 @@ TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
     (arm, other) for arm in ("baseline", "select", "tied", "critic") for other in STRATEGIES[1:]
 ]
 FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + [
-    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable")
+    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "gradient", "inverted")
 ]
 CASES = {2: TWO, 4: FOUR}
 
@@ -97,7 +114,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     return {1: one, **many}
 
 
-STREAMED = {"from_base": 1, "from_heads": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1}
+STREAMED = {"from_base": 1, "from_heads": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
+    "hybrid": 2,
+    "shuffled": 1,
+    "random_matched": 1,
+    "annealed": 1,
+}
 """Models whose weights lie in a folder: each rank reads its own rows."""
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from pydantic import BaseModel
 
 from wmtp import config as door
+from wmtp.arms import build_scheme, head_coefficients, scheme_options
 from wmtp.config import Config, load
 from wmtp.errors import ConfigError
-from wmtp.parts import scheme_options
+from wmtp.schedule import Schedule
 from wmtp.weighting import SCHEMES
 
 SOURCE = Path(door.__file__).parent
@@ -34,24 +36,33 @@ def part_classes() -> Iterator[type[BaseModel]]:
 
 
 def weighting_configs() -> dict[str, type[BaseModel]]:
-    union = get_args(door.WeightingConfig)[0]
-    return {get_args(part.model_fields["scheme"].annotation)[0]: part for part in get_args(union)}
+    parts = get_args(get_args(door.WeightingConfig)[0])
+    return {name: part for part in parts for name in get_args(part.model_fields["scheme"].annotation)}
 
 
 def test_every_scheme_has_a_config_and_every_config_a_scheme() -> None:
-    assert weighting_configs().keys() == SCHEMES.keys()
+    assert weighting_configs().keys() == {*SCHEMES, "own"}
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+def simple_names() -> list[str]:
+    return [get_args(part.model_fields["scheme"].annotation)[0] for part in get_args(door.SimpleConfig)]
+
+
+@pytest.mark.parametrize("name", [name for name in simple_names() if name in SCHEMES])
 def test_a_schemes_config_has_its_arguments_with_its_defaults(name: str) -> None:
     part = weighting_configs()[name]
     needed = {field: "x" for field in ("critic", "reference") if field in part.model_fields}
-    options = scheme_options(part(scheme=name, **needed))
+    options = scheme_options(part(scheme=name, **needed), steps=1)
     arguments = {
         n: p.default for n, p in inspect.signature(SCHEMES[name]).parameters.items() if p.kind is not p.VAR_POSITIONAL
     }
     arguments.pop("kwargs", None)
     assert options == {n: d for n, d in arguments.items() if d is not inspect.Parameter.empty}
+
+
+TWO_PARTS = "scheme: hybrid, parts: [{scheme: uniform}, {scheme: gradient}]"
+TWO_REFERENCES = "scheme: hybrid, parts: [{scheme: rho1, reference: x}, {scheme: rho1, reference: y}]"
+STARTS_AT_0 = "[{start: 0, end: 1}, 0, 0, 0]"
 
 
 def attributes_read() -> set[str]:
@@ -104,6 +115,8 @@ def test_the_arm_follows_from_objective_and_weighting(tmp_path: Path) -> None:
     assert loaded(tmp_path, "objective={kind: value}").arm == "critic"
     assert loaded(tmp_path, "objective={kind: mtp, weighting: {scheme: critic, critic: x}}").arm == "verifiable"
     assert loaded(tmp_path, "objective={kind: mtp, weighting: {scheme: rho1, reference: x}}").arm == "rho1"
+    control = "{scheme: shuffled, of: {scheme: critic, critic: x}}"
+    assert loaded(tmp_path, f"objective={{kind: mtp, weighting: {control}}}").arm == "shuffled_verifiable"
 
 
 def test_local_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +136,14 @@ def test_local_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatc
         ("objective={kind: mtp, loss: plain, logits_chunk: 8}", "does nothing with loss 'plain'"),
         ("objective={kind: mtp, weighting: {scheme: rho1, reference: x, mode: soft, ratio: 0.5}}", "mode 'soft'"),
         ("objective={kind: mtp, weighting: {scheme: critic, critic: x, clip: [3, 1]}}", "above the highest"),
+        ("objective={kind: mtp, weighting: {scheme: grpo, mode: positive, beta: 2.0}}", "mode 'positive'"),
+        ("objective={kind: mtp, weighting: {scheme: hybrid, parts: [{scheme: uniform}]}}", "at least 2 items"),
+        (f"objective={{kind: mtp, weighting: {{{TWO_PARTS}, shares: [0.5, 0.5]}}}}", "do nothing in a product"),
+        (f"objective={{kind: mtp, weighting: {{{TWO_PARTS}, combine: mixture, shares: [0.5, 0.4]}}}}", "add up to 1"),
+        (f"objective={{kind: mtp, weighting: {{{TWO_REFERENCES}}}}}", "share one reference, got 2"),
+        ("objective={kind: mtp, weighting: {scheme: own, builder: here}}", "matches the pattern"),
+        ("objective={kind: mtp, weighting: {scheme: rho1, reference: x, ratio: {start: 0, end: 0.5}}}", "ratio.start"),
+        (f"objective={{kind: mtp, head_coefficients: {STARTS_AT_0}}}", "all 0"),
         ("train.early_stopping={}", "need data.validation"),
         ("run_name=../x", "run_name"),
         ("model.path=y", "exactly one of model.path"),
@@ -144,6 +165,47 @@ def test_early_stopping_watches_only_what_is_measured(tmp_path: Path) -> None:
         loaded(tmp_path, *validation, "train.early_stopping={metric: loss/nll_head_5}")
 
 
+def coefficients(config: Config, step: int) -> list[float]:
+    """c_k of a run of 11 steps."""
+    objective = config.objective
+    assert isinstance(objective, door.MTPObjectiveConfig)
+    at = head_coefficients(objective, 3, 11, torch.device("cpu"))
+    assert at is not None
+    return at(step).tolist()
+
+
 def test_head_decay_gives_geometric_coefficients(tmp_path: Path) -> None:
-    objective: Any = loaded(tmp_path, "objective={kind: mtp, head_decay: 0.5}").objective
-    assert objective.coefficients(3) == [1.0, 0.5, 0.25]
+    assert coefficients(loaded(tmp_path, "objective={kind: mtp, head_decay: 0.5}"), 1) == [1.0, 0.5, 0.25]
+
+
+def test_head_coefficients_may_be_scheduled_over_the_run_or_over_given_steps(tmp_path: Path) -> None:
+    decay = loaded(tmp_path, "objective={kind: mtp, head_decay: {start: 1, end: 0.5}}")
+    assert [coefficients(decay, step) for step in (1, 6, 11)] == [[1, 1, 1], [1, 0.75, 0.5625], [1, 0.5, 0.25]]
+    several = "[1, {start: 0, end: 1, steps: 3}, 0.5]"
+    given = loaded(tmp_path, "model.heads.num_heads=3", f"objective={{kind: mtp, head_coefficients: {several}}}")
+    assert [coefficients(given, step) for step in (1, 2, 3, 9)] == [
+        [1, 0, 0.5],
+        [1, 0.5, 0.5],
+        [1, 1, 0.5],
+        [1, 1, 0.5],
+    ]
+
+
+def test_a_schedule_without_steps_spans_the_run(tmp_path: Path) -> None:
+    ratio = "{start: 0.8, end: 0.4, shape: cosine}"
+    config = loaded(tmp_path, f"objective={{kind: mtp, weighting: {{scheme: rho1, reference: x, ratio: {ratio}}}}}")
+    assert isinstance(config.objective, door.MTPObjectiveConfig)
+    scheme: Any = build_scheme(config.objective.weighting, seed=0, steps=9)
+    assert scheme.ratio == Schedule(0.8, 0.4, 9, "cosine")
+
+
+def test_a_nested_weighting_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    parts = "[{scheme: gradient, alpha: {start: 0.5, end: 1}}, {scheme: grpo}]"
+    nested = f"{{scheme: inverted, of: {{scheme: hybrid, parts: {parts}, combine: mixture, shares: [0.25, 0.75]}}}}"
+    config = loaded(tmp_path, f"objective={{kind: mtp, weighting: {nested}}}")
+    again = tmp_path / "again.yaml"
+    again.write_text(door.dump(config))
+    assert load([again]) == config
+    assert isinstance(config.objective, door.MTPObjectiveConfig)
+    scheme: Any = build_scheme(config.objective.weighting, seed=0, steps=5)
+    assert [type(part).__name__ for part in scheme.of.parts] == ["Gradient", "GRPO"]

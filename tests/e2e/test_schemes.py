@@ -1,0 +1,182 @@
+"""Every scheme runs through `wmtp train` with its shipped recipe; so does one of a user's own, as the docs show it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmtp.weighting import SCHEMES
+
+Command = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[2]
+SHORT = ["train={epochs: null, steps: 3, batch_size: 4, log_every: 1, eval_every: 3, eval_batches: 1}", "num_threads=1"]
+RECIPES = {
+    "gradient": "gradient",
+    "grpo": "grpo",
+    "rho1": "rho1",
+    "rho1_annealed": "rho1",
+    "self_reference": "rho1",
+    "hybrid": "hybrid",
+    "shuffled_rho1": "shuffled_rho1",
+    "random_matched_rho1": "random_matched_rho1",
+    "inverted_rho1": "inverted_rho1",
+    "heads_stripped": "baseline",
+}
+"""Shipped recipe -> the arm that it is. `baseline` and `verifiable` run in test_arms.py."""
+
+
+def journal(run: Path, split: str = "train") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short baseline run's final model."""
+    from wmtp.cli import run_command
+
+    out = tmp_path_factory.mktemp("reference") / "run"
+    recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
+    assert run_command(["train", "--recipe", str(recipe), "--out", str(out), *SHORT]) == 0
+    return out / "final"
+
+
+@pytest.fixture
+def frozen(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WMTP_REFERENCE", "WMTP_START"):
+        monkeypatch.setenv(name, str(reference))
+
+
+def test_every_scheme_has_a_recipe_that_runs_here_or_in_the_arms() -> None:
+    shipped = "\n".join(path.read_text() for path in (ROOT / "recipes").glob("*_embedded_cpu.yaml"))
+    assert {name for name in SCHEMES if f"scheme: {name}" not in shipped} == set()
+
+
+@pytest.mark.usefixtures("frozen")
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_trains(name: str, tmp_path: Path, wmtp_command: Command) -> None:
+    recipe = ROOT / "recipes" / f"{name}_embedded_cpu.yaml"
+    code, _, told = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT)
+    assert code == 0, told
+    lines = journal(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(math.isfinite(line["loss/weighted"]) and line["weight/mean"] > 0 for line in lines)
+    from wmtp.config import load
+
+    assert load([tmp_path / "run" / "config.yaml"]).arm == RECIPES[name]
+
+
+@pytest.mark.usefixtures("frozen")
+def test_a_control_has_the_weights_of_its_scheme_and_not_its_loss(tmp_path: Path, wmtp_command: Command) -> None:
+    first = {}
+    for name in ("rho1", "shuffled_rho1", "random_matched_rho1", "inverted_rho1"):
+        recipe = ROOT / "recipes" / f"{name}_embedded_cpu.yaml"
+        assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / name, *SHORT, "train.steps=1")[0] == 0
+        (first[name],) = journal(tmp_path / name)
+    for name, line in first.items():
+        for figure in ("mean", "std", "min", "max", "ess", "entropy"):
+            assert line[f"weight/{figure}"] == pytest.approx(first["rho1"][f"weight/{figure}"], rel=1e-5), name
+        assert line["loss/nll"] == first["rho1"]["loss/nll"]
+        assert name == "rho1" or line["loss/weighted"] < first["rho1"]["loss/weighted"]
+
+
+@pytest.mark.usefixtures("frozen")
+def test_a_self_reference_starts_with_an_excess_of_0_so_that_every_pair_is_kept(
+    tmp_path: Path, wmtp_command: Command
+) -> None:
+    recipe = ROOT / "recipes" / "self_reference_embedded_cpu.yaml"
+    assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT)[0] == 0
+    kept = [line["weight/mean"] for line in journal(tmp_path / "run")]
+    assert kept[0] == 1
+    assert kept[-1] == pytest.approx(0.7, abs=0.03)
+
+
+def test_annealed_ratios_and_coefficients_follow_the_step(
+    tmp_path: Path, reference: Path, wmtp_command: Command
+) -> None:
+    weighting = f"{{scheme: rho1, reference: '{reference}', ratio: {{start: 0.9, end: 0.3}}}}"
+    recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
+    scheduled = f"objective={{weighting: {weighting}, head_decay: {{start: 0.5, end: 1, steps: 2}}}}"
+    assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, scheduled)[0] == 0
+    kept = [line["weight/mean"] for line in journal(tmp_path / "run")]
+    assert kept == pytest.approx([0.9, 0.6, 0.3], abs=0.02)
+
+
+# A scheme of the user's own: what docs/schemes/own.md says, done
+
+
+def page() -> dict[str, str]:
+    """The code blocks of the page, by the mark before each."""
+    text = (ROOT / "docs" / "schemes" / "own.md").read_text()
+    return dict(re.findall(r"<!-- (\w+)[^>]*-->\n```\w+\n(.*?)```", text, re.DOTALL))
+
+
+@pytest.fixture
+def my_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with the page's scheme."""
+    (tmp_path / "my_schemes.py").write_text(page()["scheme"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("my_schemes")
+def test_the_pages_scheme_is_ten_lines_and_passes_its_check() -> None:
+    assert len([line for line in page()["scheme"].splitlines() if line.strip()]) <= 10
+    exec(page()["check"], {})  # noqa: S102
+
+
+def test_the_pages_recipe_trains_with_it(my_schemes: Path, wmtp_command: Command) -> None:
+    (my_schemes / "own.yaml").write_text(page()["recipe"])
+    recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
+    own = ("--config", my_schemes / "own.yaml", "objective.weighting.options.power=0.5")
+    code, _, told = wmtp_command("train", "--recipe", recipe, *own, "--out", my_schemes / "run", *SHORT)
+    assert code == 0, told
+
+
+@pytest.mark.usefixtures("my_schemes")
+@pytest.mark.parametrize(
+    ("weighting", "told"),
+    [
+        ("builder: 'nowhere:Hard'", "No module named 'nowhere'; install its package"),
+        ("builder: 'my_schemes:Soft'", "has no attribute 'Soft'"),
+        ("builder: 'my_schemes:Hard', options: {strength: 2}", "unexpected keyword argument 'strength'"),
+        ("builder: 'collections:Counter'", "makes Counter, which is no scheme: it has no when, per_head, needs"),
+        ("builder: 'wmtp.weighting:Critic'", "the scheme needs values_BT, but what is given provides nothing"),
+    ],
+)
+def test_what_is_no_scheme_is_refused_with_its_reason(
+    weighting: str, told: str, tmp_path: Path, wmtp_command: Command
+) -> None:
+    recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
+    objective = f"objective={{weighting: {{scheme: own, {weighting}}}}}"
+    code, _, message = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", objective, "--dry-run")
+    assert code == 2
+    assert told in message
+
+
+# Alarms
+
+
+def test_weights_that_cannot_be_told_from_uniform_are_told_once_in_the_terminal_and_the_journal(
+    tmp_path: Path, wmtp_command: Command
+) -> None:
+    recipe = ROOT / "recipes" / "gradient_embedded_cpu.yaml"
+    flat = ["objective.weighting.clip=[1, 1]", "train.steps=12", "train.batch_size=1", "data.max_length=64"]
+    code, _, told = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, *flat)
+    assert code == 0, told
+    assert told.count("cannot be told from uniform") == 1
+    (warning,) = journal(tmp_path / "run", "warning")
+    assert warning == {"step": 10, "split": "warning", "weight/uniform": 1.0, "weight/ess": pytest.approx(1.0)}
+
+
+def test_a_baseline_is_uniform_on_purpose(tmp_path: Path, wmtp_command: Command) -> None:
+    recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
+    small = ["train.steps=11", "train.batch_size=1", "data.max_length=64"]
+    assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, *small)[0] == 0
+    assert journal(tmp_path / "run", "warning") == []
