@@ -1,6 +1,6 @@
 """Which schemes find the tokens that matter? A task where it is known which ones do.
 
-    python scripts/planted_signal.py [--seeds 5] [--steps 300] [--processes 2] [--json planted.json]
+    python scripts/planted_signal.py [--seeds 5] [--steps 200] [--processes 2] [--json planted.json]
 
 A response is a run of groups `a b = v`: `a` and `b` are drawn at random (noise: nothing can be learned), `=` is always
 there (known at once), and `v` follows from a and b by a hidden table (*planted*: what matters). In half of the
@@ -59,8 +59,8 @@ from wmtp.weighting import (
     shuffled,
 )
 
-BOS, EOS, SEPARATOR, EQUALS, LETTERS, VALUES = 1, 2, 3, 4, 5, 21
-SIZE, GROUPS, START, WRONG = 16, 8, 2, 0.25
+BOS, EOS, SEPARATOR, EQUALS, LETTERS, VALUES = 1, 2, 3, 4, 5, 13
+SIZE, GROUPS, START, WRONG = 8, 8, 2, 0.25
 VOCABULARY = VALUES + SIZE
 HEADS = 2
 BATCH = 16
@@ -102,7 +102,7 @@ def _with(row: Row, group: tuple[float, float]) -> Row:
 
 
 def base_model(seed: int) -> Any:
-    """A random Llama of three layers, width 64."""
+    """A random Llama of two layers, width 64."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
@@ -110,7 +110,7 @@ def base_model(seed: int) -> Any:
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=64,
         tie_word_embeddings=True,
@@ -199,9 +199,9 @@ def one_seed(seed: int, steps: int) -> dict[str, dict[str, float]]:
     initial = MTPModel(base_model(seed), HEADS)
     reference = MTPModel(base_model(1000 + seed), HEADS)
     correct = [row for row in task.rows if row.reward == 1.0]
-    train(reference, MTPObjective(Uniform()), correct, seed, 3 * steps)
+    train(reference, MTPObjective(Uniform()), correct, seed, 2 * steps)
     critic = ValueModel(base_model(2000 + seed), "sigmoid", loss="lambda_return")
-    train(critic, ValueObjective("lambda_return", lam=1.0), task.rows, seed, 3 * steps)
+    train(critic, ValueObjective("lambda_return", lam=1.0), task.rows, seed, 2 * steps)
     frozen = copy.deepcopy(initial).eval()
 
     def score(needs: frozenset[str], other: MTPModel, batch: Batch) -> dict[str, Tensor]:
@@ -237,7 +237,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

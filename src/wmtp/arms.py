@@ -174,9 +174,10 @@ def _scorers(
 ) -> list[Scorer]:
     """One critic and one reference at most, as the schemes need them."""
     found: dict[str, Scorer] = {}
-    for part in simple_schemes(objective.weighting):
+    parts = simple_schemes(objective.weighting)
+    by_reward = any(isinstance(part, CriticConfig) and part.terminal == "reward" for part in parts)
+    for part in parts:
         if isinstance(part, CriticConfig | OwnConfig) and part.critic is not None and "values_BT" not in found:
-            by_reward = isinstance(part, CriticConfig) and part.terminal == "reward"
             found["values_BT"] = _critic_scorer(part.critic, by_reward, tokenizer, device, streamed)
         if isinstance(part, Rho1Config | OwnConfig) and part.reference and "reference_nll_BTK" not in found:
             found["reference_nll_BTK"] = _reference_scorer(

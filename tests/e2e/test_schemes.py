@@ -132,11 +132,13 @@ def test_the_pages_scheme_is_ten_lines_and_passes_its_check() -> None:
 
 
 def test_the_pages_recipe_trains_with_it(my_schemes: Path, wmtp_command: Command) -> None:
-    (my_schemes / "own.yaml").write_text(page()["recipe"])
-    recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
-    own = ("--config", my_schemes / "own.yaml", "objective.weighting.options.power=0.5")
-    code, _, told = wmtp_command("train", "--recipe", recipe, *own, "--out", my_schemes / "run", *SHORT)
+    baseline = (ROOT / "recipes" / "baseline_embedded_cpu.yaml").read_text()
+    kept = [line for line in baseline.splitlines() if not line.startswith("objective")]
+    recipe = my_schemes / "own.yaml"
+    recipe.write_text("\n".join([*kept, page()["recipe"]]))
+    code, _, told = wmtp_command("train", "--recipe", recipe, "--out", my_schemes / "run", *SHORT)
     assert code == 0, told
+    assert journal(my_schemes / "run")[-1]["weight/std"] > 0
 
 
 @pytest.mark.usefixtures("my_schemes")
@@ -162,13 +164,16 @@ def test_what_is_no_scheme_is_refused_with_its_reason(
 
 # Alarms
 
+SMALL = ["train.steps=12", "train.batch_size=1", "train.eval_every=null", "data.validation=null"]
+SMALL += ["data.max_length=100", "data.on_long_row=drop"]
+
 
 def test_weights_that_cannot_be_told_from_uniform_are_told_once_in_the_terminal_and_the_journal(
     tmp_path: Path, wmtp_command: Command
 ) -> None:
     recipe = ROOT / "recipes" / "gradient_embedded_cpu.yaml"
-    flat = ["objective.weighting.clip=[1, 1]", "train.steps=12", "train.batch_size=1", "data.max_length=64"]
-    code, _, told = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, *flat)
+    flat = "objective.weighting.clip=[1, 1]"
+    code, _, told = wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, *SMALL, flat)
     assert code == 0, told
     assert told.count("cannot be told from uniform") == 1
     (warning,) = journal(tmp_path / "run", "warning")
@@ -177,6 +182,5 @@ def test_weights_that_cannot_be_told_from_uniform_are_told_once_in_the_terminal_
 
 def test_a_baseline_is_uniform_on_purpose(tmp_path: Path, wmtp_command: Command) -> None:
     recipe = ROOT / "recipes" / "baseline_embedded_cpu.yaml"
-    small = ["train.steps=11", "train.batch_size=1", "data.max_length=64"]
-    assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, *small)[0] == 0
+    assert wmtp_command("train", "--recipe", recipe, "--out", tmp_path / "run", *SHORT, *SMALL)[0] == 0
     assert journal(tmp_path / "run", "warning") == []

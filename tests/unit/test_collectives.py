@@ -14,9 +14,9 @@ SOURCES = sorted(Path(wmtp.__file__).parent.rglob("*.py"))
 ASKS_THE_RANK = {"leads", "rank", "local_rank", "get_rank", "is_rank_zero"}
 COLLECTIVES = {
     "all_gather", "all_gather_object", "all_reduce", "anywhere", "barrier", "broadcast", "broadcast_object_list",
-    "first", "full_tensor", "gather_object", "get_model_state_dict", "get_optimizer_state_dict", "init_device_mesh",
-    "largest", "new_group", "reduce", "scatter_object_list", "set_model_state_dict", "set_optimizer_state_dict",
-    "together", "whole", "whole_state",
+    "first", "full_tensor", "gather", "gather_object", "get_model_state_dict", "get_optimizer_state_dict",
+    "init_device_mesh", "largest", "new_group", "reduce", "scatter_object_list", "set_model_state_dict",
+    "set_optimizer_state_dict", "together", "whole", "whole_state",
 }  # fmt: skip
 
 

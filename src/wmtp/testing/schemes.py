@@ -103,7 +103,7 @@ def train(scheme: Scheme, step: Sequence[SchemeInput], reduce: Reduce = alone) -
     return given
 
 
-def used(make: Make, seed: int, steps: int = 2) -> Scheme:
+def used(make: Make, seed: int, steps: int = 1) -> Scheme:
     """A scheme that has trained for a while."""
     scheme = make()
     for i in range(steps):
