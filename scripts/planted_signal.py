@@ -1,6 +1,6 @@
 """Which schemes find the tokens that matter? A task where it is known which ones do.
 
-    python scripts/planted_signal.py [--seeds 5] [--steps 200] [--processes 2] [--json planted.json]
+    python scripts/planted_signal.py [--seeds 5] [--steps 300] [--processes 2] [--json planted.json]
 
 A response is a run of groups `a b = v`: `a` and `b` are drawn at random (noise: nothing can be learned), `=` is always
 there (known at once), and `v` follows from a and b by a hidden table (*planted*: what matters). In half of the
@@ -237,7 +237,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
