@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -111,15 +111,17 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
     data = build_data(config, tokenizer)
     devices.seed_everything(config.train.seed)
-    streamed = how is not None or not weights
-    model, fill_model = build_model(config, tokenizer, streamed=streamed, weights=weights)
+    when: Weights = "now" if weights else "never"
+    if weights and how is not None:
+        when = "later"
+    model, fill_model = build_model(config, tokenizer, when)
     if not without_weights(model):
         model.to(device)
     model.train()
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
-    frozen, objective = build_objective(config, tokenizer, device, streamed=streamed)
+    frozen, objective = build_objective(config, tokenizer, device, when)
     if how is not None:
         precision = nullcontext  # the mixed-precision policy casts what it gathers
         spread(model, how, fill_model, device)
@@ -261,6 +263,12 @@ def fingerprint(*row_sets: Sequence[Row]) -> str:
 # Models
 
 
+Weights = Literal["now", "later", "never"]
+"""When a model gets its weights. Later, once it is sharded, and never, are for those that can be built without."""
+
+SKETCH = 20_000_000
+"""Parameters that are made to ask an architecture its questions, where no weights are made otherwise."""
+
 Fill = Callable[[MTPModel | ValueModel, torch.device], None]
 """Gives a model without weights, sharded or not, those that it should have."""
 
@@ -270,16 +278,9 @@ def stored_in(source: str) -> Fill:
     return lambda model, device: fill(model, source, device)
 
 
-def build_model(
-    config: Config, tokenizer: Any, *, streamed: bool = False, weights: bool = True
-) -> tuple[MTPModel | ValueModel, Fill | None]:
-    """The model to train, and what gives it its weights where it is without.
-
-    Args:
-        streamed: leave its weights, where they can be, for later.
-        weights: False if there will be no later.
-    """
-    if streamed:
+def build_model(config: Config, tokenizer: Any, weights: Weights = "now") -> tuple[MTPModel | ValueModel, Fill | None]:
+    """The model to train, and what gives it its weights where it is without."""
+    if weights != "now":
         empty = _empty_policy(config, len(tokenizer), weights)
         if empty is not None:
             _check_fit(config, empty[0].base.config, len(tokenizer))
@@ -340,12 +341,14 @@ def spread(model: MTPModel | ValueModel, how: Sharding, fill_model: Fill | None,
         fill_model(model, device)
 
 
-def _empty_policy(config: Config, vocabulary: int, weights: bool) -> tuple[MTPModel | ValueModel, Fill | None] | None:
+def _empty_policy(
+    config: Config, vocabulary: int, weights: Weights
+) -> tuple[MTPModel | ValueModel, Fill | None] | None:
     """The policy without weights; None where it needs them at once, or they are not in a folder as they are needed."""
     model, objective = config.model, config.objective
     if model.path is None:
         return _drawn_policy(config, vocabulary, weights)
-    if not fits(hf.model_config(model.path)):
+    if not _asked(hf.model_config(model.path), weights):
         return None
     card = read_card(model.path)
     if isinstance(objective, ValueObjectiveConfig) and not isinstance(card, ValueCard):
@@ -358,20 +361,22 @@ def _empty_policy(config: Config, vocabulary: int, weights: bool) -> tuple[MTPMo
     return None if missing(policy, model.path) else (policy, stored_in(model.path))
 
 
-def _drawn_policy(config: Config, vocabulary: int, weights: bool) -> tuple[MTPModel | ValueModel, Fill | None] | None:
+def _drawn_policy(
+    config: Config, vocabulary: int, weights: Weights
+) -> tuple[MTPModel | ValueModel, Fill | None] | None:
     """The policy of `model.architecture`, whose random weights are drawn when it has memory for them."""
     architecture = config.model.architecture
     if architecture is None:
         raise TypeError("validated configs have a path or an architecture")
-    if not fits(hf.architecture_config(architecture, vocabulary)):
+    if not _asked(hf.architecture_config(architecture, vocabulary), weights):
         return None
     before = torch.get_rng_state()
     drawn = Drawn()
-    with drawn if weights else nullcontext():
+    with drawn if weights == "later" else nullcontext():
         with without_parameters():
             base = hf.random_causal_lm(architecture, vocabulary, config.train.seed)
         policy = _with_heads(config, base)
-    if not weights:
+    if weights == "never":
         return policy, None
     if not drawn.name(policy):
         torch.set_rng_state(before)
@@ -425,7 +430,7 @@ def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:
 
 
 def build_objective(
-    config: Config, tokenizer: Any, device: torch.device, *, streamed: bool = False
+    config: Config, tokenizer: Any, device: torch.device, weights: Weights = "now"
 ) -> tuple[MTPModel | ValueModel | None, Objective]:
     """The objective, and the frozen model its scores come from."""
     objective = config.objective
@@ -434,7 +439,7 @@ def build_objective(
             objective.loss, gamma=objective.gamma, lam=objective.lam, huber_delta=objective.huber_delta
         )
     num_heads = config.model.heads.num_heads
-    frozen, score = _scorer(objective, num_heads, tokenizer, device, streamed)
+    frozen, score = _scorer(objective, num_heads, tokenizer, device, weights)
     coefficients = objective.coefficients(num_heads)
     return frozen, MTPObjective(
         SCHEMES[objective.weighting.scheme](**scheme_options(objective.weighting)),
@@ -452,21 +457,21 @@ def scheme_options(weighting: WeightingConfig) -> dict[str, Any]:
 
 
 def _scorer(
-    objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device, streamed: bool
+    objective: MTPObjectiveConfig, num_heads: int, tokenizer: Any, device: torch.device, weights: Weights
 ) -> tuple[MTPModel | ValueModel | None, Score]:
     weighting = objective.weighting
     if isinstance(weighting, CriticConfig):
-        return _critic_scorer(weighting, tokenizer, device, streamed)
+        return _critic_scorer(weighting, tokenizer, device, weights)
     if isinstance(weighting, Rho1Config):
-        return _reference_scorer(weighting, objective, num_heads, tokenizer, device, streamed)
+        return _reference_scorer(weighting, objective, num_heads, tokenizer, device, weights)
     return None, no_scores
 
 
 def _critic_scorer(
-    weighting: CriticConfig, tokenizer: Any, device: torch.device, streamed: bool
+    weighting: CriticConfig, tokenizer: Any, device: torch.device, weights: Weights
 ) -> tuple[ValueModel, Score]:
     _check_tokenizer(weighting.critic, tokenizer, "objective.weighting.critic")
-    critic = _empty(weighting.critic, ValueModel) if streamed else None
+    critic = _empty(weighting.critic, ValueModel, weights)
     critic = _freeze(critic or load_value_model(weighting.critic), device)
     if weighting.terminal == "reward" and critic.loss == "pairwise":
         raise ConfigError(
@@ -488,7 +493,7 @@ def _reference_scorer(
     num_heads: int,
     tokenizer: Any,
     device: torch.device,
-    streamed: bool,
+    weights: Weights,
 ) -> tuple[MTPModel, Score]:
     _check_tokenizer(weighting.reference, tokenizer, "objective.weighting.reference")
     card = read_card(weighting.reference)
@@ -499,7 +504,7 @@ def _reference_scorer(
             f"objective.weighting.alignment = 'matched' needs a reference with {needed} heads; "
             f"{weighting.reference} has {own_heads}"
         )
-    reference = _empty(weighting.reference, MTPModel, needed) if streamed else None
+    reference = _empty(weighting.reference, MTPModel, weights, needed)
     reference = _freeze(reference or load_model(weighting.reference, num_heads=needed), device)
 
     def score(batch: Batch) -> dict[str, torch.Tensor]:
@@ -532,9 +537,16 @@ def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:
     hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(source), what)
 
 
-def _empty(source: str, kind: type[M], num_heads: int | None = None) -> M | None:
+def _asked(architecture: Any, weights: Weights) -> bool:
+    """Whether an architecture passes the checks that need numbers, without its own."""
+    return fits(architecture, SKETCH if weights == "never" else None)
+
+
+def _empty(source: str, kind: type[M], weights: Weights, num_heads: int | None = None) -> M | None:
     """A frozen model without weights; None where the ordinary way must load it, or say what is wrong."""
-    if not fits(hf.model_config(source)):
+    if weights == "now":
+        return None
+    if not _asked(hf.model_config(source), weights):
         return None
     model = empty_model(source, num_heads)
     return model if isinstance(model, kind) and not missing(model, source) else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from wmtp.memory import Moment, Parts, Unit
 from wmtp.model import MTPModel
@@ -126,6 +125,15 @@ def _train_heads(
         back([model.head(layer, cut)])
     if cut.hidden_BTD.grad is not None:
         recorder.backward([trunk.hidden_BTD], [cut.hidden_BTD.grad])
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """Those among an operation's arguments or results, and in the lists there."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 PRODUCTS = ((F, "linear"), (F, "scaled_dot_product_attention"), (torch, "addmm"), (torch, "matmul"), (torch, "bmm"))
@@ -266,11 +274,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), keywords: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
             return True  # "is it all one document?"
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, keywords)) if isinstance(leaf, Tensor)}
-        result = function(*args, **(keywords or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage(), given)
+        keywords = keywords or {}
+        given = {id(tensor.untyped_storage()) for tensor in _tensors((args, tuple(keywords.values())))}
+        result = function(*args, **keywords)
+        for tensor in _tensors((result,)):
+            self._count(tensor.untyped_storage(), given)
         return result
 
     def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:

@@ -78,12 +78,13 @@ def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueMo
     return model
 
 
-def fits(architecture: Any) -> bool:
+def fits(architecture: Any, most: int | None = None) -> bool:
     """Whether an architecture passes the checks that need numbers (causal, plain logits): asked of a two-layer sketch
     of it with random weights, since a model without weights cannot answer.
 
     Args:
         architecture: a transformers config.
+        most: parameters that may be made for the sake of asking; a wider model is not asked.
     """
     from transformers import AutoModelForCausalLM
 
@@ -93,6 +94,11 @@ def fits(architecture: Any) -> bool:
         config.layer_types = config.layer_types[:2]
     refusals: tuple[type[Exception], ...] = (ModelError, *loading_errors())
     try:
+        if most is not None:
+            with without_parameters():
+                sketch = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+            if sum(parameter.numel() for parameter in sketch.parameters()) > most:
+                return True
         with torch.random.fork_rng(devices=[]):
             MTPModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32), 1)
     except refusals:
