@@ -88,7 +88,7 @@ def rehearse(
     """
     recorder = _Recorder(model)
     with _helped(autocast), recorder:
-        tokens_BT = torch.zeros(shape, dtype=torch.int64, device="meta")
+        tokens_BT = _tokens(model, shape)
         if isinstance(model, MTPModel):
             _train_heads(model, tokens_BT, recorder, loss, kept, head_by_head)
         else:
@@ -101,10 +101,14 @@ def rehearse_scoring(model: Model, shape: tuple[int, int], loss: Loss, *, autoca
     """The moments of asking a frozen critic or reference about a micro-batch."""
     recorder = _Recorder(model)
     with _helped(autocast), recorder, torch.no_grad():
-        scored = model(torch.zeros(shape, dtype=torch.int64, device="meta"))
+        scored = model(_tokens(model, shape))
         if isinstance(model, MTPModel):
             recorder.enter(recorder.rest, "loss", loss(len(scored)))
     return recorder.finished()
+
+
+def _tokens(model: Model, shape: tuple[int, int]) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device=next(model.parameters()).device)
 
 
 def _train_heads(
