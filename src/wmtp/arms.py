@@ -28,7 +28,7 @@ from wmtp.distributed import release
 from wmtp.errors import ConfigError, ModelError
 from wmtp.formats import hf
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
-from wmtp.formats.streamed import empty_model, fits, missing
+from wmtp.formats.streamed import Weights, asked, empty_model, missing
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective, Objective, Score, ValueObjective
 from wmtp.probing import without_weights
@@ -49,13 +49,13 @@ class Scorer(NamedTuple):
 
 
 def build_objective(
-    config: Config, tokenizer: Any, device: torch.device, steps: int, *, streamed: bool = False
+    config: Config, tokenizer: Any, device: torch.device, steps: int, weights: Weights = "now"
 ) -> tuple[list[Scorer], Objective]:
     """The objective, and the frozen models its scores come from.
 
     Args:
         steps: of the run, for schedules.
-        streamed: leave the models' weights, where they can be, to `formats.streamed.fill`.
+        weights: when frozen models get them; later leaves them, where it can, to `formats.streamed.fill`.
 
     Raises:
         UsageError: a scheme or a frozen model that cannot be had, or that do not fit together.
@@ -67,7 +67,7 @@ def build_objective(
         )
     num_heads = config.model.heads.num_heads
     scheme = build_scheme(objective.weighting, config.train.seed, steps)
-    scorers = _scorers(objective, scheme, num_heads, tokenizer, device, streamed)
+    scorers = _scorers(objective, scheme, num_heads, tokenizer, device, weights)
 
     def scores(batch: Batch) -> dict[str, torch.Tensor]:
         return {name: value for scorer in scorers for name, value in scorer.score(batch).items()}
@@ -170,7 +170,7 @@ def _scorers(
     num_heads: int,
     tokenizer: Any,
     device: torch.device,
-    streamed: bool,
+    weights: Weights,
 ) -> list[Scorer]:
     """One critic and one reference at most, as the schemes need them."""
     found: dict[str, Scorer] = {}
@@ -178,10 +178,10 @@ def _scorers(
     by_reward = any(isinstance(part, CriticConfig) and part.terminal == "reward" for part in parts)
     for part in parts:
         if isinstance(part, CriticConfig | OwnConfig) and part.critic is not None and "values_BT" not in found:
-            found["values_BT"] = _critic_scorer(part.critic, by_reward, tokenizer, device, streamed)
+            found["values_BT"] = _critic_scorer(part.critic, by_reward, tokenizer, device, weights)
         if isinstance(part, Rho1Config | OwnConfig) and part.reference and "reference_nll_BTK" not in found:
             found["reference_nll_BTK"] = _reference_scorer(
-                part.reference, part.alignment, objective, num_heads, tokenizer, device, streamed
+                part.reference, part.alignment, objective, num_heads, tokenizer, device, weights
             )
     frozen = scheme.needs - {"gradient_norm_BTK"}
     if frozen != found.keys():
@@ -193,9 +193,9 @@ def _scorers(
     return list(found.values())
 
 
-def _critic_scorer(source: str, by_reward: bool, tokenizer: Any, device: torch.device, streamed: bool) -> Scorer:
+def _critic_scorer(source: str, by_reward: bool, tokenizer: Any, device: torch.device, weights: Weights) -> Scorer:
     _check_tokenizer(source, tokenizer, "objective.weighting.critic")
-    critic = _empty(source, ValueModel) if streamed else None
+    critic = _empty(source, ValueModel, weights)
     critic = _freeze(critic or load_value_model(source), device)
     if by_reward and critic.loss == "pairwise":
         raise ConfigError(
@@ -218,7 +218,7 @@ def _reference_scorer(
     num_heads: int,
     tokenizer: Any,
     device: torch.device,
-    streamed: bool,
+    weights: Weights,
 ) -> Scorer:
     _check_tokenizer(source, tokenizer, "objective.weighting.reference")
     card = read_card(source)
@@ -228,7 +228,7 @@ def _reference_scorer(
         raise ConfigError(
             f"objective.weighting.alignment = 'matched' needs a reference with {needed} heads; {source} has {own_heads}"
         )
-    reference = _empty(source, MTPModel, needed) if streamed else None
+    reference = _empty(source, MTPModel, weights, needed)
     reference = _freeze(reference or load_model(source, num_heads=needed), device)
 
     def score(batch: Batch) -> dict[str, torch.Tensor]:
@@ -256,9 +256,9 @@ def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:
     hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(source), what)
 
 
-def _empty(source: str, kind: type[M], num_heads: int | None = None) -> M | None:
+def _empty(source: str, kind: type[M], weights: Weights, num_heads: int | None = None) -> M | None:
     """A frozen model without weights; None where the ordinary way must load it, or say what is wrong."""
-    if not fits(source):
+    if weights == "now" or not asked(hf.model_config(source), weights):
         return None
     model = empty_model(source, num_heads)
     return model if isinstance(model, kind) and not missing(model, source) else None

@@ -22,6 +22,7 @@ from wmtp.errors import UsageError, WmtpError
 
 if TYPE_CHECKING:
     from wmtp.config import Config
+    from wmtp.estimate import Estimate
     from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
 
@@ -130,7 +131,7 @@ def train(
         _supervise([*again, "--", *(overrides or [])], folder, resume, patience)
     _quiet_libraries()
     if dry_run:
-        _dry_run(settings, out, resume, as_json)
+        _dry_run(settings, out, resume, as_json, ranks or 1)
         return
     from wmtp.terminal import reporter
     from wmtp.trainer import run
@@ -192,15 +193,18 @@ def _run_of(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
-def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: bool) -> None:
+def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: bool, ranks: int) -> None:
     from wmtp.terminal import estimate_table
     from wmtp.trainer import dry_run
 
-    estimate, notes = dry_run(settings, out=out, resume=resume)
-    if as_json:
-        typer.echo(json.dumps({**asdict(estimate), "total_bytes": estimate.total, "notes": notes}))
-    else:
-        estimate_table(settings, estimate, notes)
+    def tell(estimate: Estimate, notes: list[str]) -> None:
+        if as_json:
+            figures = {**asdict(estimate), "bytes": estimate.bytes, "total_bytes": estimate.total}
+            typer.echo(json.dumps({**figures, "notes": notes}))
+        else:
+            estimate_table(settings, estimate, notes)
+
+    dry_run(settings, tell, out=out, resume=resume, ranks=ranks)
 
 
 @app.command()

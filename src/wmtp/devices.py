@@ -67,12 +67,24 @@ def peak_memory(device: torch.device) -> int:
 
 def _process_peak() -> int:
     if platform.system() == "Linux":
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+        return _status("VmHWM")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def resident_memory() -> int | None:
+    """Bytes of this process that are in memory now; None where the system does not tell."""
+    if platform.system() != "Linux":
+        return None
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    """A size that Linux tells of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def seed_everything(seed: int) -> None:

@@ -5,9 +5,14 @@ is wrapped, and `World.sum` gives back what it is given.
 
     strategy        parameters, gradients, optimiser    mesh                what moves in a step
     FULL_SHARD      1/N each                            [N]                 all-gather twice, reduce-scatter
-    SHARD_GRAD_OP   1/N; parameters whole in a step     [N]                 all-gather once, reduce-scatter
+    SHARD_GRAD_OP   1/N; parameters whole in a step*    [N]                 all-gather once, reduce-scatter
     HYBRID_SHARD    1/M on each of N/M hosts            [N/M, M]            as FULL_SHARD on a host, all-reduce between
     NO_SHARD        whole                               [N, 1]              all-reduce
+
+    * and gradients too, where a step has several micro-batches
+
+The first and the third are for memory: what moves moves in every micro-batch (only the all-reduce between hosts waits
+for the last), so that no rank ever holds whole gradients. The others are for time: gradients travel once a step.
 
 All four are `fully_shard` over a mesh: NO_SHARD is a hybrid whose shards have one piece. Every trunk layer, every head
 and what is left (embedding, final norm, unembedding: shared by the heads, tied in some models) is a unit of its own.
@@ -26,6 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -267,6 +273,8 @@ def shard(
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if how.reshard_after_forward:
+                _REDUCED_EACH.add(module)
     if not heads:
         return
     register_fsdp_forward_method(model, "trunk")
@@ -276,10 +284,15 @@ def shard(
         head.set_modules_to_backward_prefetch([root])  # is there already: nothing to fetch, not the head before
 
 
+_REDUCED_EACH: WeakSet[nn.Module] = WeakSet()
+"""Units whose gradients are reduced in every micro-batch, so that they are never held whole from one to the next."""
+
+
 def synchronise(model: nn.Module, last: bool) -> None:
-    """Whether the coming backward pass is the last of its step: only then do gradients travel."""
+    """Whether the coming backward pass is the last of its step: then gradients travel, where they did not before."""
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+        model.set_requires_gradient_sync(last or model in _REDUCED_EACH)
+        model.set_requires_all_reduce(last)
         model.set_is_last_backward(last)
 
 
@@ -288,16 +301,18 @@ def head_passes(model: nn.Module, heads: Sequence[nn.Module], last: bool) -> Ite
     """Around the backward passes of single heads, before the trunk's.
 
     What the heads share (final norm, unembedding) stays gathered and goes on collecting; a head's own gradients are
-    complete after its pass, so in the last micro-batch they travel while the next head computes.
+    complete after its pass, so they can travel while the next head computes.
     """
     if not isinstance(model, FSDPModule):
         yield
         return
-    synchronise(model, False)
+    model.set_requires_gradient_sync(False)
+    model.set_is_last_backward(False)
     model.set_reshard_after_backward(False)
     for head in heads:
         if isinstance(head, FSDPModule):
-            head.set_requires_gradient_sync(last)
+            head.set_requires_gradient_sync(last or head in _REDUCED_EACH)
+            head.set_requires_all_reduce(last)
             head.set_reshard_after_backward(True)
     yield
     model.set_reshard_after_backward(True)

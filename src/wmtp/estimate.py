@@ -1,30 +1,56 @@
-"""What a run will need, said before it starts (`--dry-run`).
+"""What a run will need, said before it starts (`--dry-run`): on every rank, with every strategy, from shapes alone.
 
-Weights, gradients, optimiser and disk follow from shapes. Activations are measured: four small forward passes of the
-real model on its real device, counting the bytes that autograd keeps, give the four coefficients of
-
-    bytes(B, T) = shared + shared_linear * T + B * (linear * T + quadratic * T^2)
-
-so attention kernels, autocast copies and model peculiarities are in the figure without a formula for any of them.
+The model may be without weights. What its passes hold is rehearsed on the meta device (`wmtp.rehearsal`), what a
+strategy adds is arithmetic (`wmtp.memory`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor
 
 from wmtp import devices
 from wmtp.loss_fused import default_chunk
+from wmtp.memory import (
+    EXACT,
+    Passes,
+    checkpoint_copy_bytes,
+    elements,
+    gradient_bytes,
+    host_bytes,
+    layout,
+    loss_bytes,
+    optimiser_bytes,
+    step_peak,
+    total,
+    weight_bytes,
+)
+from wmtp.memory import Parts as Bytes
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective
-from wmtp.parts import Parts
+from wmtp.parts import Parts, prepare_model
+from wmtp.rehearsal import Loss, Model, on_meta, rehearse, rehearse_scoring, units_of
 
 GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class RankNeeds:
+    """Memory of one rank under one strategy."""
+
+    strategy: str
+    bytes: Bytes
+    """At the peak of a step, by part."""
+    state_bytes: int
+    """Weights, gradients and optimiser between steps: what sharding divides by the number of ranks."""
+    host_bytes: int
+    """In the host's memory beside that, with `distributed.cpu_offload`."""
+
+    @property
+    def total(self) -> int:
+        """Expected peak, beside what the process itself takes."""
+        return total(self.bytes)
 
 
 @dataclass(frozen=True)
@@ -34,139 +60,172 @@ class Estimate:
     parameters: int
     trainable: int
     frozen_parameters: int
-    """Of the critic or the reference."""
+    """Of the critic and the reference."""
     steps: int
     epochs: float
     tokens: int
     """Rough number of tokens the run trains on, padding left out."""
+    ranks: int
     longest_micro_batch: tuple[int, int]
-    bytes: dict[str, int]
-    """Memory at the peak of a step, by part."""
+    """(rows, length) on one rank."""
+    micro_batches: int
+    """Of one rank in a step, at most."""
+    strategy: str
+    """The config's."""
+    needs: list[RankNeeds]
+    """Of every strategy; of the one process, where there is one."""
+    activation_bytes: dict[str, int]
+    """Most that the passes hold beside parameters, `kept` or `recomputed` (`train.activation_checkpointing`)."""
+    process_bytes: int | None
+    """Resident size of a process that has imported all it needs, where the system tells; a GPU does not hold it."""
     checkpoint_bytes: int
 
     @property
+    def bytes(self) -> Bytes:
+        """Memory at the peak of a step with the config's strategy, by part."""
+        return next(needs for needs in self.needs if needs.strategy == self.strategy).bytes
+
+    @property
     def total(self) -> int:
-        """Expected peak, beside what Python and its libraries take."""
-        return sum(self.bytes.values())
+        """Expected peak, beside what the process itself takes."""
+        return total(self.bytes)
 
 
-def estimate(parts: Parts) -> Estimate:
-    """The needs of a run whose parts are built."""
+def estimate(parts: Parts, ranks: int = 1) -> Estimate:
+    """The needs of a run whose parts are built, with or without weights.
+
+    Args:
+        ranks: of one host; HYBRID_SHARD needs more than one such host.
+    """
     model, train = parts.model, parts.data.train
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    shape = largest_micro_batch(parts)
-    weights = _bytes(list(model.parameters()) + list(model.buffers()))
-    frozen = [p for model in parts.frozen for p in model.parameters()]
+    units = units_of(model)
+    rows, length, micro_batches = largest_share(parts, ranks)
     per_epoch = sum(len(train.rows[row].tokens) for item in train.items for row in item)
-    sizes = {
-        "weights": weights,
-        "frozen scorer": _bytes(frozen),
-        "gradients": _bytes(trainable),
-        "optimiser": 2 * _bytes(trainable),
-        "activations": activation_bytes(parts, shape),
-        **_loss_bytes(parts, shape),
-    }
+    shape = (rows, length)
+    kept, recomputed = (rehearsed(parts, shape, ranks, recomputed=choice) for choice in (False, True))
+    state = weight_bytes(units, 1) + optimiser_bytes(units, 1)
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in trainable),
-        frozen_parameters=sum(p.numel() for p in frozen),
+        trainable=sum(elements(unit.trained) for unit in units),
+        frozen_parameters=sum(p.numel() for scorer in parts.frozen for p in scorer.parameters()),
         steps=parts.steps,
         epochs=parts.steps / len(train),
         tokens=round(per_epoch * parts.steps / len(train)),
+        ranks=ranks,
         longest_micro_batch=shape,
-        bytes={name: size for name, size in sizes.items() if size},
-        checkpoint_bytes=weights + 2 * _bytes(trainable),
+        micro_batches=micro_batches,
+        strategy=parts.config.distributed.strategy if ranks > 1 else SINGLE,
+        needs=needs_of(
+            parts, recomputed if parts.config.train.activation_checkpointing else kept, ranks, micro_batches
+        ),
+        activation_bytes={"kept": _most(kept), "recomputed": _most(recomputed)},
+        process_bytes=devices.resident_memory(),
+        checkpoint_bytes=state,
     )
 
 
-def _bytes(tensors: list[Any]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+def _most(passes: Passes) -> int:
+    return max(moment.activations for moment in passes.moments)
 
 
-def largest_micro_batch(parts: Parts) -> tuple[int, int]:
-    """(rows, length) of the micro-batch with the most positions that any order of the data can give."""
-    train = parts.data.train
-    size = parts.config.train.micro_batch_size or parts.config.train.batch_size
-    rows = min(size, sum(len(item) for item in train.items))
+SINGLE = "one process"
+STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD")
+
+
+def needs_of(parts: Parts, passes: Passes, ranks: int, micro_batches: int) -> list[RankNeeds]:
+    """What each strategy needs on a rank."""
+    config, device = parts.config, parts.device.type
+    frozen = scoring(parts, ranks)
+    further = {}
+    if device == "cpu" and config.checkpoint.every is not None:
+        further["checkpoint copy"] = checkpoint_copy_bytes(passes.units, ranks)
+    found = []
+    for strategy in STRATEGIES if ranks > 1 else (SINGLE,):
+        how = layout(
+            strategy,
+            ranks,
+            bf16=config.precision == "bf16",
+            device=device,
+            cpu_offload=config.distributed.cpu_offload,
+        )
+        kept = [term(passes.units, how.pieces) for term in (weight_bytes, gradient_bytes, optimiser_bytes)]
+        peak = step_peak(passes, frozen, how, micro_batches, further)
+        found.append(RankNeeds(strategy, peak, sum(kept), host_bytes(passes, frozen, how)))
+    return found
+
+
+def largest_share(parts: Parts, ranks: int) -> tuple[int, int, int]:
+    """(rows, length) of the micro-batch with the most positions that a rank can be given, and how many micro-batches
+    of such rows it takes in a step."""
+    train, options = parts.data.train, parts.config.train
+    per_item = len(train.items[0])
+    items = min(train.items_per_batch, len(train.items))
+    share = -(-items // ranks) * per_item
+    rows = min(options.micro_batch_size or share, share)
     longest = max(len(train.rows[row].tokens) for item in train.items for row in item)
-    budget = parts.config.train.micro_batch_tokens
-    return (rows if budget is None else min(rows, max(len(train.items[0]), budget // longest))), longest
+    if options.micro_batch_tokens is not None:
+        rows = min(rows, max(per_item, options.micro_batch_tokens // longest // per_item * per_item))
+    return rows, longest, -(-share // rows)
 
 
-def _loss_bytes(parts: Parts, shape: tuple[int, int]) -> dict[str, int]:
-    """Of the fused loss: hidden states with their gathered rows and gradients, one chunk of logits, the unembedding's
-    gradient."""
-    model = parts.model
-    if not isinstance(model, MTPModel):
-        return {}
+# The passes
+
+
+def rehearsed(parts: Parts, shape: tuple[int, int], ranks: int, *, recomputed: bool) -> Passes:
+    """What training on one micro-batch holds.
+
+    Args:
+        recomputed: whether activations are (`train.activation_checkpointing`).
+    """
+    model, autocast = _copy(parts, parts.model, ranks)
+    prepare_model(model, checkpointing=recomputed, compiled=False)
+    kept = model.unembedding().projection_VD.numel() * EXACT if isinstance(model, MTPModel) else 0
+    by_head = isinstance(parts.objective, MTPObjective) and parts.objective.head_by_head
+    loss = _loss(parts, model, shape)
+    moments = rehearse(model, shape, loss, kept, head_by_head=by_head, autocast=autocast)
+    return Passes(units_of(parts.model), moments)
+
+
+def scoring(parts: Parts, ranks: int) -> list[Passes]:
+    """What asking each frozen model, the critic or the reference, about one micro-batch holds."""
+    return [_scoring(parts, scorer, ranks) for scorer in parts.frozen]
+
+
+def _scoring(parts: Parts, scorer: Model, ranks: int) -> Passes:
+    rows, length, _ = largest_share(parts, ranks)
+    model, autocast = _copy(parts, scorer, ranks)
+    loss = _loss(parts, model, (rows, length))
+
+    def without_gradients(heads: int) -> Bytes:
+        return {name: size for name, size in loss(heads).items() if name.startswith("logits")}
+
+    moments = rehearse_scoring(model, (rows, length), without_gradients, autocast=autocast)
+    return Passes(units_of(scorer), moments)
+
+
+def _copy(parts: Parts, model: Model, ranks: int) -> tuple[Model, bool]:
+    """The model on the meta device, and whether autocast lowers its products: ranks fetch parameters in bf16."""
+    lower = parts.config.precision == "bf16"
+    return on_meta(model, torch.bfloat16 if lower and ranks > 1 else torch.float32), lower and ranks == 1
+
+
+def _loss(parts: Parts, model: Model, shape: tuple[int, int]) -> Loss:
+    """Bytes by part of the loss of so many heads."""
+    if not isinstance(model, MTPModel) or not isinstance(parts.objective, MTPObjective):
+        return lambda heads: {}
     vocabulary, width = model.unembedding().projection_VD.shape
-    positions = shape[0] * shape[1]
-    objective = parts.objective
-    if not isinstance(objective, MTPObjective):
-        return {}
-    heads = 1 if objective.head_by_head else model.num_heads
+    positions, objective = shape[0] * shape[1], parts.objective
     if objective.kind == "plain":
-        return {"logits": 2 * 4 * heads * positions * vocabulary}
-    chunk = objective.chunk or default_chunk(vocabulary, parts.device.type)
-    return {
-        "hidden rows": 4 * (3 * heads + 1) * positions * width,
-        "logits chunk": 4 * min(chunk, positions) * vocabulary,
-        "unembedding gradient": 4 * vocabulary * width,
-    }
-
-
-Forward = Callable[[Tensor], Any]
-"""Runs what autograd holds at the peak of a step, and returns something that keeps it alive."""
-
-
-def held_forward(parts: Parts) -> Forward:
-    """The forward pass whose activations live at one time: trunk and one head, or all of the model."""
-    model, objective = parts.model, parts.objective
-    if isinstance(model, MTPModel) and isinstance(objective, MTPObjective) and objective.head_by_head:
-        return lambda tokens_BT: model.head(next(model.heads()), model.trunk(tokens_BT))
-    return model
-
-
-def activation_bytes(parts: Parts, shape: tuple[int, int]) -> int:
-    """Bytes that autograd keeps at the peak of a step on `shape` = (rows, length), from four small passes."""
-    rows, length = shape
-    small = max(2, min(16, length // 2))
-
-    def shared_and_per_row(tokens: int) -> tuple[int, int]:
-        one, two = (saved_bytes(parts, (count, tokens)) for count in (1, 2))
-        return 2 * one - two, two - one
-
-    (shared, row), (shared_double, row_double) = shared_and_per_row(small), shared_and_per_row(2 * small)
-    shared_linear = (shared_double - shared) / small
-    quadratic = (row_double - 2 * row) / (2 * small * small)
-    linear = row / small - quadratic * small
-    per_row = linear * length + quadratic * length * length
-    return max(0, round(shared + shared_linear * (length - small) + rows * per_row))
-
-
-class _Saved:
-    """A tensor that autograd keeps; gone when autograd lets it go."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # a node that held its own output would keep itself alive
-
-
-def saved_bytes(parts: Parts, shape: tuple[int, int]) -> int:
-    """Bytes of distinct storages, parameters left out, that autograd holds after `held_forward` on `shape`."""
-    own = {p.untyped_storage().data_ptr() for p in parts.model.parameters()}
-    alive: WeakSet[_Saved] = WeakSet()
-
-    def keep(tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
-        alive.add(saved)
-        return saved
-
-    tokens = torch.zeros(shape, dtype=torch.int64, device=parts.device)
-    state = devices.random_state(parts.device)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor), parts.precision():
-        output = held_forward(parts)(tokens)
-    storages = {saved.tensor.untyped_storage() for saved in alive}
-    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    devices.set_random_state(state, parts.device)
-    del output
-    return sum(size for address, size in sizes.items() if address not in own)
+        return lambda heads: {"logits": 2 * EXACT * heads * positions * vocabulary}
+    device = parts.device.type
+    chunk = objective.chunk or default_chunk(vocabulary, device)
+    computed = 2 if parts.config.precision == "bf16" else EXACT
+    return lambda heads: loss_bytes(
+        heads=heads,
+        positions=positions,
+        width=width,
+        vocabulary=vocabulary,
+        chunk=chunk,
+        computed=computed,
+        device=device,
+    )

@@ -67,7 +67,7 @@ def _from_checkpoint(path: Path) -> tuple[Model, Any]:
     except (KeyError, ValidationError) as problem:
         raise CheckpointError(f"{path} does not say how its model is built: {problem}") from problem
     tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
-    model = build_model(config, tokenizer)
+    model, _ = build_model(config, tokenizer)
     try:
         model.load_state_dict(saved.parts["model"])
     except RuntimeError as problem:

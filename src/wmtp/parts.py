@@ -33,8 +33,18 @@ from wmtp.data.text import Row, check_template, encode
 from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, DataError, ModelError
 from wmtp.formats import hf
+from wmtp.formats.drawn import Drawn
 from wmtp.formats.native import ValueCard, load_model, read_card
-from wmtp.formats.streamed import empty_causal_lm, empty_model, fill, fits, missing
+from wmtp.formats.streamed import (
+    Weights,
+    asked,
+    empty_causal_lm,
+    empty_model,
+    fill,
+    fill_rows,
+    missing,
+    without_parameters,
+)
 from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
 from wmtp.objective import Objective
@@ -88,11 +98,12 @@ def sharding_of(config: Config, world: World) -> Sharding | None:
     )
 
 
-def build(config: Config, world: World | None = None, how: Sharding | None = None) -> Parts:
+def build(config: Config, world: World | None = None, how: Sharding | None = None, *, weights: bool = True) -> Parts:
     """All parts of a run, on this rank's device, in the state before step 1. Talks to no other rank.
 
     Args:
         how: from `sharding_of`, which does.
+        weights: False leaves models without weights, where they can be: enough to say what a run will need.
 
     Raises:
         UsageError: whatever is wrong with the config, the data or a model.
@@ -105,7 +116,10 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
     data = build_data(config, tokenizer)
     devices.seed_everything(config.train.seed)
-    model = build_model(config, tokenizer, streamed=how is not None)
+    when: Weights = "now" if weights else "never"
+    if weights and how is not None:
+        when = "later"
+    model, fill_model = build_model(config, tokenizer, when)
     if not without_weights(model):
         model.to(device)
     model.train()
@@ -113,12 +127,12 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
     steps = number_of_steps(config, len(data.train))
-    scorers, objective = build_objective(config, tokenizer, device, steps, streamed=how is not None)
+    scorers, objective = build_objective(config, tokenizer, device, steps, when)
     if how is not None:
         precision = nullcontext  # the mixed-precision policy casts what it gathers
-        spread(model, how, config.model.path, device)
+        spread(model, how, fill_model, device)
         for scorer in scorers:
-            spread(scorer.model, how, scorer.source, device)
+            spread(scorer.model, how, stored_in(scorer.source), device)
         devices.seed_everything(config.train.seed + world.rank)  # own dropout; weights and order are drawn already
     optimizer = optim.build_adamw(
         model,
@@ -260,25 +274,35 @@ def fingerprint(*row_sets: Sequence[Row]) -> str:
 # Models
 
 
-def build_model(config: Config, tokenizer: Any, *, streamed: bool = False) -> MTPModel | ValueModel:
-    """The model to train.
+Fill = Callable[[MTPModel | ValueModel, torch.device], None]
+"""Gives a model without weights, sharded or not, those that it should have."""
 
-    Args:
-        streamed: leave its weights, where they can be, to `formats.streamed.fill`.
-    """
-    if streamed:
-        empty = _empty_policy(config)
+
+def stored_in(source: str) -> Fill:
+    """The weights of a folder."""
+    return lambda model, device: fill(model, source, device)
+
+
+def build_model(config: Config, tokenizer: Any, weights: Weights = "now") -> tuple[MTPModel | ValueModel, Fill | None]:
+    """The model to train, and what gives it its weights where it is without."""
+    if weights != "now":
+        empty = _empty_policy(config, len(tokenizer), weights)
         if empty is not None:
-            _check_fit(config, empty.base.config, len(tokenizer))
+            _check_fit(config, empty[0].base.config, len(tokenizer))
             return empty
     base_or_model = _load_policy(config, len(tokenizer))
     model_config = base_or_model.base.config if isinstance(base_or_model, MTPModel) else base_or_model.config
     _check_fit(config, model_config, len(tokenizer))
     if isinstance(base_or_model, MTPModel):
-        return base_or_model
-    if isinstance(config.objective, ValueObjectiveConfig):
-        return ValueModel(base_or_model, config.objective.head, config.objective.backbone, config.objective.loss)
-    return MTPModel(base_or_model, config.model.heads.num_heads, config.model.heads.init)
+        return base_or_model, None
+    return _with_heads(config, base_or_model), None
+
+
+def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
+    objective = config.objective
+    if isinstance(objective, ValueObjectiveConfig):
+        return ValueModel(base, objective.head, objective.backbone, objective.loss)
+    return MTPModel(base, config.model.heads.num_heads, config.model.heads.init)
 
 
 def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
@@ -312,30 +336,57 @@ def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:
             raise ConfigError(f"objective.loss = {kind!r}: {reason}")
 
 
-def spread(model: MTPModel | ValueModel, how: Sharding, source: str | None, device: torch.device) -> None:
-    """Shard a model over ranks, and read what each holds if it is still without weights."""
+def spread(model: MTPModel | ValueModel, how: Sharding, fill_model: Fill | None, device: torch.device) -> None:
+    """Shard a model over ranks, and give each what it holds if it is still without weights."""
     if isinstance(model, MTPModel):
         shard(model, model.trunk_layers(), how, heads=list(model.heads()))
     else:
         shard(model, model.layers(), how, exact=[model.value_head])
-    if source is not None and without_weights(model):
-        fill(model, source, device)
+    if fill_model is not None and without_weights(model):
+        fill_model(model, device)
 
 
-def _empty_policy(config: Config) -> MTPModel | ValueModel | None:
-    """The policy without weights; None where they are not in a folder as they are needed."""
+def _empty_policy(
+    config: Config, vocabulary: int, weights: Weights
+) -> tuple[MTPModel | ValueModel, Fill | None] | None:
+    """The policy without weights; None where it needs them at once, or they are not in a folder as they are needed."""
     model, objective = config.model, config.objective
-    if model.path is None or not fits(model.path):
+    if model.path is None:
+        return _drawn_policy(config, vocabulary, weights)
+    if not asked(hf.model_config(model.path), weights):
         return None
     card = read_card(model.path)
     if isinstance(objective, ValueObjectiveConfig) and not isinstance(card, ValueCard):
-        value = ValueModel(empty_causal_lm(model.path), objective.head, objective.backbone, objective.loss)
-        return None if missing(value, model.path) else value
+        value = _with_heads(config, empty_causal_lm(model.path))
+        return None if missing(value, model.path) else (value, stored_in(model.path))
     same = card is None or (not isinstance(card, ValueCard) and card.num_heads == model.heads.num_heads)
     if not same or (card is None and model.heads.init != "copy"):
         return None
     policy = empty_model(model.path, model.heads.num_heads)
-    return None if missing(policy, model.path) else policy
+    return None if missing(policy, model.path) else (policy, stored_in(model.path))
+
+
+def _drawn_policy(
+    config: Config, vocabulary: int, weights: Weights
+) -> tuple[MTPModel | ValueModel, Fill | None] | None:
+    """The policy of `model.architecture`, whose random weights are drawn when it has memory for them."""
+    architecture = config.model.architecture
+    if architecture is None:
+        raise TypeError("validated configs have a path or an architecture")
+    if not asked(hf.architecture_config(architecture, vocabulary), weights):
+        return None
+    before = torch.get_rng_state()
+    drawn = Drawn()
+    with drawn if weights == "later" else nullcontext():
+        with without_parameters():
+            base = hf.random_causal_lm(architecture, vocabulary, config.train.seed)
+        policy = _with_heads(config, base)
+    if weights == "never":
+        return policy, None
+    if not drawn.name(policy):
+        torch.set_rng_state(before)
+        return None
+    return policy, lambda model, device: fill_rows(model, drawn.rows, device)
 
 
 def _load_policy(config: Config, vocabulary: int) -> Any:

@@ -191,7 +191,8 @@ def estimate_table(config: Config, estimate: Estimate, notes: Sequence[str]) -> 
     rows, length = estimate.longest_micro_batch
     console.print(
         f"{config.arm}: {estimate.steps:,} steps ({estimate.epochs:.2f} epochs), about {estimate.tokens:,} tokens; "
-        f"largest micro-batch {rows} x {length}",
+        f"largest micro-batch {rows} x {length}, at most {estimate.micro_batches} a step"
+        + (f" on each of {estimate.ranks} ranks" if estimate.ranks > 1 else ""),
         highlight=False,
     )
     console.print(
@@ -199,12 +200,26 @@ def estimate_table(config: Config, estimate: Estimate, notes: Sequence[str]) -> 
         + (f", {estimate.frozen_parameters:,} of a frozen scorer" if estimate.frozen_parameters else ""),
         highlight=False,
     )
-    table = Table(title="Expected memory at the peak of a step")
+    console.print(_memory_table(estimate))
+    held = ", ".join(f"{size(count)} {name}" for name, count in estimate.activation_bytes.items())
+    console.print(f"activations of a micro-batch: {held}", highlight=False)
+    if estimate.process_bytes is not None:
+        console.print(f"Python and its libraries, beside that: {size(estimate.process_bytes)}", highlight=False)
+    console.print(f"disk per checkpoint: {size(estimate.checkpoint_bytes)}", highlight=False)
+
+
+def _memory_table(estimate: Estimate) -> Table:
+    """Parts of the peak, a column per strategy; the config's is marked."""
+    where = "of each rank" if estimate.ranks > 1 else "of the process"
+    table = Table(title=f"Expected memory {where} at the peak of a step")
     table.add_column("part")
-    table.add_column("size", justify="right")
-    for name, count in estimate.bytes.items():
-        table.add_row(name, size(count))
+    for needs in estimate.needs:
+        chosen = "*" if estimate.ranks > 1 and needs.strategy == estimate.strategy else ""
+        table.add_column(needs.strategy + chosen, justify="right")
+    for name in dict.fromkeys(name for needs in estimate.needs for name in needs.bytes):
+        table.add_row(name, *(size(needs.bytes[name]) if name in needs.bytes else "-" for needs in estimate.needs))
     table.add_section()
-    table.add_row("together (beside Python and its libraries)", size(estimate.total))
-    table.add_row("disk per checkpoint", size(estimate.checkpoint_bytes))
-    console.print(table)
+    table.add_row("together", *(size(needs.total) for needs in estimate.needs))
+    if any(needs.host_bytes for needs in estimate.needs):
+        table.add_row("in the host's memory", *(size(needs.host_bytes) for needs in estimate.needs))
+    return table

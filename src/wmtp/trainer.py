@@ -171,9 +171,18 @@ def run(
 
 
 def prepare(
-    config: Config, out: str | Path | None, resume: str | None, reporter: Reporter, world: World
+    config: Config,
+    out: str | Path | None,
+    resume: str | None,
+    reporter: Reporter,
+    world: World,
+    *,
+    weights: bool = True,
 ) -> tuple[Path, Path | None, Parts]:
     """Run folder, checkpoint to start from, and parts: all that can be wrong before step 1. Writes nothing.
+
+    Args:
+        weights: False leaves models without weights, where they can be.
 
     Raises:
         UsageError: the first thing that would fail, on any rank.
@@ -189,23 +198,34 @@ def prepare(
 
     folder, start = world.first(find)
     mesh = sharding_of(config, world)
-    parts = world.together(lambda: build(config, world, mesh))
+    parts = world.together(lambda: build(config, world, mesh, weights=weights))
     if start is not None:
         world.first(lambda: check_facts(start, parts, reporter.note))
     return folder, start, parts
 
 
-def dry_run(config: Config, *, out: str | Path | None = None, resume: str | None = None) -> tuple[Estimate, list[str]]:
-    """Everything `run` would find wrong before step 1, and what the run will need. Writes nothing.
+def dry_run(
+    config: Config,
+    tell: Callable[[Estimate, list[str]], None],
+    *,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    ranks: int = 1,
+) -> None:
+    """Everything `run` would find wrong before step 1, and what the run will need. Writes nothing, makes no weights.
+
+    Args:
+        tell: is given the needs, and notes.
+        ranks: that the run will have, on this host.
 
     Raises:
         UsageError: the first thing that would fail.
     """
     reporter = Silent()
-    folder, _, parts = prepare(config, out, resume, reporter, World())
-    needs = estimate(parts)
+    folder, _, parts = prepare(config, out, resume, reporter, World(), weights=False)
+    needs = estimate(parts, ranks)
+    tell(needs, [*parts.data.notes, *reporter.notes])
     check_disk(folder, config, needs.checkpoint_bytes)
-    return needs, [*parts.data.notes, *reporter.notes]
 
 
 def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wmtp.config import load
-from wmtp.estimate import activation_bytes, estimate, saved_bytes
+from wmtp.estimate import estimate
 from wmtp.formats.hf import load_tokenizer, random_causal_lm
 from wmtp.parts import build
 

@@ -72,7 +72,7 @@ def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: 
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config(architecture, vocabulary)
+    config = architecture_config(architecture, vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -91,7 +91,15 @@ def model_config(source: str) -> Any:
         raise ModelError(f"cannot read the config of the model {source}: {first_line(problem)}") from problem
 
 
-def _config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
+def architecture_config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
+    """The transformers config of a mapping with `model_type`, or of a `config.json`'s folder.
+
+    Args:
+        vocabulary: the tokenizer's size; a mapping without `vocab_size` takes it.
+
+    Raises:
+        ModelError: unknown `model_type`, or a key the config class does not have.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -1,20 +1,21 @@
-"""Weights straight from safetensors into a rank's share: no rank ever holds a whole model.
+"""Weights straight into a rank's share: no rank ever holds a whole model.
 
     1. build the model with parameters that have shapes only (meta device); buffers are real
     2. shard it
-    3. each rank reads the rows of each tensor that it holds: the files are mapped, the rest of them is never read
+    3. each rank reads the rows of each tensor that it holds: the files are mapped, the rest of them is never read.
+       Random weights are drawn again, one tensor at a time (`formats.drawn`)
 
-Step 3 needs tensors that are stored under the names and shapes the model has. Where transformers renames or merges
+Reading needs tensors that are stored under the names and shapes the model has. Where transformers renames or merges
 tensors on loading, `missing` says so, and the ordinary way (every rank loads, then keeps its share) has to do.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,17 +78,39 @@ def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueMo
     return model
 
 
-def fits(source: str) -> bool:
+Weights = Literal["now", "later", "never"]
+"""When a model gets its weights. Later, once it is sharded, and never, are for those that can be built without."""
+
+SKETCH = 20_000_000
+"""Parameters that are made to ask an architecture its questions, where no weights are made otherwise."""
+
+
+def asked(architecture: Any, weights: Weights) -> bool:
+    """Whether an architecture passes the checks that need numbers, without its own."""
+    return fits(architecture, SKETCH if weights == "never" else None)
+
+
+def fits(architecture: Any, most: int | None = None) -> bool:
     """Whether an architecture passes the checks that need numbers (causal, plain logits): asked of a two-layer sketch
-    of it with random weights, since a model without weights cannot answer."""
+    of it with random weights, since a model without weights cannot answer.
+
+    Args:
+        architecture: a transformers config.
+        most: parameters that may be made for the sake of asking; a wider model is not asked.
+    """
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(model_config(source))
+    config = copy.deepcopy(architecture)
     config.num_hidden_layers = 2
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:2]
     refusals: tuple[type[Exception], ...] = (ModelError, *loading_errors())
     try:
+        if most is not None:
+            with without_parameters():
+                sketch = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+            if sum(parameter.numel() for parameter in sketch.parameters()) > most:
+                return True
         with torch.random.fork_rng(devices=[]):
             MTPModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32), 1)
     except refusals:
@@ -142,22 +165,32 @@ def fill(model: MTPModel | ValueModel, source: str, device: torch.device) -> Non
     Raises:
         ModelError: a file that cannot be read.
     """
+    with ExitStack() as held:
+        try:
+            stored = Stored(source, held)
+            fill_rows(model, lambda name, *rows: stored.rows(stored_name(model, name, stored), *rows), device)
+        except loading_errors() as problem:
+            raise ModelError(f"cannot read the weights of {source}: {first_line(problem)}") from problem
+
+
+def fill_rows(model: MTPModel | ValueModel, rows: Callable[[str, int, int], Tensor], device: torch.device) -> None:
+    """Give every parameter memory on this rank, and its rows.
+
+    Args:
+        rows: of a parameter, by name: from the first to one before the last.
+    """
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     real = {name: local_copy(p) for name, p in model.named_parameters() if not p.is_meta}
     model.to_empty(device=device)
-    with torch.no_grad(), ExitStack() as held:
+    with torch.no_grad():
         for name, buffer in kept.items():
             model.get_buffer(name).copy_(buffer)
-        try:
-            stored = Stored(source, held)
-            for name, parameter in model.named_parameters():
-                piece, start, stop = rows_held(parameter)
-                if name in real:
-                    piece.copy_(real[name])
-                elif stop > start:
-                    piece.copy_(stored.rows(stored_name(model, name, stored), start, stop))
-        except loading_errors() as problem:
-            raise ModelError(f"cannot read the weights of {source}: {first_line(problem)}") from problem
+        for name, parameter in model.named_parameters():
+            piece, start, stop = rows_held(parameter)
+            if name in real:
+                piece.copy_(real[name])
+            elif stop > start:
+                piece.copy_(rows(name, start, stop))
 
 
 def local_copy(parameter: Tensor) -> Tensor:
