@@ -9,7 +9,7 @@ batch        the loop                                    generation  one batch, 
 
 from __future__ import annotations
 
-from wmtp.decoding.generation import MODES, Continuation, Generation, Mode, context_of, eos_of, generate, generate_many
+from wmtp.decoding.generation import MODES, Continuation, Generation, context_of, eos_of, generate, generate_many
 from wmtp.decoding.sampling import Sampling
 from wmtp.decoding.stopping import Stop, StopStrings
 
@@ -17,7 +17,6 @@ __all__ = [
     "MODES",
     "Continuation",
     "Generation",
-    "Mode",
     "Sampling",
     "Stop",
     "StopStrings",

@@ -129,7 +129,7 @@ class _Batch:
     def run(self) -> list[Row]:
         """The rows, each at its end."""
         certain_B = self._read_prompts()
-        while self.active:
+        while any(row.finish is None for row in self.active):
             certain_B = self._forward(certain_B)
         return self.rows
 
@@ -181,7 +181,7 @@ class _Batch:
     def _drop_finished(self, next_B: Tensor) -> Tensor:
         """Go on without the finished rows once they are half of the batch: dropping rows copies the others' caches."""
         going = [b for b, row in enumerate(self.active) if row.finish is None]
-        if 2 * len(going) > len(self.active):
+        if not 0 < 2 * len(going) <= len(self.active):
             return next_B
         self.active = [self.active[b] for b in going]
         self._select(going)

@@ -13,7 +13,7 @@ from wmtp.errors import ModelError
 from wmtp.model import MTPModel
 
 Choose = Callable[[Tensor], Tensor]
-"""Logits `[B, J, V]` of the next J drafts -> their tokens `[B, J]`. A family whose heads read drafts asks for one each."""
+"""Logits `[B, J, V]` of the next J drafts -> their tokens `[B, J]`. A family that reads drafts asks for one each."""
 
 
 class Drafter(Protocol):

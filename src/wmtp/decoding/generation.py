@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from wmtp.decoding.trunk import check_cached
 from wmtp.errors import UsageError
 from wmtp.model import MTPModel
 
-Mode = Literal["speculative", "plain"]
-MODES: tuple[Mode, ...] = ("speculative", "plain")
+MODES = ("speculative", "plain")
 
 SORTED_TOGETHER = 16
 """Batches whose prompts are sorted by length together; results wait for the slowest of them."""
@@ -79,7 +78,7 @@ def generate(
     model: MTPModel,
     tokens: Sequence[Sequence[int]] | Tensor,
     max_new_tokens: int,
-    mode: Mode = "speculative",
+    mode: str = "speculative",
     *,
     sampling: Sampling | None = None,
     seed: int = 0,
@@ -121,7 +120,7 @@ def generate_many(
     *,
     samples: int = 1,
     max_new_tokens: int,
-    mode: Mode = "speculative",
+    mode: str = "speculative",
     sampling: Sampling | None = None,
     seed: int = 0,
     eos: Collection[int] | None = None,
@@ -176,7 +175,7 @@ def _continuation(row: Row) -> Continuation:
 def _options(
     model: MTPModel,
     max_new_tokens: int,
-    mode: Mode,
+    mode: str,
     sampling: Sampling | None,
     seed: int,
     eos: Collection[int] | None,
