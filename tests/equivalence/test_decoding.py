@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wmtp.decoding import Generation, Sampling, StopStrings, generate, generate_many
 from wmtp.decoding import sampling as rules
+from wmtp.decoding.drafting import ParallelDrafter
 from wmtp.decoding.slots import SlotLayer
 from wmtp.decoding.trunk import CachedTrunk
 from wmtp.model import MTPModel
@@ -62,14 +63,15 @@ def learnt() -> tuple[MTPModel, list[list[int]]]:
 def test_greedy_with_drafts_is_greedy_without_and_that_of_transformers(family: str, noise: float) -> None:
     prompts = prompts_of(8)
     model = tiny_model(family, 4, noise=noise)
-    plain = generate(model, prompts, 20, "plain", eos=NEVER)
-    assert plain.tokens == of_transformers(family, prompts, 20)
-    for length in (None, 1, 3):
-        drafted = generate(model, prompts, 20, eos=NEVER, draft_length=length)
+    plain = generate(model, prompts, 16, "plain", eos=NEVER)
+    if noise == 0:
+        assert plain.tokens[:4] == of_transformers(family, prompts[:4], 16)
+    for length in (None, 3):
+        drafted = generate(model, prompts, 16, eos=NEVER, draft_length=length)
         assert drafted.tokens == plain.tokens
     assert sum(drafted.drafted) > 0
-    for prompt, expected in zip(prompts[:3], plain.tokens, strict=False):
-        assert generate(model, [prompt], 20, eos=NEVER, draft_length=3).tokens == [expected]
+    for prompt, expected in zip(prompts[:2], plain.tokens, strict=False):
+        assert generate(model, [prompt], 16, eos=NEVER, draft_length=2).tokens == [expected]
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 4])
@@ -150,18 +152,19 @@ SAMPLINGS = {
 DRAWS = 20_000
 
 
-def draws(sampling: Sampling, mode: str, length: int) -> tuple[Generation, Tensor]:
+def draws(sampling: Sampling, mode: str, length: int, count: int = DRAWS) -> tuple[Generation, Tensor]:
     model = tiny_model("llama", 4, noise=0.05, vocab_size=4)
     prompt = [1, 3, 0, 2, 1]
     (generation,) = generate_many(
-        model, [prompt], samples=DRAWS, max_new_tokens=length, mode=mode, sampling=sampling, eos=NEVER, batch_rows=DRAWS
+        model, [prompt], samples=count, max_new_tokens=length, mode=mode, sampling=sampling, eos=NEVER, batch_rows=count
     )
     return generation, exact(model, prompt, length, sampling)
 
 
-@pytest.mark.parametrize("name", SAMPLINGS)
-@pytest.mark.parametrize("mode", ["plain", "speculative"])
-def test_every_continuation_is_drawn_as_often_as_the_model_says(name: str, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "name"), [("plain", "sharp"), ("speculative", "plain"), ("speculative", "sharp"), ("speculative", "cut")]
+)
+def test_every_continuation_is_drawn_as_often_as_the_model_says(mode: str, name: str) -> None:
     generation, expected = draws(SAMPLINGS[name], mode, 4)
     assert len(generation.rows) == DRAWS
     assert abs(chi_square(generation, expected, 4)) < 4
@@ -171,8 +174,8 @@ def test_every_continuation_is_drawn_as_often_as_the_model_says(name: str, mode:
 
 def test_the_statistic_notices_drafts_that_are_accepted_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "leading", lambda accepted_BJ: torch.full((len(accepted_BJ),), accepted_BJ.shape[1]))
-    generation, expected = draws(Sampling(), "speculative", 4)
-    assert chi_square(generation, expected, 4) > 50
+    generation, expected = draws(Sampling(), "speculative", 4, count=4000)
+    assert chi_square(generation, expected, 4) > 20
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=0.95)])
@@ -267,8 +270,7 @@ def test_as_many_tokens_as_asked_for_and_no_more(count: int, learnt: tuple[MTPMo
     assert {row.finish for row in drafted.rows} == {"length"}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_draft_that_runs_over_the_end_is_cut(family: str, learnt: tuple[MTPModel, list[list[int]]]) -> None:
+def test_a_draft_that_runs_over_the_end_is_cut(learnt: tuple[MTPModel, list[list[int]]]) -> None:
     """Every token of the text is the EOS once, so drafts run over it at every place of a draft."""
     model, prompts = learnt
     (free,) = generate(model, prompts[:1], 16, "plain", eos=NEVER).tokens
@@ -378,8 +380,6 @@ def test_heads_that_are_asked_late_draft_as_if_they_had_always_been(learnt: tupl
         width = max(length)
         padded = torch.tensor([[*p, *[0] * (width - len(p))] for p in starts])
         more = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
-        from wmtp.decoding.drafting import ParallelDrafter
-
         drafts = []
         for patient in (False, True):
             trunk = CachedTrunk(family_model, 2, width + 6, keep_output=True)

@@ -73,7 +73,7 @@ def setup_of(settings: argparse.Namespace) -> Setup:
         for parameter in hopeless.extra_heads.parameters():
             parameter.normal_()
     assistant = None if settings.assistant is None else load_causal_lm(settings.assistant).to(settings.device).eval()
-    records, _ = read_records(resolve("embedded://problems_train.jsonl"))
+    records, _ = read_records(resolve("embedded://problems_validation.jsonl"))
     texts = list(dict.fromkeys(f"{record.prompt}\n" for record in records))
     chosen = [texts[i * len(texts) // settings.prompts] for i in range(settings.prompts)]
     return Setup(

@@ -137,9 +137,9 @@ def check_cached(model: MTPModel) -> None:
     device = model.base.get_output_embeddings().weight.device
     tokens_BT = torch.arange(1, 11, device=device).remainder(vocabulary).view(2, 5)
     name = type(model.base).__name__
+    trunk = CachedTrunk(model, 2, 5, keep_output=False)
     with evaluating(model):
         expected_BTD = model(tokens_BT)[0]
-        trunk = CachedTrunk(model, 2, 5, keep_output=False)
         try:
             trunk.run(tokens_BT[:, :3], (0, 0))
             got_BQD = trunk.run(torch.stack([tokens_BT[0, 3:], tokens_BT[1, 2:4]]), (3, 2))
