@@ -15,6 +15,8 @@ from wmtp.errors import DataError, UsageError
 from wmtp.formats.hf import load_tokenizer
 from wmtp.formats.native import load_model
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -48,6 +50,8 @@ def complete(
         UsageError: what cannot be loaded or continued; before the first completion.
     """
     check_template(template)
+    if device not in DEVICES:
+        raise UsageError(f"--device must be one of {', '.join(DEVICES)}; got {device!r}")
     tokenizer = load_tokenizer(model)
     loaded = load_model(model).to(devices.pick(device))
     texts = [template.format(prompt=prompt) for prompt in prompts]

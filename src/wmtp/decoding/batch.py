@@ -13,9 +13,8 @@ from wmtp.decoding.drafting import Drafter, drafter_of
 from wmtp.decoding.pace import Adaptive, Fixed, Pace
 from wmtp.decoding.sampling import Choice, Drawn, Greedy, Sampling, uniform_numbers
 from wmtp.decoding.stopping import Stop
-from wmtp.decoding.trunk import CachedTrunk
+from wmtp.decoding.trunk import CachedTrunk, decoding
 from wmtp.model import MTPModel
-from wmtp.probing import evaluating
 
 Finish = Literal["eos", "stop", "length", "context"]
 
@@ -88,7 +87,7 @@ def decode_batch(
     Args:
         members: one row each: index into `prompts`, and the two numbers (prompt, sample) that name its random numbers.
     """
-    with evaluating(model), torch.inference_mode():
+    with decoding(model):
         return _Batch(model, prompts, members, options).run()
 
 

@@ -27,13 +27,14 @@ class Place:
     start: tuple[int, ...]
     width: int
     slot_BQ: Tensor
-    end: int
-    """One more than the last slot that any row writes."""
+    slot_S: Tensor
+    """All slots up to the last that any row writes."""
 
     @property
-    def even(self) -> bool:
-        """Whether all rows write the same slots, which then are a slice."""
-        return min(self.start) == max(self.start) and self.start[0] + self.width == self.end
+    def slice(self) -> slice | None:
+        """The slots that are written, where they are the same in all rows."""
+        start, end = self.start[0], len(self.slot_S)
+        return slice(start, end) if min(self.start) == max(self.start) and start + self.width == end else None
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -58,12 +59,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         place = self.slots.place
+        written = place.slice
         for held, new in ((self.keys, key_states), (self.values, value_states)):
-            if place.even:
-                held[:, :, place.start[0] : place.end] = new
+            if written is not None:
+                held[:, :, written] = new
             else:
                 held[self.slots.row_B1, :, place.slot_BQ] = new.transpose(1, 2)
-        return self.keys[:, :, : place.end], self.values[:, :, : place.end]
+        end = place.slot_S.shape[0]
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def select(self, row_B: Tensor) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
@@ -76,7 +79,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of what `update` will give back."""
-        return self.slots.place.end, 0
+        return len(self.slots.place.slot_S), 0
 
     def get_max_length(self) -> int:
         """Slots of a row."""
@@ -110,7 +113,8 @@ class Slots:
         """The next `width` slots of rows that hold `start` tokens each."""
         start_B1 = torch.tensor(start, device=self.device)[:, None]
         slot_BQ = (start_B1 + torch.arange(width, device=self.device)).clamp_(max=self.limit)
-        return Place(tuple(start), width, slot_BQ, min(max(start) + width, self.capacity))
+        slot_S = torch.arange(min(max(start) + width, self.capacity), device=self.device)
+        return Place(tuple(start), width, slot_BQ, slot_S)
 
     def cache(self, num_layers: int) -> Cache:
         """A cache of so many layers."""
@@ -127,8 +131,7 @@ class Slots:
         return self._mask(self.window_of)
 
     def _mask(self, window: int | None) -> Tensor:
-        slot_S = torch.arange(self.place.end, device=self.device)
-        query_BQ1 = self.place.slot_BQ[:, :, None]
+        slot_S, query_BQ1 = self.place.slot_S, self.place.slot_BQ[:, :, None]
         seen_BQS = slot_S <= query_BQ1
         if window is not None:
             seen_BQS &= slot_S > query_BQ1 - window

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -126,6 +127,17 @@ def _with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
     return replace(trunk, arguments=tuple(other(value) for value in trunk.arguments), keywords=keywords)
 
 
+@contextmanager
+def decoding(model: MTPModel) -> Iterator[None]:
+    """Evaluation mode, no gradients, and no compiled code.
+
+    A compiled layer is one graph per place in the cache and per shape of a forward: with layers compiled one by one, as
+    for training, that is more graphs than torch keeps, and each would be compiled while decoding waits.
+    """
+    with evaluating(model), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def check_cached(model: MTPModel) -> None:
     """Raise `ModelError` unless two uneven rows, taken in two steps, give what they give in one forward without caches.
 
@@ -138,7 +150,7 @@ def check_cached(model: MTPModel) -> None:
     tokens_BT = torch.arange(1, 11, device=device).remainder(vocabulary).view(2, 5)
     name = type(model.base).__name__
     trunk = CachedTrunk(model, 2, 5, keep_output=False)
-    with evaluating(model):
+    with decoding(model):
         expected_BTD = model(tokens_BT)[0]
         try:
             trunk.run(tokens_BT[:, :3], (0, 0))
