@@ -14,6 +14,7 @@ from wmtp.decoding.pace import Adaptive, Fixed, Pace
 from wmtp.decoding.sampling import Choice, Drawn, Greedy, Sampling, uniform_numbers
 from wmtp.decoding.stopping import Stop
 from wmtp.decoding.trunk import CachedTrunk, decoding
+from wmtp.devices import widest_float
 from wmtp.model import MTPModel
 
 Finish = Literal["eos", "stop", "length", "context"]
@@ -123,7 +124,7 @@ class _Batch:
         if options.sampling is None:
             return Greedy()
         numbers_BN3 = uniform_numbers(options.seed, names, options.max_new_tokens)
-        return Drawn(options.sampling, numbers_BN3.to(self.device))
+        return Drawn(options.sampling, numbers_BN3.to(self.device, widest_float(self.device)))
 
     def run(self) -> list[Row]:
         """The rows, each at its end."""

@@ -220,7 +220,7 @@ def context_of(model: MTPModel) -> int | None:
 
 
 def _check_prompts(model: MTPModel, prompts: Sequence[Sequence[int]], context: int | None) -> None:
-    vocabulary = model.base.get_output_embeddings().weight.shape[0]
+    vocabulary = model.unembedding().projection_VD.shape[0]
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise UsageError(f"prompt {i} has no token: give it at least one (BOS, say)")

@@ -161,7 +161,7 @@ class Drawn:
 
 def draw(weight: Tensor, uniform: Tensor) -> Tensor:
     """Index drawn in proportion to weights `[..., V]` by numbers `[...]` in [0, 1): their running sum, inverted."""
-    total = weight.cumsum(-1, dtype=torch.float64)
+    total = weight.cumsum(-1, dtype=uniform.dtype)
     threshold = torch.minimum(uniform * total[..., -1], total[..., -1].nextafter(torch.zeros_like(total[..., -1])))
     return torch.searchsorted(total, threshold[..., None], right=True)[..., 0]
 

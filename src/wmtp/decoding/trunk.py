@@ -33,7 +33,7 @@ class CachedTrunk:
     """
 
     def __init__(self, model: MTPModel, rows: int, limit: int, *, keep_output: bool) -> None:
-        weight = model.base.get_output_embeddings().weight
+        weight = model.unembedding().projection_VD
         self.model = model
         self.slots = Slots(model.base.config.get_text_config(), rows, limit, weight.device, weight.dtype)
         self.layers = len(model.trunk_layers()) + 1
@@ -145,9 +145,8 @@ def check_cached(model: MTPModel) -> None:
     """
     if model in _CHECKED:
         return
-    vocabulary = model.base.get_output_embeddings().weight.shape[0]
-    device = model.base.get_output_embeddings().weight.device
-    tokens_BT = torch.arange(1, 11, device=device).remainder(vocabulary).view(2, 5)
+    weight = model.unembedding().projection_VD
+    tokens_BT = torch.arange(1, 11, device=weight.device).remainder(weight.shape[0]).view(2, 5)
     name = type(model.base).__name__
     trunk = CachedTrunk(model, 2, 5, keep_output=False)
     with decoding(model):
