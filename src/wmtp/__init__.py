@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from wmtp.decoding import Generation, Sampling, generate
     from wmtp.formats.native import load_model, load_value_model, save_model
     from wmtp.loss_fused import linear_nll
     from wmtp.model import MTPModel, mtp_loss
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from wmtp.trainer import train
 
 _HOME = {
+    "Generation": "wmtp.decoding",
     "MTPModel": "wmtp.model",
+    "Sampling": "wmtp.decoding",
     "future_targets": "wmtp.targets",
+    "generate": "wmtp.decoding",
     "linear_nll": "wmtp.loss_fused",
     "load_model": "wmtp.formats.native",
     "load_value_model": "wmtp.formats.native",
@@ -30,8 +34,11 @@ _HOME = {
 _MODULES = ("testing", "weighting")
 
 __all__ = [
+    "Generation",
     "MTPModel",
+    "Sampling",
     "future_targets",
+    "generate",
     "linear_nll",
     "load_model",
     "load_value_model",

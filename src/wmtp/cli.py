@@ -225,6 +225,59 @@ def export(
     typer.echo(json.dumps({"folder": str(folder)}) if as_json else f"wrote {folder}")
 
 
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A model folder, RUN/final for one, or a hub id.")],
+    prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads it from stdin.")] = None,
+    data: Annotated[str | None, typer.Option(help='JSON Lines with a "prompt" each, instead of --prompt.')] = None,
+    mode: Annotated[
+        str, typer.Option(help="speculative: heads draft, head 1 verifies; plain: head 1.")
+    ] = "speculative",
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens after each prompt.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens with this probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens.")] = None,
+    min_p: Annotated[float, typer.Option(help="Draw from tokens of this share of the likeliest one's.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    template: Annotated[str, typer.Option(help="Around each prompt: data.template of the training.")] = "{prompt}\n",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Continue prompts; text on stdout, figures of the drafts on stderr.
+
+    Example: wmtp generate --model runs/first/final --prompt "Write a function that adds two numbers."
+    """
+    from wmtp.completion import as_document, complete, read_prompts, sampling_of
+    from wmtp.decoding import Continuation, Generation
+    from wmtp.storage import resolve
+    from wmtp.terminal import decoding_figures
+
+    if (prompt is None) == (data is None):
+        raise UsageError("give exactly one of --prompt TEXT (or - for stdin) and --data FILE")
+    _quiet_libraries()
+    given = sys.stdin.read() if prompt == "-" else prompt
+    completions = complete(
+        model,
+        read_prompts(resolve(str(data))) if given is None else [given],
+        max_new_tokens=max_new_tokens,
+        mode=mode,
+        sampling=sampling_of(temperature, top_p, top_k, min_p),
+        seed=seed,
+        stop=stop or [],
+        template=template,
+        device=device,
+    )
+    if as_json:
+        typer.echo(json.dumps(_finite(as_document(list(completions)))))
+        return
+    rows: list[Continuation] = []
+    for completion in completions:
+        typer.echo(completion.text)
+        rows += completion.generation.rows
+    typer.echo(decoding_figures(Generation(tuple(rows))), err=True)
+
+
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

@@ -47,6 +47,11 @@ def precision(device: torch.device, name: str) -> Callable[[], AbstractContextMa
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """fp64, or fp32 where the device has nothing wider (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak so far, where the system can."""
     if device.type == "cuda":

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from wmtp.config import Config
+from wmtp.decoding import Generation
 from wmtp.estimate import Estimate
 from wmtp.quickstart import ArmResult
 from wmtp.trainer import Reporter, Silent
@@ -223,3 +224,14 @@ def _memory_table(estimate: Estimate) -> Table:
     if any(needs.host_bytes for needs in estimate.needs):
         table.add_row("in the host's memory", *(size(needs.host_bytes) for needs in estimate.needs))
     return table
+
+
+def decoding_figures(generation: Generation) -> str:
+    """Tokens per forward, and how many drafts were accepted at each place after the next token."""
+    tokens, forwards = sum(map(len, generation.tokens)), sum(row.forwards for row in generation.rows)
+    text = f"{tokens:,} tokens in {forwards:,} forwards: {generation.tokens_per_forward:.2f} tokens per forward"
+    shares = [
+        f"{accepted / drafted:.0%} of {drafted:,}" if drafted else "none drafted"
+        for accepted, drafted in zip(generation.accepted, generation.drafted, strict=True)
+    ]
+    return f"{text}; drafts accepted: {', '.join(shares)}" if shares else text

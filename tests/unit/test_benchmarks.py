@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmtp.bench import BENCHMARKS, backends, loss, measuring, packing, step
+from wmtp.bench import BENCHMARKS, backends, decoding, loss, measuring, packing, step
 from wmtp.cli import run_command
 from wmtp.errors import WmtpError
 from wmtp.model import batch_targets
@@ -272,6 +272,30 @@ def test_the_json_of_packing_has_the_documented_keys(tmp_path: Path, capsys: pyt
     assert "packed_128" in capsys.readouterr().out
 
 
+def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--small", "--prompts", "3", "--batch", "1", "2", "--length", "4", "--repeat", "1"]
+    document = document_of("decoding", options, tmp_path)
+    assert set(document["machine"]) == MACHINE_KEYS
+    cases = document["cases"]
+    assert [(row["batch"], row["variant"]) for row in cases] == [(b, v) for b in (1, 2) for v in decoding.VARIANTS]
+    skipped = {(row["batch"], row["variant"]) for row in cases if row["skipped"]}
+    assert skipped == {(1, "assisted"), (2, "assisted"), (2, "prompt_lookup")}
+    done = [row for row in cases if not row["skipped"]]
+    assert all(row["same_as_plain"] == 1 and row["tokens"] == 12 for row in done)
+    assert {len(row["drafted"]) for row in done if row["variant"] == "longest"} == {3}
+    readme = (FOLDER / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in (*decoding.VARIANTS, *done[0]))
+    assert "hopeless" in capsys.readouterr().out
+
+
+def test_the_prompts_of_decoding_are_as_transformers_pads_them() -> None:
+    tokens_BT, mask_BT = decoding.left_padded([[5, 6], [7]])
+    assert tokens_BT.tolist() == [[5, 6], [0, 7]]
+    assert mask_BT.tolist() == [[1, 1], [0, 1]]
+    assert decoding.until_end([5, 1, 1], [1]) == [5, 1]
+    assert decoding.until_end([5, 6], [1]) == [5, 6]
+
+
 def packing_options(*more: str) -> Any:
     return packing.parse([*TINY_PACKING, "--device", "cpu", *more])
 
@@ -335,6 +359,9 @@ def test_the_steps_of_the_sample_are_spread_over_all_lengths() -> None:
         (["packing", "--width", "100"], "argument --width: got 100, expected a multiple of 64"),
         (["packing", "--row-length", "8"], "argument --row-length: got 8, expected at least 64"),
         (["packing", "--vocabulary", "2"], "argument --vocabulary: got 2, expected at least 8"),
+        (["decoding", "--model", "nowhere"], "argument --model: got 'nowhere', expected a model folder"),
+        (["decoding", "--small", "--model", "."], "argument --small: --model was given"),
+        (["decoding", "--variant", "magic"], "argument --variant: invalid choice: 'magic'"),
         (["nothing"], "No such command 'nothing'"),
     ],
 )

@@ -120,6 +120,12 @@ def encode(
     return rows, report
 
 
+def prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Ids of prompts in their template, as `encode` makes them: the BOS in front that the tokenizer adds, no EOS."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [[*_bos(tokenizer), *ids] for ids in encoded]
+
+
 def _bos(tokenizer: Any) -> list[int]:
     """The BOS that the tokenizer puts before a text at inference, if it does."""
     special = tokenizer("")["input_ids"]

@@ -1,0 +1,27 @@
+"""Decoding with the heads: they draft, head 1 verifies, and the result is that of plain decoding. docs/math.md (6).
+
+slots        caches in which every row has its own length
+trunk        the trunk and head 1 over new tokens only
+drafting     what a head family must say to draft        pace      how many tokens to draft
+sampling     which token follows, which drafts are kept  stopping  where a text ends
+batch        the loop                                    generation  one batch, or many prompts
+"""
+
+from __future__ import annotations
+
+from wmtp.decoding.generation import MODES, Continuation, Generation, context_of, eos_of, generate, generate_many
+from wmtp.decoding.sampling import Sampling
+from wmtp.decoding.stopping import Stop, StopStrings
+
+__all__ = [
+    "MODES",
+    "Continuation",
+    "Generation",
+    "Sampling",
+    "Stop",
+    "StopStrings",
+    "context_of",
+    "eos_of",
+    "generate",
+    "generate_many",
+]

@@ -1,0 +1,194 @@
+"""The loop: draft, run the trunk over the last token and the drafts, keep what head 1 agrees with. docs/math.md (6)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wmtp.decoding.drafting import Drafter, drafter_of
+from wmtp.decoding.pace import Adaptive, Fixed, Pace
+from wmtp.decoding.sampling import Choice, Drawn, Greedy, Sampling, uniform_numbers
+from wmtp.decoding.stopping import Stop
+from wmtp.decoding.trunk import CachedTrunk, decoding
+from wmtp.devices import widest_float
+from wmtp.model import MTPModel
+
+Finish = Literal["eos", "stop", "length", "context"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is the same for every row."""
+
+    max_new_tokens: int
+    longest_draft: int
+    """K - 1 or less; 0 is plain decoding."""
+    adaptive: bool
+    sampling: Sampling | None
+    seed: int
+    eos: Collection[int]
+    stop: Stop | None
+    context: int | None
+    """Positions that the model knows."""
+
+
+@dataclass
+class Row:
+    """A continuation on its way."""
+
+    prompt: Sequence[int]
+    budget: int
+    """Tokens it may still get when it starts."""
+    pace: Pace
+    drafted: list[int]
+    accepted: list[int]
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    forwards: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens that the trunk has seen for good: all but the last new one."""
+        return len(self.prompt) + max(len(self.tokens) - 1, 0)
+
+    def next_draft(self) -> int:
+        """How many tokens to draft now."""
+        return 0 if self.finish else self.pace.next(self.budget - len(self.tokens) - 1)
+
+    def take(self, drafted: int, new: list[int], options: Options) -> None:
+        """Add the accepted drafts and the token that head 1 chose after them, up to where the row ends."""
+        accepted = len(new) - 1
+        for j in range(drafted):
+            self.drafted[j] += 1
+            self.accepted[j] += j < accepted
+        self.pace.learn(drafted, accepted)
+        since = len(self.tokens)
+        self.tokens += new
+        end = next((n for n, token in enumerate(self.tokens[since:], since + 1) if token in options.eos), None)
+        if end is not None:
+            self.finish = "eos"
+            del self.tokens[end:]
+        end = options.stop.end(self.tokens, since) if options.stop is not None else None
+        if end is not None:
+            self.finish = "stop"
+            del self.tokens[end:]
+        if self.finish is None and len(self.tokens) == self.budget:
+            self.finish = "length" if self.budget == options.max_new_tokens else "context"
+
+
+def decode_batch(
+    model: MTPModel, prompts: Sequence[Sequence[int]], members: Sequence[tuple[int, int, int]], options: Options
+) -> list[Row]:
+    """Continue prompts together.
+
+    Args:
+        members: one row each: index into `prompts`, and the two numbers (prompt, sample) that name its random numbers.
+    """
+    with decoding(model):
+        return _Batch(model, prompts, members, options).run()
+
+
+class _Batch:
+    """The rows that are still going on, and all that is kept for them between forwards."""
+
+    def __init__(
+        self,
+        model: MTPModel,
+        prompts: Sequence[Sequence[int]],
+        members: Sequence[tuple[int, int, int]],
+        options: Options,
+    ) -> None:
+        self.model, self.options, self.prompts = model, options, prompts
+        self.source = [source for source, _, _ in members]
+        self.rows = [self._row(prompts[source]) for source in self.source]
+        limit = max(len(row.prompt) + row.budget for row in self.rows)
+        drafts = options.longest_draft > 0
+        self.trunk = CachedTrunk(model, len(prompts), limit, keep_output=drafts)
+        self.drafter: Drafter | None = drafter_of(model, self.trunk, len(prompts)) if drafts else None
+        self.device = self.trunk.slots.device
+        self.choice = self._choice([(prompt, sample) for _, prompt, sample in members])
+        self.active = self.rows
+
+    def _row(self, prompt: Sequence[int]) -> Row:
+        options, longest = self.options, self.options.longest_draft
+        room = options.max_new_tokens if options.context is None else options.context - len(prompt)
+        pace = Adaptive(longest, len(self.model.trunk_layers()) + 1) if options.adaptive else Fixed(longest)
+        return Row(prompt, min(options.max_new_tokens, room), pace, [0] * longest, [0] * longest)
+
+    def _choice(self, names: Sequence[tuple[int, int]]) -> Choice:
+        options = self.options
+        if options.sampling is None:
+            return Greedy()
+        numbers_BN3 = uniform_numbers(options.seed, names, options.max_new_tokens)
+        return Drawn(options.sampling, numbers_BN3.to(self.device, widest_float(self.device)))
+
+    def run(self) -> list[Row]:
+        """The rows, each at its end."""
+        certain_B = self._read_prompts()
+        while any(row.finish is None for row in self.active):
+            certain_B = self._forward(certain_B)
+        return self.rows
+
+    def _read_prompts(self) -> Tensor:
+        """Run every prompt once, then go on with its rows; their first new tokens."""
+        lengths = [len(prompt) for prompt in self.prompts]
+        longest = max(lengths)
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in self.prompts]
+        hidden_PTD = self.trunk.run(torch.tensor(padded, device=self.device), [0] * len(lengths))
+        last_P = torch.tensor(lengths, device=self.device) - 1
+        hidden_PD = hidden_PTD[self.trunk.slots.row_B1[:, 0], last_P]
+        if self.source != list(range(len(self.prompts))):
+            if self.drafter is not None:
+                self.drafter.fill(lengths)
+            self._select(self.source)
+        logits_PV = self.model.project(hidden_PD)
+        return self._advance(logits_PV[self.source][:, None], self._no_drafts(), [0] * len(self.active))
+
+    def _no_drafts(self) -> Tensor:
+        return torch.zeros(len(self.active), 0, dtype=torch.long, device=self.device)
+
+    def _forward(self, certain_B: Tensor) -> Tensor:
+        """One forward of the trunk: one new token for every row, and the drafts that were right."""
+        counts = [row.next_draft() for row in self.active]
+        length = [row.length for row in self.active]
+        drafts_BJ = self._no_drafts()
+        if self.drafter is not None and max(counts) > 0:
+            place_B = self._places()
+            drafts_BJ = self.drafter.draft(length, max(counts), lambda logits: self.choice.draft(logits, place_B))
+        hidden_BQD = self.trunk.run(torch.cat([certain_B[:, None], drafts_BJ], 1), length)
+        for row in self.active:
+            row.forwards += row.finish is None
+        return self._advance(self.model.project(hidden_BQD), drafts_BJ, counts)
+
+    def _places(self) -> Tensor:
+        """Number of each row's next new token."""
+        return torch.tensor([len(row.tokens) for row in self.active], device=self.device)
+
+    def _advance(self, logits_BQV: Tensor, drafts_BJ: Tensor, counts: Sequence[int]) -> Tensor:
+        """Verify the drafts, let every row take what it got; the last token of each row that goes on."""
+        count_B = torch.tensor(counts, device=self.device)
+        accepted_B, next_B = self.choice.verify(logits_BQV, drafts_BJ, count_B, self._places())
+        drafts, accepted, following = drafts_BJ.tolist(), accepted_B.tolist(), next_B.tolist()
+        for b, row in enumerate(self.active):
+            if row.finish is None:
+                row.take(counts[b], [*drafts[b][: accepted[b]], following[b]], self.options)
+        return self._drop_finished(next_B)
+
+    def _drop_finished(self, next_B: Tensor) -> Tensor:
+        """Go on without the finished rows once they are half of the batch: dropping rows copies the others' caches."""
+        going = [b for b, row in enumerate(self.active) if row.finish is None]
+        if not 0 < 2 * len(going) <= len(self.active):
+            return next_B
+        self.active = [self.active[b] for b in going]
+        self._select(going)
+        self.choice.select(torch.tensor(going, dtype=torch.long, device=self.device))
+        return next_B[going]
+
+    def _select(self, rows: Sequence[int]) -> None:
+        self.trunk.select(rows)
+        if self.drafter is not None:
+            self.drafter.select(rows)

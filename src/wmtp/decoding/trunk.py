@@ -1,0 +1,165 @@
+"""The trunk and head 1 over new tokens only: what came before is in the caches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from wmtp.decoding.slots import Place, SlotLayer, Slots
+from wmtp.errors import ModelError
+from wmtp.heads import Branch, TrunkOutput
+from wmtp.model import MTPModel
+from wmtp.probing import evaluating
+
+_CHECKED: WeakSet[nn.Module] = WeakSet()
+"""Models that gave the same with caches as without."""
+
+
+class CachedTrunk:
+    """A model's trunk with the caches of a batch.
+
+    Args:
+        rows: of the batch.
+        limit: positions a row may reach.
+        keep_output: keep the trunk's output `[B, limit, D]` too, so that heads can be run on it later.
+    """
+
+    def __init__(self, model: MTPModel, rows: int, limit: int, *, keep_output: bool) -> None:
+        weight = model.unembedding().projection_VD
+        self.model = model
+        self.slots = Slots(model.base.config.get_text_config(), rows, limit, weight.device, weight.dtype)
+        self.layers = len(model.trunk_layers()) + 1
+        self.cache = self.slots.cache(self.layers)
+        self.caches = [self.cache]
+        self._output_BTD: Tensor | None = None
+        self._keep_output = keep_output
+        self._last: tuple[Place, TrunkOutput] | None = None
+        self._bypassed: tuple[nn.Module, Branch] | None = None
+
+    def run(self, tokens_BQ: Tensor, start: Sequence[int]) -> Tensor:
+        """Head 1's final hidden states `[B, Q, D]` of tokens that follow the first `start[b]` of each row."""
+        self.slots.place = self.slots.at(start, tokens_BQ.shape[1])
+        trunk = self._call(self.model.decoder, self.model.branch, tokens_BQ)
+        if self._keep_output:
+            self._store(trunk.hidden_BTD)
+            self._last = self.slots.place, trunk
+        return self.model.head(self.model.branch.layer, trunk)
+
+    def _call(self, decoder: nn.Module, branch: Branch, tokens_BQ: Tensor) -> TrunkOutput:
+        decoder(
+            input_ids=tokens_BQ,
+            position_ids=self.slots.position_BQ(),
+            attention_mask=self.slots.mask(),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return branch.take()
+
+    def _store(self, hidden_BQD: Tensor) -> None:
+        if self._output_BTD is None:
+            rows, _, width = hidden_BQD.shape
+            self._output_BTD = hidden_BQD.new_zeros(rows, self.slots.capacity, width)
+        self._output_BTD[self.slots.row_B1, self.slots.place.slot_BQ] = hidden_BQD
+
+    def cache_beside(self) -> Cache:
+        """A cache for one more head: its own last layer, beside the trunk's."""
+        cache = Cache(layers=[*self.cache.layers[:-1], SlotLayer(self.slots)])
+        self.caches.append(cache)
+        return cache
+
+    def output(self, start: Sequence[int], end: Sequence[int], cache: Cache) -> TrunkOutput:
+        """What a head gets to see of the positions from `start[b]` to `end[b]`, with its cache; the caches are there.
+
+        Shorter rows are filled up with positions that do not matter: what a head writes there is written over later.
+        """
+        if self._last is not None and self._last[0].start == tuple(start):
+            self.slots.place, trunk = self._last
+        else:
+            trunk = self._output_again(start, max(e - s for s, e in zip(start, end, strict=True)))
+        return _with_cache(trunk, self.cache, cache)
+
+    def _output_again(self, start: Sequence[int], width: int) -> TrunkOutput:
+        """The kept output of earlier forwards, with the arguments that the model prepares for those positions."""
+        assert self._output_BTD is not None, "the trunk has not run"
+        self.slots.place = self.slots.at(start, width)
+        hidden_BQD = self._output_BTD[self.slots.row_B1, self.slots.place.slot_BQ]
+        if self._bypassed is None:
+            self._bypassed = _bypassed(self.model)
+        trunk = self._call(*self._bypassed, torch.zeros_like(self.slots.place.slot_BQ))
+        return replace(trunk, hidden_BTD=hidden_BQD)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the batch, in this order; a row may be named more than once."""
+        row_B = torch.tensor(rows, dtype=torch.long, device=self.slots.device)
+        self.slots.select(row_B, self.caches)
+        if self._output_BTD is not None:
+            self._output_BTD = self._output_BTD[row_B]
+        self._last = None
+
+
+def _bypassed(model: MTPModel) -> tuple[nn.Module, Branch]:
+    """The decoder with every layer passed over, and its last branch: all it does is prepare the layers' arguments."""
+    last = Branch(model.branch.layer)
+    branches = nn.ModuleList([*(Branch(layer) for layer in model.trunk_layers()), last])
+    decoder = copy.copy(model.decoder)
+    decoder._modules = {
+        name: branches if isinstance(module, nn.ModuleList) and module[-1] is model.branch else module
+        for name, module in model.decoder._modules.items()
+    }
+    return decoder, last
+
+
+def _with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
+    """The same arguments with another cache."""
+
+    def other(value: Any) -> Any:
+        return new if value is old else value
+
+    keywords = {name: other(value) for name, value in trunk.keywords.items()}
+    return replace(trunk, arguments=tuple(other(value) for value in trunk.arguments), keywords=keywords)
+
+
+@contextmanager
+def decoding(model: MTPModel) -> Iterator[None]:
+    """Evaluation mode, no gradients, and no compiled code.
+
+    A compiled layer is one graph per place in the cache and per shape of a forward: with layers compiled one by one, as
+    for training, that is more graphs than torch keeps, and each would be compiled while decoding waits.
+    """
+    with evaluating(model), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def check_cached(model: MTPModel) -> None:
+    """Raise `ModelError` unless two uneven rows, taken in two steps, give what they give in one forward without caches.
+
+    Asked once per model.
+    """
+    if model in _CHECKED:
+        return
+    weight = model.unembedding().projection_VD
+    tokens_BT = torch.arange(1, 11, device=weight.device).remainder(weight.shape[0]).view(2, 5)
+    name = type(model.base).__name__
+    trunk = CachedTrunk(model, 2, 5, keep_output=False)
+    with decoding(model):
+        expected_BTD = model(tokens_BT)[0]
+        try:
+            trunk.run(tokens_BT[:, :3], (0, 0))
+            got_BQD = trunk.run(torch.stack([tokens_BT[0, 3:], tokens_BT[1, 2:4]]), (3, 2))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, KeyError) as problem:
+            raise ModelError(f"{name} does not run with a cache and a mask: {problem}") from problem
+    if not all(layer.is_initialized for layer in trunk.cache.layers):
+        raise ModelError(f"{name} has layers that leave the cache alone: decoding does not know what they remember")
+    expected_BQD = torch.stack([expected_BTD[0, 3:], expected_BTD[1, 2:4]])
+    share = float((got_BQD - expected_BQD).abs().max() / expected_BQD.abs().max().clamp(min=1e-6))
+    if share > (0.05 if expected_BQD.dtype.itemsize < 4 else 1e-3):
+        raise ModelError(f"{name} with a cache is {share:.1%} away from itself without: it cannot be decoded")
+    _CHECKED.add(model)

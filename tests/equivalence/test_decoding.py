@@ -1,0 +1,428 @@
+"""Decoding with drafts gives what decoding without them gives, in every architecture that the tests know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmtp.decoding import Generation, Sampling, StopStrings, generate, generate_many
+from wmtp.decoding import sampling as rules
+from wmtp.decoding.drafting import ParallelDrafter
+from wmtp.decoding.slots import SlotLayer
+from wmtp.decoding.trunk import CachedTrunk
+from wmtp.model import MTPModel
+from wmtp.objective import MTPObjective
+from wmtp.step import train_step
+from wmtp.testing import EOS, FAMILIES, random_batch, tiny_base, tiny_model, tiny_tokenizer
+from wmtp.weighting import Uniform
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+NEVER: tuple[int, ...] = ()
+
+
+def prompts_of(count: int, seed: int = 0, longest: int = 14, vocabulary: int = 64) -> list[list[int]]:
+    """Prompts of 1 to `longest` tokens; the sliding windows of the tests' families are shorter."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (count,), generator=random).tolist()
+    return [torch.randint(EOS + 1, vocabulary, (n,), generator=random).tolist() for n in lengths]
+
+
+def of_transformers(family: str, prompts: Sequence[Sequence[int]], count: int, eos: int | None = None) -> list[Any]:
+    """What transformers' own `generate` adds to each prompt by itself."""
+    base = tiny_base(family).eval()
+    options = {"max_new_tokens": count, "do_sample": False, "eos_token_id": eos, "pad_token_id": 0}
+    return [base.generate(torch.tensor([p]), **options)[0, len(p) :].tolist() for p in prompts]
+
+
+def trained(family: str = "llama", num_heads: int = 4) -> tuple[MTPModel, list[list[int]]]:
+    """A model that knows eight rows by heart, and the beginnings of these rows."""
+    model, batch = tiny_model(family, num_heads), random_batch(8, 40, seed=3)
+    batch.trainable_BT[:, 1:] |= batch.tokens_BT[:, 1:] > EOS
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        train_step(model, optimizer, MTPObjective(Uniform()), [batch])
+    return model, [row[: 3 + i % 3].tolist() for i, row in enumerate(batch.tokens_BT)]
+
+
+@pytest.fixture(scope="module")
+def learnt() -> tuple[MTPModel, list[list[int]]]:
+    return trained()
+
+
+# Greedy.
+
+
+@every_family
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_greedy_with_drafts_is_greedy_without_and_that_of_transformers(family: str, noise: float) -> None:
+    prompts = prompts_of(8)
+    model = tiny_model(family, 4, noise=noise)
+    plain = generate(model, prompts, 16, "plain", eos=NEVER)
+    if noise == 0:
+        assert plain.tokens[:4] == of_transformers(family, prompts[:4], 16)
+    for length in (None, 3):
+        drafted = generate(model, prompts, 16, eos=NEVER, draft_length=length)
+        assert drafted.tokens == plain.tokens
+    assert sum(drafted.drafted) > 0
+    for prompt, expected in zip(prompts[:2], plain.tokens, strict=False):
+        assert generate(model, [prompt], 16, eos=NEVER, draft_length=2).tokens == [expected]
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 4])
+def test_any_number_of_heads_gives_the_same(num_heads: int) -> None:
+    prompts = prompts_of(4, seed=num_heads)
+    got = generate(tiny_model("llama", num_heads, noise=0.02), prompts, 16, eos=NEVER)
+    assert got.tokens == of_transformers("llama", prompts, 16)
+    assert len(got.accepted) == num_heads - 1
+
+
+def test_heads_that_know_the_text_take_several_tokens_a_forward(learnt: tuple[MTPModel, list[list[int]]]) -> None:
+    model, prompts = learnt
+    plain = generate(model, prompts, 30, "plain")
+    drafted = generate(model, prompts, 30, draft_length=3)
+    assert drafted.tokens == plain.tokens
+    assert drafted.tokens_per_forward > 2
+    assert plain.tokens_per_forward == 1
+    assert drafted.accepted[0] > drafted.accepted[2] > 0
+
+
+def test_rows_of_a_batch_accept_differently_and_each_gets_its_own(learnt: tuple[MTPModel, list[list[int]]]) -> None:
+    model, known = learnt
+    prompts = [prompt for pair in zip(known, prompts_of(8, seed=5), strict=True) for prompt in pair]
+    together = generate(model, prompts, 25, draft_length=3)
+    assert len({row.forwards for row in together.rows}) > 3
+    for prompt, row in zip(prompts, together.rows, strict=True):
+        assert generate(model, [prompt], 25, "plain").tokens == [row.tokens]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("heads", ["untrained", "trained"])
+def test_greedy_is_greedy_on_five_hundred_prompts(family: str, heads: str) -> None:
+    model, known = trained(family) if heads == "trained" else (tiny_model(family, 4, noise=0.02), [])
+    prompts = [*known, *prompts_of(504 - len(known), seed=11, longest=8)]
+    plain, eight, one = (
+        list(generate_many(model, prompts, max_new_tokens=10, mode=mode, eos=NEVER, batch_rows=rows))
+        for mode, rows in (("plain", 64), ("speculative", 8), ("speculative", 1))
+    )
+    assert [g.tokens for g in eight] == [g.tokens for g in plain]
+    assert [g.tokens for g in one] == [g.tokens for g in plain]
+    assert sum(sum(g.drafted) for g in one) > 500
+
+
+# Sampling.
+
+
+def exact(model: MTPModel, prompt: Sequence[int], length: int, sampling: Sampling) -> Tensor:
+    """Probability of every continuation of `length` tokens, in the order of `product`, from forwards without caches."""
+    vocabulary = model.base.config.vocab_size
+    every = torch.tensor(list(product(range(vocabulary), repeat=length)))
+    tokens = torch.cat([torch.tensor([prompt]).expand(len(every), -1), every], 1)
+    with torch.no_grad():
+        logits = model.project(model(tokens)[0])[:, len(prompt) - 1 : -1]
+    each: Tensor = sampling.probabilities(logits).double().gather(-1, every[..., None])[..., 0]
+    return each.prod(1)
+
+
+def chi_square(generation: Generation, expected: Tensor, vocabulary: int) -> float:
+    """Pearson's statistic in standard deviations above its mean; cells that expect fewer than 5 are one cell."""
+    length = len(generation.tokens[0])
+    place = torch.tensor([vocabulary**i for i in reversed(range(length))])
+    count = torch.bincount((torch.tensor(generation.tokens) * place).sum(1), minlength=len(expected)).double()
+    assert not count[expected == 0].any(), "a continuation that cannot be drawn was drawn"
+    want = expected * count.sum()
+    small = want < 5
+    count, want = (torch.cat([x[~small], x[small].sum()[None]]) for x in (count, want))
+    count, want = count[want > 0], want[want > 0]
+    freedom = len(want) - 1
+    return float(((count - want) ** 2 / want).sum() - freedom) / (2 * freedom) ** 0.5
+
+
+SAMPLINGS = {
+    "plain": Sampling(),
+    "sharp": Sampling(temperature=0.7, top_p=0.9),
+    "cut": Sampling(temperature=1.5, top_k=3, min_p=0.1),
+}
+DRAWS = 20_000
+
+
+def draws(sampling: Sampling, mode: str, length: int, count: int = DRAWS) -> tuple[Generation, Tensor]:
+    model = tiny_model("llama", 4, noise=0.05, vocab_size=4)
+    prompt = [1, 3, 0, 2, 1]
+    (generation,) = generate_many(
+        model, [prompt], samples=count, max_new_tokens=length, mode=mode, sampling=sampling, eos=NEVER, batch_rows=count
+    )
+    return generation, exact(model, prompt, length, sampling)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("plain", "sharp"), ("speculative", "plain"), ("speculative", "sharp"), ("speculative", "cut")]
+)
+def test_every_continuation_is_drawn_as_often_as_the_model_says(mode: str, name: str) -> None:
+    generation, expected = draws(SAMPLINGS[name], mode, 4)
+    assert len(generation.rows) == DRAWS
+    assert abs(chi_square(generation, expected, 4)) < 4
+    if mode == "speculative":
+        assert 0.1 < generation.acceptance[0] < 0.95
+
+
+def test_the_statistic_notices_drafts_that_are_accepted_without_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "leading", lambda accepted_BJ: torch.full((len(accepted_BJ),), accepted_BJ.shape[1]))
+    generation, expected = draws(Sampling(), "speculative", 4, count=4000)
+    assert chi_square(generation, expected, 4) > 20
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=0.95)])
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_a_row_does_not_depend_on_its_batch_mates(sampling: Sampling | None, mode: str) -> None:
+    model, prompts = tiny_model("gemma3", 4, noise=0.02), prompts_of(6, seed=8)
+    options: dict[str, Any] = {"mode": mode, "sampling": sampling, "eos": NEVER}
+    together = generate(model, prompts, 24, **options)
+    assert generate(model, prompts[:2], 24, **options).tokens == together.tokens[:2]
+    other = [prompts[0], *prompts_of(9, seed=9, longest=30)]
+    assert generate(model, other, 24, **options).tokens[0] == together.tokens[0]
+
+
+def test_seeds_rows_and_samples_draw_differently_and_the_same_seed_the_same() -> None:
+    model, prompt = tiny_model("llama", 3), [5, 6, 7]
+    options: dict[str, Any] = {"max_new_tokens": 12, "sampling": Sampling(), "eos": NEVER}
+    (samples,) = generate_many(model, [prompt], samples=6, **options)
+    (again,) = generate_many(model, [prompt], samples=6, **options)
+    (other,) = generate_many(model, [prompt], samples=6, seed=1, **options)
+    assert again.tokens == samples.tokens
+    assert len({tuple(row) for row in samples.tokens + other.tokens}) == 12
+
+
+# Many prompts.
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_results_come_in_order_and_are_the_same_whatever_the_batches(samples: int, mode: str) -> None:
+    model, prompts = tiny_model("qwen3", 3, noise=0.02), prompts_of(11, seed=2)
+    options: dict[str, Any] = {
+        "samples": samples, "max_new_tokens": 9, "mode": mode, "eos": NEVER, "sampling": Sampling(temperature=0.8)
+    }  # fmt: skip
+    expected = [g.tokens for g in generate_many(model, prompts, batch_rows=64, **options)]
+    assert [len(rows) for rows in expected] == [samples] * 11
+    for batch_rows in (1, 2, 4):
+        assert [g.tokens for g in generate_many(model, prompts, batch_rows=batch_rows, **options)] == expected
+    if samples == 1:
+        assert generate(model, prompts, 9, mode, eos=NEVER, sampling=Sampling(temperature=0.8)).tokens == [
+            rows[0] for rows in expected
+        ]
+
+
+@contextmanager
+def recorded_forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes `[rows, width]` of the trunk's forwards."""
+    shapes: list[tuple[int, ...]] = []
+    run = CachedTrunk.run
+
+    def recorded(self: CachedTrunk, tokens_BQ: Tensor, start: Sequence[int]) -> Tensor:
+        shapes.append(tuple(tokens_BQ.shape))
+        return run(self, tokens_BQ, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedTrunk, "run", recorded)
+        yield shapes
+
+
+def test_samples_of_a_prompt_share_its_first_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny_model("llama", 3), [[5] * 9, [6] * 7]
+    list(generate_many(model, prompts, samples=4, max_new_tokens=1, sampling=Sampling()))
+    with recorded_forwards(monkeypatch) as shapes:
+        list(generate_many(model, prompts, samples=4, max_new_tokens=3, sampling=Sampling(), eos=NEVER))
+    assert shapes[0] == (2, 9)
+    assert {rows for rows, _ in shapes[1:]} == {8}
+
+
+def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", 2)
+    prompts = prompts_of(8, seed=4)
+    free = generate(model, prompts, 12, "plain", eos=NEVER)
+    ends = {row[2] for row in free.tokens[:6]} - {token for row in free.tokens[6:] for token in row}
+    with recorded_forwards(monkeypatch) as shapes:
+        stopped = generate(model, prompts, 12, "plain", eos=ends)
+    assert [row.finish for row in stopped.rows[6:]] == ["length", "length"]
+    assert shapes[0][0] == 8
+    assert shapes[-1][0] < 8
+    for got, whole in zip(stopped.tokens, free.tokens, strict=True):
+        assert got == whole[: len(got)]
+
+
+# Where a row ends.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+def test_as_many_tokens_as_asked_for_and_no_more(count: int, learnt: tuple[MTPModel, list[list[int]]]) -> None:
+    model, prompts = learnt
+    plain = generate(model, prompts, count, "plain", eos=NEVER)
+    drafted = generate(model, prompts, count, eos=NEVER, draft_length=3)
+    assert drafted.tokens == plain.tokens
+    assert {len(row) for row in drafted.tokens} == {count}
+    assert {row.finish for row in drafted.rows} == {"length"}
+
+
+def test_a_draft_that_runs_over_the_end_is_cut(learnt: tuple[MTPModel, list[list[int]]]) -> None:
+    """Every token of the text is the EOS once, so drafts run over it at every place of a draft."""
+    model, prompts = learnt
+    (free,) = generate(model, prompts[:1], 16, "plain", eos=NEVER).tokens
+    for eos in sorted(set(free)):
+        row = generate(model, prompts[:1], 16, eos=[eos], draft_length=3).rows[0]
+        assert row.tokens == free[: free.index(eos) + 1]
+        assert row.finish == "eos"
+
+
+def test_the_models_own_eos_is_that_of_transformers() -> None:
+    model, prompts = tiny_model("llama", 3), prompts_of(60, seed=21)
+    ends = generate(model, prompts, 30)
+    ended = [i for i, row in enumerate(ends.rows) if row.finish == "eos"]
+    assert ended
+    for i in ended[:3]:
+        assert of_transformers("llama", [prompts[i]], 30, eos=EOS) == [ends.tokens[i]]
+
+
+def test_a_stop_string_ends_the_row_at_the_token_that_completes_it() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", 4, vocab_size=len(tokenizer))
+    prompts = prompts_of(4, seed=3, vocabulary=len(tokenizer))
+    for free in generate(model, prompts, 24, "plain", eos=NEVER).tokens:
+        text = tokenizer.decode(free, skip_special_tokens=True)
+        for start in (0, 5, 11):
+            string = text[start : start + 3]
+            if "\ufffd" in string or not string:
+                continue
+            stop = StopStrings(tokenizer, ["never", string])
+            n = stop.end(free, 0)
+            assert n is not None
+            assert string in tokenizer.decode(free[:n], skip_special_tokens=True)
+            assert string not in tokenizer.decode(free[: n - 1], skip_special_tokens=True)
+            assert stop.text(free) == text[: text.index(string)]
+
+
+@pytest.mark.parametrize("mode", ["plain", "speculative"])
+def test_both_modes_stop_at_the_same_place(mode: str, learnt: tuple[MTPModel, list[list[int]]]) -> None:
+    model, prompts = learnt
+
+    class Third:
+        """Stops at the third token, and says so late."""
+
+        def end(self, tokens: Sequence[int], since: int) -> int | None:
+            assert since < len(tokens)
+            return 3 if len(tokens) >= 3 else None
+
+    options: dict[str, Any] = {"draft_length": 3} if mode == "speculative" else {}
+    got = generate(model, prompts, 20, mode, stop=Third(), eos=NEVER, **options)
+    assert got.tokens == [row[:3] for row in generate(model, prompts, 20, "plain", eos=NEVER).tokens]
+    assert {row.finish for row in got.rows} == {"stop"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_row_ends_where_the_context_does(family: str) -> None:
+    model, context = tiny_model(family, 4, noise=0.02), 64
+    prompts = [[5] * 60, [7] * 63, [9] * 10]
+    plain = generate(model, prompts, 20, "plain", eos=NEVER)
+    assert [len(row) for row in plain.tokens] == [context - 60, context - 63, 20]
+    assert [row.finish for row in plain.rows] == ["context", "context", "length"]
+    assert generate(model, prompts, 20, eos=NEVER, draft_length=3).tokens == plain.tokens
+
+
+# What it costs.
+
+
+def test_memory_is_reserved_once_and_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = tiny_model("llama", 3, noise=0.02), []
+    reserve = SlotLayer.lazy_initialization
+
+    def noted(self: SlotLayer, keys: Tensor, values: Tensor) -> None:
+        reserve(self, keys, values)
+        made.append((self, self.keys.data_ptr(), self.keys.shape))
+
+    monkeypatch.setattr(SlotLayer, "lazy_initialization", noted)
+    generate(model, [[5, 6, 7]], 40, eos=NEVER, draft_length=2)
+    made = made[-5:]  # after the question that each model is asked once
+    assert len({id(layer) for layer, _, _ in made}) == 3 + 2  # every layer, and heads 2 and 3
+    for layer, address, shape in made:
+        assert shape[2] == 3 + 40 + 1
+        assert layer.keys.data_ptr() == address
+        assert layer.keys.shape == shape
+
+
+def test_a_forward_is_as_wide_as_the_drafts_and_each_head_runs_on_what_it_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch, learnt: tuple[MTPModel, list[list[int]]]
+) -> None:
+    model, prompts = learnt
+    seen: list[int] = []
+    handle = model.extra_heads[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[1]), with_kwargs=True
+    )
+    with recorded_forwards(monkeypatch) as shapes:
+        generate(model, prompts[:1], 20, eos=NEVER, draft_length=3)
+    handle.remove()
+    assert shapes[0] == (1, len(prompts[0]))
+    assert {width for _, width in shapes[1:-1]} == {4}
+    assert seen[0] == len(prompts[0])
+    assert set(seen[1:]) == {4}
+
+
+def test_heads_that_are_asked_late_draft_as_if_they_had_always_been(learnt: tuple[MTPModel, list[list[int]]]) -> None:
+    """What a head missed it sees at once, with the arguments that the model would have given it."""
+    model, prompts = learnt
+    for family_model, starts in ((model, prompts[:2]), (tiny_model("gemma3", 3, noise=0.02), prompts_of(2, seed=6))):
+        length = [len(prompt) for prompt in starts]
+        width = max(length)
+        padded = torch.tensor([[*p, *[0] * (width - len(p))] for p in starts])
+        more = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
+        drafts = []
+        for patient in (False, True):
+            trunk = CachedTrunk(family_model, 2, width + 6, keep_output=True)
+            drafter = ParallelDrafter(trunk, 2)
+            logits: list[Tensor] = []
+
+            def keep(given: Tensor, logits: list[Tensor] = logits) -> Tensor:
+                logits.append(given)
+                return given.argmax(-1)
+
+            with torch.inference_mode():
+                trunk.run(padded, [0, 0])
+                if not patient:
+                    drafter.draft(length, 2, keep)
+                for i in range(6):
+                    trunk.run(more[:, i : i + 1], [n + i for n in length])
+                    if not patient:
+                        drafter.draft([n + i + 1 for n in length], 2, keep)
+                if patient:
+                    drafter.draft([n + 6 for n in length], 2, keep)
+            drafts.append(logits[-1])
+        torch.testing.assert_close(drafts[0], drafts[1], rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_are_always_wrong_are_left_alone() -> None:
+    """A draft costs a twelfth of a forward and a bit, so the whole stays within 15 % of plain decoding."""
+    model = tiny_model("llama", 4, max_position_embeddings=512)
+    with torch.no_grad():
+        for head in model.extra_heads:
+            head.mlp.down_proj.weight.fill_(1.0)
+    got = generate(model, [[5, 6, 7]], 256, eos=NEVER)
+    assert got.accepted == (0, 0, 0)
+    assert got.forwards == 256
+    assert sum(got.drafted) < 30
+
+
+def test_a_model_compiled_for_training_is_decoded_without_compiling_anything() -> None:
+    model, prompts = tiny_model("llama", 2, noise=0.02), prompts_of(3, seed=17)
+    expected = generate(model, prompts, 12, eos=NEVER, draft_length=1).tokens
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("nothing is compiled while decoding")
+
+    for layer in (*model.trunk_layers(), *model.heads()):
+        layer.compile(fullgraph=True, dynamic=True, backend=never)
+    assert generate(model, prompts, 12, eos=NEVER, draft_length=1).tokens == expected
