@@ -188,7 +188,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention` by the operator that builds no `[B, H, T, T]`."""
+    """`F.scaled_dot_product_attention` by the operator that builds no `[B, H, T, T]`; a mask it makes numbers of."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     hidden: Tensor = operator(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     return hidden

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 
 from wmtp import parts as parts_module
+from wmtp.bench.ranks import state_bytes
 from wmtp.config import load
 from wmtp.distributed import World, joined, leave, local, release, whole
-from wmtp.formats.streamed import fill
+from wmtp.formats.streamed import fill, fill_rows
 from wmtp.parts import Parts, build, sharding_of
 from wmtp.step import evaluate, train_step
 
 STEPS = 3
 streamed: list[str] = []
+drawn: list[str] = []
 
 
 def counted(model: Any, source: str, device: torch.device) -> None:
@@ -32,7 +34,14 @@ def counted(model: Any, source: str, device: torch.device) -> None:
     fill(model, source, device)
 
 
+def counted_rows(model: Any, rows: Any, device: torch.device) -> None:
+    """`fill_rows` of random weights, noted."""
+    drawn.append(type(model).__name__)
+    fill_rows(model, rows, device)
+
+
 parts_module.fill = counted
+parts_module.fill_rows = counted_rows
 
 
 def main(cases_file: str, out: str) -> None:
@@ -47,8 +56,10 @@ def main(cases_file: str, out: str) -> None:
             else:
                 here = world
             streamed.clear()
+            drawn.clear()
             result = train(build(config, here, sharding_of(config, here)), world)
             result["streamed"] = len(streamed)
+            result["drawn"] = len(drawn)
             if world.leads:
                 torch.save(result, Path(out) / f"{name}.pt")
 
@@ -66,6 +77,7 @@ def train(parts: Parts, world: World) -> dict[str, Any]:
             parts.model, parts.optimizer, parts.objective, batches, reduce=world, precision=parts.precision
         )
         steps.append(result.metrics | {"grad_norm": result.grad_norm, "tokens": result.tokens})
+    state = state_bytes(parts)
     validation = parts.data.validation
     assert validation is not None
     batches = (validation.at(n, *sizes, **share) for n in range(1))
@@ -80,6 +92,7 @@ def train(parts: Parts, world: World) -> dict[str, Any]:
         "rows": rows,
         "memory": parts.objective.state_dict(),
         "held": held,
+        "state_bytes": state,
     }
 
 

@@ -16,7 +16,10 @@ import torch
 from wmtp.config import load
 from wmtp.formats.hf import load_tokenizer, random_causal_lm
 from wmtp.formats.native import save_model
+from wmtp.memory import gradient_bytes, layout, optimiser_bytes, weight_bytes
 from wmtp.model import MTPModel
+from wmtp.parts import build
+from wmtp.rehearsal import units_of
 from wmtp.value import ValueModel
 
 RECIPE = Path(__file__).parent.parent / "e2e" / "small_recipe.yaml"
@@ -111,7 +114,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
         ranks: launch(ranks, {f"{a}-{s}": recipe_of(a, s, folder) for a, s in cases}, folder / str(ranks))
         for ranks, cases in CASES.items()
     }
-    return {1: one, **many}
+    return {0: {"models": folder}, 1: one, **many}
 
 
 STREAMED = {"from_base": 1, "from_heads": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
@@ -127,6 +130,25 @@ STREAMED = {"from_base": 1, "from_heads": 1, "verifiable": 1, "select": 1, "soft
 def test_weights_from_a_folder_go_straight_into_the_shares(results: dict[int, dict[str, Any]], arm: str) -> None:
     assert results[1][arm]["streamed"] == 0
     assert results[2][f"{arm}-FULL_SHARD"]["streamed"] == STREAMED.get(arm, 0)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_random_weights_are_drawn_into_the_shares_and_never_built_whole(
+    results: dict[int, dict[str, Any]], arm: str
+) -> None:
+    assert results[1][arm]["drawn"] == 0
+    assert results[2][f"{arm}-FULL_SHARD"]["drawn"] == (0 if arm.startswith("from_") else 1)
+
+
+@pytest.mark.parametrize(("ranks", "arm", "strategy"), [(r, *case) for r, cases in CASES.items() for case in cases])
+def test_weights_gradients_and_optimiser_take_the_bytes_that_a_dry_run_says(
+    results: dict[int, dict[str, Any]], ranks: int, arm: str, strategy: str, tmp_path: Path
+) -> None:
+    case = recipe_of(arm, strategy, results[0]["models"])
+    model = build(load([RECIPE], case["overrides"]), weights=False).model
+    pieces = layout(strategy, 2 if strategy == "HYBRID_SHARD" else ranks).pieces
+    said = sum(term(units_of(model), pieces) for term in (weight_bytes, gradient_bytes, optimiser_bytes))
+    assert results[ranks][f"{arm}-{strategy}"]["state_bytes"] == said
 
 
 def close(expected: Any, relative: float) -> Any:
