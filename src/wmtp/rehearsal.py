@@ -279,7 +279,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), keywords: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
-            return True  # "is it all one document?"
+            return True  # a model asked for a value; of those known here, whether each row is one document
         keywords = keywords or {}
         given = {id(tensor.untyped_storage()) for tensor in _tensors((args, tuple(keywords.values())))}
         result = function(*args, **keywords)

@@ -154,12 +154,17 @@ def _at(tree: Any, key: str) -> Any:
 
 @contextmanager
 def only_trainer(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock.
+    """Make the run folder, and hold its lock.
 
     Raises:
-        UsageError: another process is training in it.
+        UsageError: it cannot be made or written, or another process is training in it.
     """
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("w")
+    except OSError as problem:
+        raise UsageError(f"the run folder {folder} cannot be made or written: {problem}") from problem
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:

@@ -162,7 +162,6 @@ def run(
             raise Interrupted("stopped before the first step; nothing was written", received)
 
         def occupy() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(only_trainer(folder))
 
         world.first(occupy)

@@ -52,8 +52,8 @@ VERSION = 1
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2},
     "12M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4},
-    "35M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
-    "125M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 13, "num_attention_heads": 12},
+    "37M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "112M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 13, "num_attention_heads": 12},
 }
 """Llamas by their rough number of parameters, heads included."""
 VOCABULARY = 8192
@@ -335,7 +335,7 @@ def show(result: dict[str, Any]) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("ranks", __doc__)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["12M", "35M", "125M"])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["12M", "37M", "112M"])
     parser.add_argument("--ranks", nargs="+", type=measuring.positive, default=[1, 2, 4], help="numbers of processes")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--rows", type=measuring.positive, default=2, help="of a rank's micro-batch (default: 2)")
