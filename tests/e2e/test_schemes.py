@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 
 from wmtp.config import load
+from wmtp.errors import Interrupted
+from wmtp.trainer import Silent, run
 from wmtp.weighting import SCHEMES
 
 Command = Callable[..., tuple[int, str, str]]
@@ -99,6 +103,38 @@ def test_an_annealed_ratio_and_scheduled_coefficients_follow_the_step(runs: Path
     # heads 2 to 4 have a coefficient of 0 at first: with denominator "weights" the loss is head 1's alone
     assert first["loss/weighted"] > first["loss/nll_head_1"]
     assert first["weight/mean_head_1"] == pytest.approx(0.95, abs=0.02)
+
+
+class StopAfter(Silent):
+    """Sends this process SIGTERM after a step."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        if step == self.last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_scheme_with_memory_and_schedules_goes_on_after_a_stop_as_if_there_had_been_none(
+    recipe: Path, tmp_path: Path
+) -> None:
+    weighting = "{scheme: gradient, ema_decay: 0.5, alpha: {start: 0.5, end: 2, shape: cosine}}"
+    scheduled = f"objective={{weighting: {weighting}, head_decay: {{start: 0.5, end: 1}}}}"
+    config = load([recipe], ["train.steps=4", "train.eval_every=2", "train.eval_batches=1", scheduled])
+    run(config, out=tmp_path / "a")
+    with pytest.raises(Interrupted):
+        run(config, out=tmp_path / "b", reporter=StopAfter(2))
+    run(config, out=tmp_path / "b", resume="auto")
+    for split in ("train", "validation"):
+        whole, resumed = (
+            [{k: v for k, v in line.items() if not k.startswith(("time/", "mem/"))} for line in journal(out, split)]
+            for out in (tmp_path / "a", tmp_path / "b")
+        )
+        assert whole == resumed
+    assert len(whole) == 2
+    assert journal(tmp_path / "a")[1]["weight/std"] > 0
 
 
 # A scheme of the user's own: what docs/schemes/own.md says, done
