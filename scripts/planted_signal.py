@@ -1,10 +1,10 @@
 """Which schemes find the tokens that matter? A task where it is known which ones do.
 
-    python scripts/planted_signal.py [--seeds 5] [--steps 300] [--processes 2] [--json planted.json]
+    python scripts/planted_signal.py [--seeds 5] [--steps 100] [--processes 2] [--json planted.json]
 
 A response is a run of groups `a b = v`: `a` and `b` are drawn at random (noise: nothing can be learned), `=` is always
-there (known at once), and `v` follows from a and b by a hidden table (*planted*: what matters). In half of the
-responses each `v` is wrong with probability 1/4. A response is labelled correct if none is; a problem has four.
+there (known at once), and `v` follows from b by a hidden table (*planted*: what matters). In half of the responses each
+`v` is wrong with probability 1/4. A response is labelled correct if none is; a problem has four responses.
 
 Every arm trains the same rows in the same order from the same initial weights. Printed, over seeds:
 
@@ -59,8 +59,8 @@ from wmtp.weighting import (
     shuffled,
 )
 
-BOS, EOS, SEPARATOR, EQUALS, LETTERS, VALUES = 1, 2, 3, 4, 5, 13
-SIZE, GROUPS, START, WRONG = 8, 8, 2, 0.25
+BOS, EOS, SEPARATOR, EQUALS, LETTERS, VALUES = 1, 2, 3, 4, 5, 21
+SIZE, GROUPS, START, WRONG = 16, 8, 2, 0.25
 VOCABULARY = VALUES + SIZE
 HEADS = 2
 BATCH = 16
@@ -71,7 +71,7 @@ class Task:
 
     def __init__(self, seed: int, problems: int = 256) -> None:
         random = np.random.default_rng(seed)
-        self.table = random.integers(0, SIZE, (SIZE, SIZE))
+        self.table = random.integers(0, SIZE, SIZE)
         self.rows = [self._row(random, problem, wrong) for problem in range(problems) for wrong in (0, 0, WRONG, WRONG)]
         for start in range(0, len(self.rows), 4):
             rewards = [row.reward for row in self.rows[start : start + 4]]
@@ -83,7 +83,7 @@ class Task:
     def _row(self, random: np.random.Generator, problem: int, wrong: float) -> Row:
         a, b = random.integers(0, SIZE, (2, GROUPS))
         is_wrong = random.random(GROUPS) < wrong
-        value = (self.table[a, b] + is_wrong * random.integers(1, SIZE, GROUPS)) % SIZE
+        value = (self.table[b] + is_wrong * random.integers(1, SIZE, GROUPS)) % SIZE
         groups = np.stack([LETTERS + a, LETTERS + b, np.full(GROUPS, EQUALS), VALUES + value], 1).ravel()
         tokens = np.array([BOS, SEPARATOR, *groups, EOS], dtype=np.int32)
         return Row(tokens, START, problem, float(not is_wrong.any()), 0)
@@ -92,8 +92,7 @@ class Task:
         """bool: where a token is a value, and the right one."""
         planted = np.zeros(len(row.tokens), dtype=bool)
         places = START + 3 + 4 * np.arange(GROUPS)
-        a, b, v = (row.tokens[places - back] for back in (3, 2, 0))
-        planted[places] = v - VALUES == self.table[a - LETTERS, b - LETTERS]
+        planted[places] = row.tokens[places] - VALUES == self.table[row.tokens[places - 2] - LETTERS]
         return planted
 
 
@@ -237,7 +236,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
