@@ -40,13 +40,9 @@ ARMS: dict[str, list[str]] = {
         "train.micro_batch_size=null",
     ],
     "gradient": ["objective={{weighting: {{scheme: gradient, ema_decay: 0.5}}}}", "train.micro_batch_size=2"],
-    "grpo": ["objective={{weighting: {{scheme: grpo}}}}", "data.solutions=all"],
     "hybrid": [
         "objective={{weighting: {{scheme: hybrid, parts: [{{scheme: critic, critic: '{models}/critic', whiten: ema}}, "
         "{{scheme: rho1, reference: '{models}/reference', mode: soft}}, {{scheme: gradient}}]}}}}"
-    ],
-    "shuffled": [
-        "objective={{weighting: {{scheme: shuffled, of: {{scheme: rho1, reference: '{models}/reference'}}}}}}"
     ],
     "random_matched": [
         "objective={{weighting: {{scheme: random_matched, of: {{scheme: critic, critic: '{models}/critic'}}}}}}"
@@ -67,7 +63,7 @@ TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
     (arm, other) for arm in ("baseline", "select", "tied", "critic") for other in STRATEGIES[1:]
 ]
 FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + [
-    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "gradient", "inverted")
+    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted")
 ]
 CASES = {2: TWO, 4: FOUR}
 
@@ -119,7 +115,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
 
 STREAMED = {"from_base": 1, "from_heads": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
     "hybrid": 2,
-    "shuffled": 1,
     "random_matched": 1,
     "annealed": 1,
 }
