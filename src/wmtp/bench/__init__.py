@@ -14,6 +14,7 @@ BENCHMARKS = {
     "backends": "The loss on every device of this machine, in one table.",
     "checkpoint": "How long training stands still for a checkpoint, in the background and at once.",
     "packing": "Micro-batches by token budget beside packed rows and padded ones.",
+    "sandbox": "Programs per second in the sandbox beside fresh interpreters, and verdicts under load.",
     "faults": "A supervised training that is killed again and again, beside one that is not.",
 }
 """Every benchmark: the module of this package, and what it measures."""
