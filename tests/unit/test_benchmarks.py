@@ -296,6 +296,18 @@ def test_the_prompts_of_decoding_are_as_transformers_pads_them() -> None:
     assert decoding.until_end([5, 6], [1]) == [5, 6]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX system")
+def test_the_json_of_the_sandbox_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = document_of("sandbox", ["--programs", "6", "--rounds", "1", "--workers", "1"], tmp_path)
+    assert set(document) == {"version", "benchmark", "machine", "settings", "isolation", "cases", "load"}
+    assert document["cases"][0]["to_fresh"] == [1.0, 1.0, 1.0]
+    assert all(row["cpu_ms"] > 0 for row in document["cases"])
+    assert (document["load"]["flips"], document["load"]["unlike_labels"]) == ([], 0)
+    readme = (FOLDER / "README.md").read_text()
+    assert all(f"`{key}`" in readme for key in document["load"])
+    assert "fresh interpreter" in capsys.readouterr().out
+
+
 def packing_options(*more: str) -> Any:
     return packing.parse([*TINY_PACKING, "--device", "cpu", *more])
 

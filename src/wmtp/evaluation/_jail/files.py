@@ -1,0 +1,87 @@
+"""Which files a program may read: the standard library and the shared libraries it loads, and nothing else.
+
+Never the interpreter's site-packages: they hold this package with the tests of its embedded data, and whatever else
+the user installed. Symbolic links are followed by hand, since both a Landlock rule and a bind mount need real files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_INSTALLED = ("site-packages", "dist-packages")
+_SYSTEM = ("/lib", "/lib64", "/usr/lib64", "/usr/lib32")
+_DATA = ("/etc/ld.so.cache", "/usr/share/zoneinfo", "/usr/lib/locale")
+
+
+def standard_library() -> list[str]:
+    """The folders (usually one, and one inside it) of the running interpreter's own modules."""
+    return sorted({os.path.realpath(path) for path in sys.path if os.path.isdir(path)})
+
+
+def readable(packages: Iterable[str]) -> list[str]:
+    """Real paths that a program may read; folders with all below them. `packages` are folders or files to add."""
+    found: set[str] = set()
+    for folder in standard_library():
+        found.update(entry.path for entry in os.scandir(folder) if entry.name not in _INSTALLED)
+    found.update(_mapped())
+    found.update(_shared_libraries())
+    found.update(os.path.realpath(path) for path in (*_DATA, *packages) if os.path.exists(path))
+    return sorted(path for path in found if not any(parent in found for parent in _parents(path)))
+
+
+def links() -> dict[str, str]:
+    """Links that a new root needs too: those of a merged /usr, and to the library if it is reached through one."""
+    found = {path: os.readlink(path) for path in _SYSTEM if os.path.islink(path)}
+    for path in sys.path:
+        if path != os.path.realpath(path) and not any(path.startswith(f"{link}/") for link in found):
+            found[path] = os.path.realpath(path)
+    return found
+
+
+def readable_by_others(paths: Iterable[str]) -> bool:
+    """Whether a user who owns nothing could read `paths`, by the mode bits on the way."""
+    for path in paths:
+        for parent in _parents(path):
+            if not os.stat(parent).st_mode & stat.S_IXOTH:
+                return False
+        if not os.stat(path).st_mode & stat.S_IROTH:
+            return False
+    return True
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        yield path
+
+
+def _mapped() -> Iterator[str]:
+    """Files mapped into this process: its interpreter and libraries, wherever they are."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                path = line.split(maxsplit=5)[-1].strip()
+                if path.startswith("/") and os.path.isfile(path):
+                    yield os.path.realpath(path)
+    except FileNotFoundError:
+        return
+
+
+def _shared_libraries() -> Iterator[str]:
+    """Where extension modules that are not loaded yet find theirs."""
+    multiarch = getattr(sys.implementation, "_multiarch", "")
+    for folder in (*_SYSTEM, "/usr/lib"):
+        for path in (f"{folder}/{multiarch}", folder if folder.endswith(("64", "32")) else None):
+            if path is not None and os.path.isdir(path):
+                yield os.path.realpath(path)
+    for folder in {os.path.join(sys.base_prefix, "lib"), "/lib", "/usr/lib", "/usr/local/lib"}:
+        if os.path.isdir(folder):
+            yield from (
+                os.path.realpath(entry.path)
+                for entry in os.scandir(folder)
+                if ".so" in entry.name and os.path.isfile(entry.path)
+            )
