@@ -21,7 +21,7 @@ NOBODY = 65534
 
 
 def run_as_ordinary_user(code: str, files: Mapping[str, str]) -> Any:
-    """What `code` prints, read as JSON. It finds `wmtp.evaluation` and `files` in its folder.
+    """What `code` prints, read as JSON. It finds `wmtp.sandbox` and `files` in its folder.
 
     Skips the test where this process is no root, or where there is no such interpreter.
     """
@@ -34,7 +34,7 @@ def run_as_ordinary_user(code: str, files: Mapping[str, str]) -> Any:
     try:
         package = Path(wmtp.__file__).parent
         shutil.copytree(
-            package / "evaluation", folder / "wmtp" / "evaluation", ignore=shutil.ignore_patterns("__pycache__")
+            package / "sandbox", folder / "wmtp" / "sandbox", ignore=shutil.ignore_patterns("__pycache__")
         )
         for path in (package / "__init__.py", package / "errors.py"):
             shutil.copy(path, folder / "wmtp")

@@ -17,8 +17,8 @@ import pytest
 from attacks import ANSWER, ATTACKS, FORGERIES, REACHING, UNTRUSTED_TESTS, Attack
 from outside import SECRET, Outside, jailed
 
-from wmtp.evaluation import FunctionTests, Limits, Sandbox, SandboxError, StdinTests
-from wmtp.evaluation._start import PROMISES
+from wmtp.sandbox import FunctionTests, Limits, Sandbox, SandboxError, StdinTests
+from wmtp.sandbox._start import PROMISES
 
 pytestmark = [pytest.mark.fault, pytest.mark.skipif(sys.platform != "linux", reason="isolation is Linux's")]
 LIMITS = Limits(cpu_s=0.3, asleep_s=0.5, memory_bytes=2**27, output_bytes=2**20)

@@ -21,7 +21,7 @@ from attacks import ATTACKS, PIECES
 from ordinary import run_as_ordinary_user
 from outside import MARK, Outside, jailed
 
-from wmtp.evaluation import FunctionTests, Job, Limits, Sandbox, SandboxError, _worker
+from wmtp.sandbox import FunctionTests, Job, Limits, Sandbox, SandboxError, _worker
 
 pytestmark = [pytest.mark.fault, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 RIGHT = "def f(x): return x + 1"
@@ -71,7 +71,7 @@ def run_python(code: str, *arguments: str, python: str = sys.executable, **optio
 @pytest.mark.parametrize("without", WITHOUT, ids=str)
 def test_a_grader_killed_in_the_middle_of_a_program_leaves_nothing_behind(without: tuple[str, ...]) -> None:
     code = (
-        "import sys\nfrom wmtp.evaluation import Limits, Sandbox\n"
+        "import sys\nfrom wmtp.sandbox import Limits, Sandbox\n"
         f"sandbox = Sandbox(workers=1, without={without!r}, limits=Limits(cpu_s=60))\n"
         f"sandbox.run({SPIN!r}, {TESTS!r})"
     )
@@ -84,7 +84,7 @@ def test_a_grader_killed_in_the_middle_of_a_program_leaves_nothing_behind(withou
 
 def test_a_grader_that_forgets_to_close_leaves_nothing_behind() -> None:
     code = (
-        "import os\nfrom wmtp.evaluation import Sandbox\nsandbox = Sandbox(workers=1)\n"
+        "import os\nfrom wmtp.sandbox import Sandbox\nsandbox = Sandbox(workers=1)\n"
         f"print(sandbox.run({RIGHT!r}, {TESTS!r}).status, os.getpid())"
     )
     before = jailed()
@@ -135,7 +135,7 @@ def test_a_zygote_that_falls_silent_is_replaced(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_grader_without_descriptors_gives_no_label() -> None:
     code = (
-        "import os, resource\nfrom wmtp.evaluation import Sandbox\n"
+        "import os, resource\nfrom wmtp.sandbox import Sandbox\n"
         "with Sandbox(workers=1) as sandbox:\n"
         "    most = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')), most[1]))\n"
@@ -226,7 +226,7 @@ def test_a_zygote_outlives_the_thread_that_first_needed_it() -> None:
 
 def test_a_forked_grader_cannot_use_its_parents_sandbox_nor_end_it() -> None:
     code = (
-        "import os\nfrom wmtp.evaluation import Sandbox, SandboxError\n"
+        "import os\nfrom wmtp.sandbox import Sandbox, SandboxError\n"
         "sandbox = Sandbox(workers=1)\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
@@ -275,8 +275,8 @@ def skip_without_landlock() -> None:
 
 PREFILTER = """
 import json, os, sys
-from wmtp.evaluation import Sandbox, SandboxError
-from wmtp.evaluation._jail import kernel
+from wmtp.sandbox import Sandbox, SandboxError
+from wmtp.sandbox._jail import kernel
 import struct
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
 def refuse(number, code):
@@ -346,7 +346,7 @@ def test_a_system_that_is_not_linux_gives_level_0_and_says_so(monkeypatch: pytes
 ORDINARY = """
 import json, os, subprocess, sys
 from attacks import ATTACKS, ANSWER, FORGERIES, PROCESSES, SYSTEM_CALLS
-from wmtp.evaluation import FunctionTests, Job, Limits, Sandbox
+from wmtp.sandbox import FunctionTests, Job, Limits, Sandbox
 victim = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(999)"])
 found = {"uid": os.geteuid(), "bad": []}
 for without in ((), ("namespaces",)):

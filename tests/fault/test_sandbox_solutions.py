@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ordinary import run_as_ordinary_user
 
-from wmtp.evaluation import FunctionTests, Job, Limits, Sandbox
+from wmtp.sandbox import FunctionTests, Job, Limits, Sandbox
 
 pytestmark = [pytest.mark.fault, pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX system")]
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -99,7 +99,7 @@ def test_known_solutions_pass_and_spoiled_ones_fail(name: str, every: int) -> No
 
 ORDINARY = """
 import json, os
-from wmtp.evaluation import FunctionTests, Job, Limits, Sandbox
+from wmtp.sandbox import FunctionTests, Job, Limits, Sandbox
 rows = json.load(open("jobs.json"))
 jobs = (Job(source, FunctionTests(tests, setup, entry)) for _, _, source, tests, setup, entry in rows)
 bad = []

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wmtp.evaluation._jail import codec
+from wmtp.sandbox._jail import codec
 
 scalars = (
     st.none()

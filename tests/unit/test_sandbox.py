@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from wmtp.errors import DataError, UsageError
-from wmtp.evaluation import CallTests, FunctionTests, Job, Limits, Sandbox, StdinTests, Verdict, run_program
-from wmtp.evaluation._compare import agree, same_words
-from wmtp.evaluation._exchange import Ended, Outcome
-from wmtp.evaluation._grade import Runner, Trial, grade
-from wmtp.evaluation._jail import plain, syscalls
-from wmtp.evaluation.verdict import printable
+from wmtp.sandbox import CallTests, FunctionTests, Job, Limits, Sandbox, StdinTests, Verdict, run_program
+from wmtp.sandbox._compare import agree, same_words
+from wmtp.sandbox._exchange import Ended, Outcome
+from wmtp.sandbox._grade import Runner, Trial, grade
+from wmtp.sandbox._jail import plain, syscalls
+from wmtp.sandbox.verdict import printable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX system")
 
@@ -470,7 +470,7 @@ def test_reasons_are_safe_to_print() -> None:
 
 
 def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
-    code = "import sys, wmtp.evaluation\nassert not {'torch', 'numpy'} & set(sys.modules)\nprint('light')"
+    code = "import sys, wmtp.sandbox\nassert not {'torch', 'numpy'} & set(sys.modules)\nprint('light')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "light\n", done.stderr
 

@@ -30,7 +30,7 @@ from wmtp.bench import measuring
 from wmtp.data.records import Record
 from wmtp.data.sources import read_records
 from wmtp.errors import WmtpError
-from wmtp.evaluation import Job, Limits, Sandbox
+from wmtp.sandbox import Job, Limits, Sandbox
 from wmtp.storage import resolve
 
 VERSION = 1

@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from wmtp.errors import DataError
-from wmtp.evaluation._compare import agree, same_words
-from wmtp.evaluation._exchange import Child, Ended, OnMessage, Outcome
-from wmtp.evaluation._jail import codec
-from wmtp.evaluation.verdict import CallTests, FunctionTests, Limits, Status, StdinTests, Tests, Trust, printable
+from wmtp.sandbox._compare import agree, same_words
+from wmtp.sandbox._exchange import Child, Ended, OnMessage, Outcome
+from wmtp.sandbox._jail import codec
+from wmtp.sandbox.verdict import CallTests, FunctionTests, Limits, Status, StdinTests, Tests, Trust, printable
 
 
 class Runner(Protocol):

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from wmtp.errors import UsageError
-from wmtp.evaluation._exchange import Child
-from wmtp.evaluation._worker import Worker, WorkerLost
-from wmtp.evaluation.verdict import Isolation, Limits, SandboxError
+from wmtp.sandbox._exchange import Child
+from wmtp.sandbox._worker import Worker, WorkerLost
+from wmtp.sandbox.verdict import Isolation, Limits, SandboxError
 
 MECHANISMS = ("namespaces", "Landlock", "seccomp", "unprivileged user")
 """What can be switched off, for tests and for machines where one misbehaves."""

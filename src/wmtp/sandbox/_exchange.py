@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wmtp.errors import DataError
-from wmtp.evaluation._jail import codec
-from wmtp.evaluation.verdict import Limits
+from wmtp.sandbox._jail import codec
+from wmtp.sandbox.verdict import Limits
 
 JOB_FD, RPC_FD = 3, 4
 _JOB_S = 30.0

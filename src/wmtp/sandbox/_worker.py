@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wmtp.evaluation._exchange import Child, Ended, Line, OnMessage, Outcome, connect
-from wmtp.evaluation._jail import codec
-from wmtp.evaluation.verdict import Limits, SandboxError
+from wmtp.sandbox._exchange import Child, Ended, Line, OnMessage, Outcome, connect
+from wmtp.sandbox._jail import codec
+from wmtp.sandbox.verdict import Limits, SandboxError
 
 GRACE = 1.5
 """A program is killed at this many times its CPU limit, so that one just above it is seen to be that."""

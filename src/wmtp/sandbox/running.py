@@ -25,11 +25,11 @@ from itertools import islice
 from typing import get_args
 
 from wmtp.errors import DataError, UsageError
-from wmtp.evaluation._grade import Plain, Trial, grade
-from wmtp.evaluation._pool import Pool
-from wmtp.evaluation._start import Plan
-from wmtp.evaluation._worker import WorkerLost
-from wmtp.evaluation.verdict import (
+from wmtp.sandbox._grade import Plain, Trial, grade
+from wmtp.sandbox._pool import Pool
+from wmtp.sandbox._start import Plan
+from wmtp.sandbox._worker import WorkerLost
+from wmtp.sandbox.verdict import (
     FunctionTests,
     Isolation,
     Job,

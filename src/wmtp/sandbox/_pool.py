@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from wmtp.evaluation._start import Plan, Started, start
-from wmtp.evaluation.verdict import SandboxError
+from wmtp.sandbox._start import Plan, Started, start
+from wmtp.sandbox.verdict import SandboxError
 
 RESTART_AFTER = 2000
 """Programs after which a zygote is replaced, so that whatever might build up in it cannot."""

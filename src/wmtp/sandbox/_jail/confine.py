@@ -28,7 +28,7 @@ _TASK_ROOM = 1024
 
 
 class State:
-    """What is active, in words of `wmtp.evaluation.Isolation`."""
+    """What is active, in words of `wmtp.sandbox.Isolation`."""
 
     def __init__(self) -> None:
         self.mechanisms = ["fresh process", "limits", "environment"]

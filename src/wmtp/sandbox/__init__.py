@@ -1,7 +1,7 @@
 """Running generated code and judging what it does. Nothing that is imported here needs torch."""
 
-from wmtp.evaluation.sandbox import Sandbox, run_program
-from wmtp.evaluation.verdict import (
+from wmtp.sandbox.running import Sandbox, run_program
+from wmtp.sandbox.verdict import (
     CallTests,
     FunctionTests,
     Isolation,
