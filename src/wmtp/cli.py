@@ -12,7 +12,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -23,6 +23,7 @@ from wmtp.errors import UsageError, WmtpError
 if TYPE_CHECKING:
     from wmtp.config import Config
     from wmtp.estimate import Estimate
+    from wmtp.sandbox import Requirement
     from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
 
@@ -276,6 +277,145 @@ def generate(
         typer.echo(completion.text)
         rows += completion.generation.rows
     typer.echo(decoding_figures(Generation(tuple(rows))), err=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str | None, typer.Option(help="A model folder or hub id.")] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            help="What --data must be: humaneval, humaneval_plus, mbpp, mbpp_plus, codecontests, records; or "
+            "embedded, which needs no --data."
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="The benchmark's file, as its authors publish it.")] = None,
+    samples: Annotated[
+        str | None, typer.Option("--from", help="Score this samples.jsonl, whoever made it, instead of a model.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="heads, perplexity or speed, on the records of --data, instead of a benchmark.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the results; default RUN/eval for RUN/final.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Samples per problem; default the largest k.")] = None,
+    k: Annotated[str, typer.Option("--k", help="Comma-separated.")] = "1",
+    temperature: Annotated[
+        str | None, typer.Option(help="Comma-separated; default 0 (greedy) for one sample, 0.8 for several.")
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    mode: Annotated[str, typer.Option(help="speculative or plain: the same distribution.")] = "speculative",
+    prompt: Annotated[
+        str,
+        typer.Option(help="benchmark: the paper's; run: that of the model's run; auto: run if there is one."),
+    ] = "auto",
+    split: Annotated[str | None, typer.Option(help="Of MBPP: test (default), validation, train, prompt, all.")] = None,
+    require: Annotated[str, typer.Option(help="Isolation of programs: strong, best or none.")] = "best",
+    partial: Annotated[bool, typer.Option("--partial", help="Score only problems that have samples.")] = False,
+    batches: Annotated[str, typer.Option(help="Of --suite speed, comma-separated.")] = "1,4",
+    lengths: Annotated[str, typer.Option(help="Prompt tokens of --suite speed, comma-separated.")] = "32,128",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """pass@k by running what a model writes, in a sandbox; or what its heads know and how fast it decodes.
+
+    Example: wmtp eval --model wmtp-quickstart/baseline/final --benchmark embedded
+    """
+    from wmtp.evaluation import command
+    from wmtp.evaluation.tables import evaluation_table
+    from wmtp.terminal import Latest
+
+    _quiet_libraries()
+    options = command.Options(
+        model=model, benchmark=benchmark, data=data, samples=samples, suite=suite, out=out, n=n, k=k,
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, mode=mode, prompt=prompt,
+        split=split, require=require, partial=partial, batches=batches, lengths=lengths, device=device,
+    )  # fmt: skip
+    with Latest(quiet=as_json) as report:
+        result, path = command.run(options, report)
+    if as_json:
+        typer.echo(json.dumps(_finite(result)))
+    else:
+        evaluation_table(suite, result, path)
+
+
+data = typer.Typer(help="Records: verdicts by running tests, wrong variants by mutation.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Source = Annotated[str, typer.Option("--data", help="Records, or MBPP's file; JSON Lines or one array, gzip or not.")]
+Out = Annotated[str, typer.Option(help="The file to write; must not be there. FILE.report.json comes with it.")]
+Split = Annotated[str | None, typer.Option(help="Only this official split; default: all rows.")]
+Require = Annotated[str, typer.Option(help="Isolation of programs: strong, best or none.")]
+CpuSeconds = Annotated[float, typer.Option("--cpu-s", help="CPU seconds of one program.")]
+
+
+@data.command()
+def label(
+    source: Source,
+    out: Out,
+    split: Split = None,
+    require: Require = "best",
+    cpu_s: CpuSeconds = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Run every response against its tests: the same records, with is_correct and the reason.
+
+    Run it again after an interruption and it goes on. Example: wmtp data label --data mine.jsonl --out labelled.jsonl
+    """
+    from wmtp.curation.label import label as work
+    from wmtp.curation.tables import curation_table
+    from wmtp.sandbox import Limits
+    from wmtp.storage import resolve
+    from wmtp.terminal import Latest
+
+    with Latest(quiet=as_json) as report:
+        found = work(
+            resolve(source),
+            resolve(out),
+            split=split,
+            limits=Limits(cpu_s=cpu_s),
+            require=_required(require),
+            report=report,
+        )
+    typer.echo(json.dumps(found)) if as_json else curation_table(found, out)
+
+
+@data.command()
+def mutate(
+    source: Source,
+    out: Out,
+    variants: Annotated[int, typer.Option(help="Wrong variants of each correct response, at most.")] = 5,
+    seed: Annotated[int, typer.Option(help="Which of the possible ones are tried first.")] = 0,
+    split: Split = None,
+    require: Require = "best",
+    cpu_s: CpuSeconds = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Make wrong but plausible variants of correct responses, and keep those that really fail.
+
+    Run it again after an interruption and it goes on. Example: wmtp data mutate --data mbpp.jsonl --out pairs.jsonl
+    """
+    from wmtp.curation.mutate import mutate as work
+    from wmtp.curation.tables import curation_table
+    from wmtp.sandbox import Limits
+    from wmtp.storage import resolve
+    from wmtp.terminal import Latest
+
+    with Latest(quiet=as_json) as report:
+        found = work(
+            resolve(source), resolve(out), variants=variants, seed=seed, split=split, limits=Limits(cpu_s=cpu_s),
+            require=_required(require), report=report,
+        )  # fmt: skip
+    typer.echo(json.dumps(found)) if as_json else curation_table(found, out)
+
+
+def _required(require: str) -> Requirement:
+    from wmtp.sandbox import Requirement
+
+    if require not in get_args(Requirement):
+        raise UsageError(f"--require must be one of {', '.join(get_args(Requirement))}, got {require!r}")
+    return cast(Requirement, require)
 
 
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)

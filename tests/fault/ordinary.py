@@ -33,9 +33,7 @@ def run_as_ordinary_user(code: str, files: Mapping[str, str]) -> Any:
     folder = Path(tempfile.mkdtemp(prefix="wmtp-ordinary-"))
     try:
         package = Path(wmtp.__file__).parent
-        shutil.copytree(
-            package / "sandbox", folder / "wmtp" / "sandbox", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(package / "sandbox", folder / "wmtp" / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
         for path in (package / "__init__.py", package / "errors.py"):
             shutil.copy(path, folder / "wmtp")
         for name, text in files.items():

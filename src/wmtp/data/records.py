@@ -5,7 +5,8 @@ Rows are validated one by one; a bad row is reported with its file and line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -23,6 +24,13 @@ class Record:
     tests: tuple[str, ...] = ()
     """Python statements, run in this order after the response; each raises if the response is wrong."""
     source: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What is known of how the response came about, a verdict or a mutation say; training does not read it."""
+
+    def row(self) -> dict[str, Any]:
+        """The record as a JSON object that `parse` reads; what has its default is left out."""
+        values = asdict(self) | {"tests": list(self.tests)}
+        return {name: value for name, value in values.items() if value not in (None, 0, [], {}, "") or value is False}
 
 
 class BadRow(ValueError):
@@ -95,6 +103,12 @@ def _label(value: Any, name: str) -> str:
     return _unicode(value, name)
 
 
+def _facts(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRow(f"field {name!r} must be an object, got {_kind(value)}")
+    return value
+
+
 _FIELDS = {
     "problem_id": _identifier,
     "prompt": _text,
@@ -103,6 +117,7 @@ _FIELDS = {
     "difficulty": _level,
     "tests": _statements,
     "source": _label,
+    "about": _facts,
 }
 
 

@@ -1,18 +1,21 @@
 """From a data file to records, row by row, whatever the file's kind.
 
 The kind is told from the rows, never from the path: MBPP's rows have `task_id` and `code`, ours have `prompt` and
-`response`, anything else needs a field map. A file is JSON Lines, or one JSON array (as MBPP's sanitized file is).
+`response`, anything else needs a field map. A file is JSON Lines, or one JSON array (as MBPP's sanitized file is),
+either of them compressed by gzip or not, which its first bytes tell.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from wmtp.data.records import BadRow, Record, parse
 from wmtp.errors import DataError
@@ -53,10 +56,27 @@ def read_records(
     fields: Mapping[Any, str] | None = None,
     on_bad_row: str = "error",
 ) -> tuple[list[Record], SourceReport]:
-    """All records of a file.
+    """All records of a file, as `stream_records` gives them, and what was left out."""
+    report = SourceReport(str(path))
+    found = list(stream_records(path, report, role=role, split=split, fields=fields, on_bad_row=on_bad_row))
+    return found, report
+
+
+def stream_records(
+    path: Path,
+    report: SourceReport,
+    *,
+    role: str | None = None,
+    split: str | None = None,
+    fields: Mapping[Any, str] | None = None,
+    on_bad_row: str = "error",
+) -> Iterator[Record]:
+    """The records of a file, one after another.
 
     Args:
+        report: is filled on the way.
         role: what the records are for, `train` or `validation`: the split taken where the data set has official ones.
+            None takes the rows of all splits.
         split: another official split than the role's own; an error where the data set has none. MBPP's test split
             is refused for training.
         fields: our field name -> the row's; the row's other fields are then ignored.
@@ -65,12 +85,10 @@ def read_records(
     Raises:
         DataError: the file cannot be read, has no usable row, or a row is bad; with file and line.
     """
-    report = SourceReport(str(path))
-    records: list[Record] = []
-    for line, decode in _rows(path):
+    for line, decode in rows(path):
         report.rows += 1
         try:
-            record, row_split = _to_record(decode(), fields)
+            record, row_split = parse_row(decode(), fields)
             _check_split(row_split, split, role)
         except BadRow as problem:
             message = f"{path}:{line}: {problem}"
@@ -79,22 +97,28 @@ def read_records(
             report.num_bad += 1
             report.bad = [*report.bad, message][:20]
             continue
-        if row_split is not None and (split or role) != row_split:
+        if row_split is not None and (split or role or row_split) != row_split:
             report.other_split += 1
             continue
-        records.append(record)
-    report.kept = len(records)
-    if not records:
+        report.kept += 1
+        yield record
+    if not report.kept:
         raise DataError(f"no usable rows: {report.summary()}")
-    return records, report
 
 
-def _to_record(row: Any, fields: Mapping[Any, str] | None) -> tuple[Record, str | None]:
-    """The record of a row, and the official split it belongs to where its data set has splits."""
+def parse_row(row: Any, fields: Mapping[Any, str] | None) -> tuple[Record, str | None]:
+    """The record of a row, and the official split it belongs to where its data set has splits.
+
+    Records that were made from MBPP's, by labelling or mutating, belong to the split of their task.
+    """
     is_mbpp = isinstance(row, dict) and {"task_id", "code", "test_list"} <= set(row)
     if fields:
-        return parse(_mapped(row, fields)), _mbpp_split(row["task_id"]) if is_mbpp else None
-    return _from_mbpp(row) if is_mbpp else (parse(row), None)
+        return parse(_mapped(row, fields)), mbpp_split(row["task_id"]) if is_mbpp else None
+    if is_mbpp:
+        return _from_mbpp(row)
+    record = parse(row)
+    task = record.problem_id.removeprefix("mbpp/")
+    return record, mbpp_split(int(task)) if record.source == "mbpp" and task.isascii() and task.isdigit() else None
 
 
 def _mapped(row: Any, fields: Mapping[str, str]) -> Any:
@@ -109,7 +133,7 @@ def _mapped(row: Any, fields: Mapping[str, str]) -> Any:
 def _from_mbpp(row: dict[str, Any]) -> tuple[Record, str | None]:
     """MBPP's two published schemas: the full file (`text`, `test_setup_code`) and the sanitized one (`prompt`)."""
     task = row["task_id"]
-    split = _mbpp_split(task)
+    split = mbpp_split(task)
     imports = row.get("test_imports") or []
     if not isinstance(imports, list) or not all(isinstance(line, str) for line in imports):
         raise BadRow(f"field 'test_imports' must be a list of strings, got {imports!r:.60}")
@@ -133,7 +157,8 @@ def _from_mbpp(row: dict[str, Any]) -> tuple[Record, str | None]:
     return record, split
 
 
-def _mbpp_split(task: Any) -> str:
+def mbpp_split(task: Any) -> str:
+    """The official split of a task id. Raises `BadRow`: no id of MBPP."""
     if isinstance(task, int) and not isinstance(task, bool):
         for name, (low, high) in MBPP_SPLITS.items():
             if low <= task <= high:
@@ -146,7 +171,7 @@ def _mbpp_prompt(text: Any, tests: list[str]) -> Any:
     return f"{text}\n{tests[0]}" if isinstance(text, str) and text.strip() else text
 
 
-def _check_split(row_split: str | None, split: str | None, role: str) -> None:
+def _check_split(row_split: str | None, split: str | None, role: str | None) -> None:
     if split is None:
         return
     if row_split is None:
@@ -160,14 +185,18 @@ def _check_split(row_split: str | None, split: str | None, role: str) -> None:
 Decode = Callable[[], Any]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Decode]]:
-    """(line number, decoder) per row; the decoder raises `BadRow`. Blank lines are not rows."""
+def rows(path: Path) -> Iterator[tuple[int, Decode]]:
+    """(line number, decoder) per row of a data file; the decoder raises `BadRow`. Blank lines are not rows.
+
+    Raises:
+        DataError: the file cannot be read, or is broken where no row can be told from the next.
+    """
     try:
         if path.is_dir():
             raise DataError(f"{path} is a directory; a JSON Lines file was expected")
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is no ordinary file; a JSON Lines file was expected")
-        with path.open("rb") as file:
+        with _open(path) as file:
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
             file.seek(0)
             if start.startswith(b"["):
@@ -182,8 +211,16 @@ def _rows(path: Path) -> Iterator[tuple[int, Decode]]:
                     )
                 if line.strip():
                     yield number, _decoder(line)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise DataError(f"{path} is a broken gzip file ({problem}); was it copied whole?") from problem
     except OSError as problem:
         raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+
+
+def _open(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path, "rb")) if compressed else path.open("rb")
 
 
 def _decoder(line: bytes) -> Decode:

@@ -92,7 +92,7 @@ def encode(
     prompts = [template.format(prompt=record.prompt) for record in records]
     texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
     encoded = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
-    before, after = _bos(tokenizer), [tokenizer.eos_token_id]
+    before, after = bos(tokenizer), [tokenizer.eos_token_id]
     problems: dict[str, int] = {}
     rows: list[Row] = []
     report = TextReport()
@@ -123,10 +123,10 @@ def encode(
 def prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Ids of prompts in their template, as `encode` makes them: the BOS in front that the tokenizer adds, no EOS."""
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[*_bos(tokenizer), *ids] for ids in encoded]
+    return [[*bos(tokenizer), *ids] for ids in encoded]
 
 
-def _bos(tokenizer: Any) -> list[int]:
+def bos(tokenizer: Any) -> list[int]:
     """The BOS that the tokenizer puts before a text at inference, if it does."""
     special = tokenizer("")["input_ids"]
     return special[:1] if special and special[0] == tokenizer.bos_token_id else []

@@ -126,6 +126,7 @@ def generate_many(
     eos: Collection[int] | None = None,
     stop: Stop | None = None,
     batch_rows: int = 16,
+    first: int = 0,
 ) -> Iterator[Generation]:
     """Continue any number of prompts, `samples` times each: one `Generation` per prompt, in the order of `prompts`.
 
@@ -135,6 +136,7 @@ def generate_many(
     Args:
         samples: rows of each prompt; more than 1 needs `sampling`.
         batch_rows: most rows of a batch.
+        first: prompts before it are passed over, to go on where an earlier call was interrupted.
 
     The other arguments and errors are those of `generate`.
     """
@@ -145,20 +147,20 @@ def generate_many(
     options = _options(model, max_new_tokens, mode, sampling, seed, eos, stop, None)
     _check_prompts(model, prompts, options.context)
     check_cached(model)
-    return _many(model, prompts, samples, batch_rows, options)
+    return _many(model, prompts, samples, batch_rows, first, options)
 
 
 def _many(
-    model: MTPModel, prompts: Sequence[Sequence[int]], samples: int, batch_rows: int, options: Options
+    model: MTPModel, prompts: Sequence[Sequence[int]], samples: int, batch_rows: int, first: int, options: Options
 ) -> Iterator[Generation]:
     together = max(1, SORTED_TOGETHER * batch_rows // samples)
-    for start in range(0, len(prompts), together):
+    for start in range(first, len(prompts), together):
         window = range(start, min(start + together, len(prompts)))
         ordered = sorted(window, key=lambda i: len(prompts[i]))
         names = [(i, sample) for i in ordered for sample in range(samples)]
         done: dict[tuple[int, int], Continuation] = {}
-        for first in range(0, len(names), batch_rows):
-            batch = names[first : first + batch_rows]
+        for at in range(0, len(names), batch_rows):
+            batch = names[at : at + batch_rows]
             distinct = sorted({i for i, _ in batch}, key=ordered.index)
             members = [(distinct.index(i), i, sample) for i, sample in batch]
             rows = decode_batch(model, [prompts[i] for i in distinct], members, options)
