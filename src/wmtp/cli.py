@@ -221,6 +221,33 @@ def export(
     typer.echo(json.dumps({"folder": str(folder)}) if as_json else f"wrote {folder}")
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, as wmtp train writes them.")],
+    out: Annotated[
+        str | None,
+        typer.Option(help="The file to write; default report.html in the run folder, or beside the runs."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One self-contained HTML page of one or several runs.
+
+    Example: wmtp report wmtp-quickstart/baseline wmtp-quickstart/verifiable --out page.html
+    """
+    from wmtp.report import default_place, write_page
+    from wmtp.storage import resolve
+
+    folders = [resolve(run) for run in runs]
+    page = resolve(out) if out is not None else default_place(folders)
+    notes = write_page(folders, page, __version__)
+    if as_json:
+        typer.echo(json.dumps({"page": str(page), "runs": len(folders), "notes": notes}))
+        return
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"wrote {page}")
+
+
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
