@@ -10,7 +10,7 @@ from wmtp.report.journal import is_number, rounded
 
 SUITES = ("heads", "perplexity", "speed", "tokens")
 
-MAX_TOKEN_BYTES = 200_000
+MAX_TOKEN_BYTES = 120_000
 """Of one run's token view in the page; problems beyond it are left out, with a note."""
 
 

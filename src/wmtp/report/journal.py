@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_POINTS = 400
-"""Log points of one split that a page keeps; more would not be seen, and would be carried."""
+MAX_FIGURES = 6_000
+"""Of one split in a page: the more columns a run has, the fewer of its log points are kept. A chart shows no more than
+some hundreds, and ten runs must fit into a page."""
 
 SPLITS = ("train", "validation")
 
@@ -64,8 +65,8 @@ def _point(line: str) -> dict[str, Any] | None:
 
 
 def _columns(points: Sequence[dict[str, Any]]) -> Columns:
-    kept = [points[i] for i in thinned(len(points), MAX_POINTS)]
-    names = dict.fromkeys(name for point in kept for name, value in point.items() if is_number(value))
+    names = dict.fromkeys(name for point in points for name, value in point.items() if is_number(value))
+    kept = [points[i] for i in thinned(len(points), max(2, MAX_FIGURES // max(1, len(names))))]
     return Columns(len(points), {name: [rounded(point.get(name)) for point in kept] for name in names})
 
 
