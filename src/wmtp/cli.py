@@ -248,6 +248,32 @@ def report(
     typer.echo(f"wrote {page}")
 
 
+@app.command()
+def inspect(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    rows: Annotated[
+        int, typer.Option(min=1, help="Problems to show, each with a correct and an incorrect solution.")
+    ] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out solutions token by token: weights, losses, what the critic thinks. Writes RUN/eval/tokens.json.
+
+    Example: wmtp inspect wmtp-quickstart/verifiable --rows 2
+    """
+    _quiet_libraries()
+    from wmtp.inspection import inspect_run
+    from wmtp.storage import resolve
+
+    result, path = inspect_run(resolve(run), rows)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    from wmtp.terminal_tokens import token_view
+
+    token_view(result)
+    typer.echo(f"wrote {path}")
+
+
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
