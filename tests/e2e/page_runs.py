@@ -21,7 +21,10 @@ def training(arm: int) -> list[dict[str, Any]]:
     """A journal whose figures differ by arm and head."""
     lines = []
     for step in range(2, 41, 2):
-        nll = {f"loss/nll_head_{k}": round(2 + 3 * math.exp(-step / 15) + 0.4 * k + 0.1 * arm, 3) for k in range(1, HEADS + 1)}
+        nll = {
+            f"loss/nll_head_{k}": round(2 + 3 * math.exp(-step / 15) + 0.4 * k + 0.1 * arm, 3)
+            for k in range(1, HEADS + 1)
+        }
         common = {"tokens": step * 1000, "loss/nll": sum(nll.values()) / HEADS, "loss/weighted": 1.5 + arm, **nll}
         common |= {f"acc/head_{k}": 0.5 - 0.1 * k - 0.01 * arm for k in range(1, HEADS + 1)}
         common |= {"weight/mean": 1 + 0.1 * arm, "weight/std": 0.2 * arm, "weight/ess": 1 - 0.1 * arm}

@@ -23,6 +23,7 @@ function tokens({runs}) {
   const state = {arm: usual.i, quantity: QUANTITIES.find((quantity) => has(usual, quantity)).value, head: 1, problem: usual.view.problems[0].problem};
   const panel = html('div', {class: 'controls'});
   const place = html('div', {class: 'solutions'});
+  const about = html('p', {class: 'aside'});
 
   // The scale is that of all arms and heads on this problem, so that colours can be compared when switching.
   function scaleOf(quantity) {
@@ -38,6 +39,7 @@ function tokens({runs}) {
     const arm = arms.find(({i}) => i === state.arm);
     const quantity = QUANTITIES.find(({value}) => value === state.quantity);
     const problem = arm.view.problems.find((one) => one.problem === state.problem);
+    about.textContent = arm.view.about || '';
     if (!problem) {
       place.replaceChildren(html('p', {class: 'empty'}, `${arm.run.label} was not inspected on this problem.`));
       return;
@@ -68,7 +70,7 @@ function tokens({runs}) {
   }
   rebuild();
   return section('tokens', 'Token by token', 'Two solutions of one held-out problem. Point at a token, or focus a solution and use the arrow keys, to read its figures. Changed tokens are underlined.',
-    panel, place, html('p', {class: 'aside'}, arms[0].view.about || ''));
+    panel, place, about);
 }
 
 function tint(part) {
