@@ -21,6 +21,10 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
 OFFLINE = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 
 SETTLE = "return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+PLACE_OF_TOKENS = """
+const box = document.querySelector('#tokens').getBoundingClientRect();
+return [box.top + scrollY, box.height];
+"""
 READ_TOKENS = """
 for (const code of document.querySelectorAll('#tokens pre'))
   for (let i = 0; i <= arguments[0]; i += 1) code.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
@@ -65,9 +69,7 @@ def take_all(browser: Any, page: Path, out: Path) -> None:
     take(browser, out / "overview.png", 0, 1000)
     if browser.find_elements("css selector", "#tokens"):
         browser.execute_script(READ_TOKENS, 12)
-        top, height = browser.execute_script(
-            "const box = document.querySelector('#tokens').getBoundingClientRect();return [box.top + scrollY, box.height]"
-        )
+        top, height = browser.execute_script(PLACE_OF_TOKENS)
         take(browser, out / "tokens.png", top, height)
     show(browser, page, 1100, "dark")
     take(browser, out / "dark.png", 0, 1000)

@@ -276,6 +276,20 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(shown: Any) -> None:
     assert shown.execute_script(over) == []
 
 
+def test_a_section_whose_file_is_not_as_expected_says_so_and_the_others_stand(browser: Any, tmp_path: Path) -> None:
+    from wmtp.cli import run_command
+
+    runs = write_runs(tmp_path)
+    problem = {"problem": "p", "prompt": "", "variants": None}
+    (runs[0] / "eval" / "tokens.json").write_text(json.dumps({"suite": "tokens", "problems": [problem]}))
+    assert run_command(["report", str(runs[0]), "--out", str(tmp_path / "page.html")]) == 0
+    browser.get((tmp_path / "page.html").as_uri())
+    assert "Not drawn" in find(browser, "#tokens").text
+    assert "3.008" in find(browser, "#glance").text
+    assert find(browser, "#facts").text
+    assert browser.get_log("browser") == []
+
+
 def test_everything_that_can_be_used_has_a_name_and_every_table_a_caption_or_headers(shown: Any) -> None:
     nameless = (
         "return [...document.querySelectorAll('svg[role=img], pre[role=group], [role=region]')]"

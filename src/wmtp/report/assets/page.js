@@ -19,7 +19,18 @@ const days = [...new Set([started[0], started[started.length - 1]].filter(Boolea
 document.getElementById('subtitle').textContent =
   [names.length > 4 ? names.join(', ') : null, days.join(' to ') || null, `wmtp ${data.version}`].filter(Boolean).join(' · ');
 
-const sections = [atAGlance, curves, weights, values, evaluations, tokens, facts, limits].map((part) => part(data)).filter(Boolean);
+const PARTS = {glance: atAGlance, curves, weights, values, evaluation: evaluations, tokens, facts, limits};
+
+// A file may be other than it should be in ways that only show here: then its section says so, and the others stand.
+function drawn([name, part]) {
+  try {
+    return part(data);
+  } catch (problem) {
+    return section(name, `Not drawn: ${name}`, null, html('p', {class: 'note'}, `The data of this section is not as expected (${problem.message}).`));
+  }
+}
+
+const sections = Object.entries(PARTS).map(drawn).filter(Boolean);
 const broken = data.runs.flatMap((run) => run.notes.map((note) => `${run.label}: ${note}`));
 if (broken.length) main.append(html('aside', {class: 'note', 'aria-label': 'Notes'}, html('p', {}, 'Not everything is there:'), html('ul', {}, broken.map((note) => html('li', {}, note)))));
 main.append(...sections);
