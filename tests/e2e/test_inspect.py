@@ -42,7 +42,10 @@ def test_each_problem_has_a_correct_and_an_incorrect_solution_of_the_held_out_fi
     import wmtp
 
     file = Path(wmtp.__file__).parent / "embedded" / "problems_validation.jsonl"
-    known = {(row["problem_id"], row["is_correct"], row["response"]) for row in map(json.loads, file.open())}
+    known = {
+        (row["problem_id"], row["is_correct"], row["response"])
+        for row in map(json.loads, file.read_text().splitlines())
+    }
     for problem in looks["baseline"]["problems"]:
         assert [variant["correct"] for variant in problem["variants"]] == [True, False]
         for variant in problem["variants"]:
@@ -57,13 +60,13 @@ def test_the_first_heads_nll_is_that_of_the_model_as_transformers_loads_it(looks
     model = AutoModelForCausalLM.from_pretrained(look["folder"] / "final").eval()
     tokenizer = AutoTokenizer.from_pretrained(look["folder"] / "final")
     for problem in look["problems"]:
-        before = len(tokenizer(problem["prompt"], add_special_tokens=False)["input_ids"])
+        before = len(tokenizer(problem["prompt"])["input_ids"])
         for variant in problem["variants"]:
             text = problem["prompt"] + "".join(variant["tokens"])
-            ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
             with torch.no_grad():
                 logs = torch.log_softmax(model(ids).logits[0].double(), -1)
-            expected = [-float(logs[j - 1, ids[0, j]]) for j in range(ids.shape[1])][before + 1 :]
+            expected = [-float(logs[j - 1, ids[0, j]]) for j in range(ids.shape[1])][before:]
             assert variant["nll"][0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -140,6 +143,7 @@ def test_an_unfinished_run_and_a_run_without_held_out_rows_are_refused(
     text = (looks["baseline"]["folder"] / "config.yaml").read_text()
     before, validation = text.split("  validation:\n")
     after = validation.split("  validation_fraction:", 1)[1]
-    (run / "config.yaml").write_text(f"{before}  validation: null\n  validation_fraction:{after}")
+    unwatched = after.replace("eval_every: 5", "eval_every: null")
+    (run / "config.yaml").write_text(f"{before}  validation: null\n  validation_fraction:{unwatched}")
     code, _, message = wmtp_command("inspect", run)
     assert (code, "no held-out rows" in message) == (2, True)
