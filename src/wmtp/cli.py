@@ -418,6 +418,59 @@ def _required(require: str) -> Requirement:
     return cast(Requirement, require)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, as wmtp train writes them.")],
+    out: Annotated[
+        str | None,
+        typer.Option(help="The file to write; default report.html in the run folder, or beside the runs."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One self-contained HTML page of one or several runs.
+
+    Example: wmtp report wmtp-quickstart/baseline wmtp-quickstart/verifiable --out page.html
+    """
+    from wmtp.report import default_place, write_page
+    from wmtp.storage import resolve
+
+    folders = [resolve(run) for run in runs]
+    page = resolve(out) if out is not None else default_place(folders)
+    notes = write_page(folders, page, __version__)
+    if as_json:
+        typer.echo(json.dumps({"page": str(page), "runs": len(folders), "notes": notes}))
+        return
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"wrote {page}")
+
+
+@app.command()
+def inspect(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    rows: Annotated[
+        int, typer.Option(min=1, help="Problems to show, each with a correct and an incorrect solution.")
+    ] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out solutions token by token: weights, losses, what the critic thinks. Writes RUN/eval/tokens.json.
+
+    Example: wmtp inspect wmtp-quickstart/verifiable --rows 2
+    """
+    _quiet_libraries()
+    from wmtp.inspection import inspect_run
+    from wmtp.storage import resolve
+
+    result, path = inspect_run(resolve(run), rows)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    from wmtp.terminal_tokens import token_view
+
+    token_view(result)
+    typer.echo(f"wrote {path}")
+
+
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

@@ -41,6 +41,14 @@ class Sums(NamedTuple):
     meter: Meter
 
 
+class Seen(NamedTuple):
+    """What a scheme saw of a batch, and the weights that it gave."""
+
+    scheme_input: SchemeInput
+    """With the policy's nll."""
+    weight_BTK: Tensor
+
+
 class Objective(Protocol):
     """What the step needs to know of an objective."""
 
@@ -254,12 +262,27 @@ class MTPObjective:
         (weight_BTK,) = self.scheme.weights([plan.scheme_input], reduce, training)
         return replace(plan, weighted=True, weight_BTK=weight_BTK)
 
-    def _sums(self, model: MTPModel, hidden_K: list[Tensor], plan: Plan, coefficient_K: Tensor | None) -> Sums:
-        target_BTK = plan.scheme_input.target_BTK
+    @torch.no_grad()
+    def look(self, model: MTPModel, batch: Batch) -> Seen:
+        """Losses and weights of a batch as if it were a whole step on one rank; no memory changes."""
+        (plan,) = self.plan(model, [batch], alone, False)
+        hidden_K = model(batch.tokens_BT)
+        if not plan.weighted:
+            plan = self._weighted(plan, model, hidden_K, alone, False)
+        loss, weight_BTK = self._loss(model, hidden_K, plan, self._coefficients(batch))
+        ones_BTK = torch.ones_like(loss.nll_BTK)
+        return Seen(
+            replace(plan.scheme_input, nll_BTK=loss.nll_BTK), ones_BTK if weight_BTK is None else weight_BTK.float()
+        )
+
+    def _loss(
+        self, model: MTPModel, hidden_K: list[Tensor], plan: Plan, coefficient_K: Tensor | None
+    ) -> tuple[LossSum, Tensor | None]:
+        """The loss, and the weights it was made with; None for 1 everywhere."""
         loss = hidden_loss(
             hidden_K,
             model.unembedding(),
-            target_BTK,
+            plan.scheme_input.target_BTK,
             plan.weight_BTK,
             coefficient_K,
             self.denominator,
@@ -269,7 +292,10 @@ class MTPObjective:
             None if plan.weighted else partial(self._row_weights, plan.scheme_input),
             self.norms and not plan.weighted,
         )
-        weight_BTK = plan.weight_BTK if plan.weighted else loss.weight_BTK
+        return loss, plan.weight_BTK if plan.weighted else loss.weight_BTK
+
+    def _sums(self, model: MTPModel, hidden_K: list[Tensor], plan: Plan, coefficient_K: Tensor | None) -> Sums:
+        loss, weight_BTK = self._loss(model, hidden_K, plan, coefficient_K)
         meter = weight_meter(weight_BTK, plan.scheme_input.valid_BTK, self.scheme.bounds)
         meter.add(
             weighted_sum=loss.weighted_sum.detach(),

@@ -12,14 +12,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wmtp import devices
+from wmtp import __version__, devices
 from wmtp.config import Config, load
 from wmtp.errors import UsageError
+from wmtp.inspection import inspect_run
+from wmtp.report import write_page
 from wmtp.runfolder import check_writable
 from wmtp.storage import resolve, write_atomic
 from wmtp.trainer import Reporter, RunResult, run
 
 RECIPE = "embedded://recipes/quickstart.yaml"
+
+PAGE = "report.html"
+
+PROBLEMS_SHOWN = 3
+"""Held-out problems that are looked at token by token."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ def configs(out: Path, overrides: list[str]) -> dict[str, Config]:
 
 
 def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Reporter]) -> list[ArmResult]:
-    """Train, evaluate and compare; writes `quickstart.json` beside the four run folders.
+    """Train, evaluate and compare; writes `quickstart.json` and `report.html` beside the four run folders.
 
     Raises:
         UsageError: `out` is not empty.
@@ -71,6 +78,9 @@ def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Rep
         devices.reset_peak_memory(devices.pick(config.device))
         results.append(_summary(arm, run(config, out=out / arm, reporter=reporter_of(arm))))
     write_atomic(out / "quickstart.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    for arm in settings:
+        inspect_run(out / arm, PROBLEMS_SHOWN)
+    write_page([out / arm for arm in settings], out / PAGE, __version__)
     return results
 
 

@@ -23,7 +23,7 @@ from rich.table import Column, Table
 from wmtp.config import Config
 from wmtp.decoding import Generation
 from wmtp.estimate import Estimate
-from wmtp.quickstart import ArmResult
+from wmtp.quickstart import PAGE, ArmResult
 from wmtp.trainer import Reporter, Silent
 
 LINES = 20
@@ -176,6 +176,7 @@ def quickstart_table(results: Sequence[ArmResult], out: Path) -> None:
         highlight=False,
     )
     console.print(f"Runs and figures: {out}/", highlight=False, soft_wrap=True)
+    console.print(f"The page: {out / PAGE}", highlight=False, soft_wrap=True)
 
 
 def _quality_table(results: Sequence[ArmResult]) -> Table:

@@ -133,7 +133,9 @@ def test_a_trained_model_with_heads_can_be_trained_on(recipe: Path, tmp_path: Pa
     assert after[0]["loss/nll"] < before[0]["loss/nll"] - 0.1
 
 
-def test_the_quickstart_trains_four_arms_and_prints_a_table(tmp_path: Path, wmtp_command: Command) -> None:
+def test_the_quickstart_trains_four_arms_prints_a_table_and_writes_the_page(
+    tmp_path: Path, wmtp_command: Command
+) -> None:
     out = tmp_path / "quickstart"
     small = ["train.steps=2", "train.batch_size=2", "train.eval_batches=1", "num_threads=1"]
     code, stdout, stderr = wmtp_command("quickstart", "--out", out, *small)
@@ -142,6 +144,11 @@ def test_the_quickstart_trains_four_arms_and_prints_a_table(tmp_path: Path, wmtp
         assert text in stdout
     results = json.loads((out / "quickstart.json").read_text())
     assert {result["arm"] for result in results} == {"critic", "baseline", "verifiable", "rho1"}
+    assert f"The page: {out / 'report.html'}" in stdout
+    page = (out / "report.html").read_text()
+    for result in results:
+        assert f'"label":"{result["arm"]}"' in page
+        assert (out / result["arm"] / "eval" / "tokens.json").is_file()
     assert wmtp_command("quickstart", "--out", out)[0] == 2
 
 

@@ -119,7 +119,7 @@ class Critic(SchemeDefaults):
     @torch.no_grad()
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
         """Weights of all micro-batches of the step, whitened together."""
-        advantages = [self._advantages(batch) for batch in step]
+        advantages = [self.advantages(batch) for batch in step]
         masks = [batch.response_BT for batch in step]
         mean, variance = self._statistics(*masked_moments(advantages, masks, reduce), training)
         largest = reduce.largest(torch.stack([a.abs().max() for a in advantages]).max())
@@ -131,7 +131,8 @@ class Critic(SchemeDefaults):
             weights.append(batch.of_targets(weight_BT))
         return weights
 
-    def _advantages(self, batch: SchemeInput) -> Tensor:
+    def advantages(self, batch: SchemeInput) -> Tensor:
+        """`advantages_BT` by `gae`, from the critic's values; before whitening."""
         if batch.values_BT is None:
             raise ValueError("the critic scheme needs values_BT")
         reward_B = batch.reward_B

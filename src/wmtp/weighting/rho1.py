@@ -109,7 +109,7 @@ class Rho1(SchemeDefaults):
     @torch.no_grad()
     def weights(self, step: Sequence[SchemeInput], reduce: Reduce, training: bool) -> list[Tensor | None]:
         """Weights of the given micro-batches; their quantile is taken over all of them together."""
-        excess = [self._excess(batch) for batch in step]
+        excess = [self.excess(batch) for batch in step]
         if self.mode == "soft":
             temperature = value_at(self.temperature, step[0].step)
             soft = [(e / temperature).exp().clamp(*self.clip) for e in excess]
@@ -118,7 +118,8 @@ class Rho1(SchemeDefaults):
         threshold_K = self._threshold(excess, valid, value_at(self.ratio, step[0].step), reduce, training)
         return [((e >= threshold_K) & v).float() for e, v in zip(excess, valid, strict=True)]
 
-    def _excess(self, batch: SchemeInput) -> Tensor:
+    def excess(self, batch: SchemeInput) -> Tensor:
+        """`excess_BTK = nll_policy - nll_reference`."""
         if batch.nll_BTK is None or batch.reference_nll_BTK is None:
             raise ValueError("the rho1 scheme needs nll_BTK and reference_nll_BTK")
         return batch.nll_BTK.float() - batch.reference_nll_BTK.float()

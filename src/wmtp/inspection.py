@@ -1,0 +1,203 @@
+"""What a run sees of single tokens: `RUN/eval/tokens.json`, read by the page and the terminal.
+
+Held-out problems with a correct and an incorrect solution, two of each that differ least. Per token of a solution: the
+nll and the weight of every head that predicts it; and what the weight was made from, where there is such a thing: the
+critic's value and advantage, the excess over the reference. Weights come out of the objective's own code, which takes
+the rows shown for one optimiser step: whitening and quantiles are over these rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wmtp import checkpoint
+from wmtp.config import Config, load
+from wmtp.data.batches import Batch, collate
+from wmtp.data.text import Row
+from wmtp.errors import DataError, UsageError
+from wmtp.formats.native import load_value_model
+from wmtp.model import MTPModel
+from wmtp.objective import MTPObjective
+from wmtp.parts import Parts, build
+from wmtp.probing import evaluating
+from wmtp.scoring import critic_values
+from wmtp.storage import write_atomic
+from wmtp.value import ValueModel
+from wmtp.weighting.critic import Critic
+from wmtp.weighting.rho1 import Rho1
+
+ABOUT = (
+    "Weights are those of the run’s own scheme with the {rows} solutions of its {problems} inspected problems taken "
+    "for one optimiser step: whitening and quantiles are over these rows, half of which are incorrect solutions."
+)
+
+
+def inspect_run(folder: Path, problems: int) -> tuple[dict[str, Any], Path]:
+    """Look at so many held-out problems with the run's final model; the result, and the file it was written to.
+
+    Raises:
+        UsageError: no finished run, or no held-out problem with both a correct and an incorrect solution.
+    """
+    parts, model = _finished(folder)
+    rows = _held_out(parts)
+    pairs = solution_pairs(rows)[:problems]
+    if not pairs:
+        raise DataError(
+            f"none of the held-out problems of {folder} has a correct and an incorrect solution: there is nothing to "
+            "lay side by side (is_correct must be true for some rows and false for others of the same problem)"
+        )
+    pad_id = parts.data.train.pad_id
+    batch = collate(rows, [i for pair in pairs for i in pair], pad_id).to(parts.device)
+    with evaluating(model), torch.no_grad(), parts.precision():
+        figures = _figures(parts, model, batch)
+    shown = [_problem(parts.tokenizer, rows, pair, figures, 2 * place) for place, pair in enumerate(pairs)]
+    objective = parts.objective
+    result = {
+        "suite": "tokens",
+        "arm": parts.config.arm,
+        "scheme": type(objective.scheme).__name__.lower() if isinstance(objective, MTPObjective) else None,
+        "heads": model.num_heads if isinstance(model, MTPModel) else 0,
+        "about": ABOUT.format(rows=2 * len(pairs), problems=len(pairs)) if isinstance(objective, MTPObjective) else "",
+        "problems": shown,
+    }
+    path = folder / "eval" / "tokens.json"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, json.dumps(result) + "\n")
+    return result, path
+
+
+def _finished(folder: Path) -> tuple[Parts, MTPModel | ValueModel]:
+    """The parts of a run as its trainer builds them, and its final model."""
+    final = folder / "final"
+    if not (folder / "config.yaml").is_file() or not final.is_dir():
+        raise UsageError(f"{folder} is no finished run: config.yaml and final/ are needed, as wmtp train writes them")
+    config = load([folder / "config.yaml"])
+    if config.arm == "critic":
+        parts = build(_all_solutions(config))
+        return parts, load_value_model(str(final)).to(parts.device)
+    model = config.model.model_copy(update={"path": str(final.absolute()), "architecture": None, "tokenizer": None})
+    parts = build(_all_solutions(config.model_copy(update={"model": model})))
+    _recall(parts, folder / "checkpoints")
+    return parts, parts.model
+
+
+def _all_solutions(config: Config) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"solutions": "all"})})
+
+
+def _recall(parts: Parts, checkpoints: Path) -> None:
+    """Give the scheme the memory it had at the run's last checkpoint; without one it has what it had at the start."""
+    steps = checkpoint.list_steps(checkpoints) if checkpoints.is_dir() else []
+    if steps:
+        parts.objective.load_state_dict(checkpoint.load(steps[-1], parts=["objective"]).parts["objective"])
+
+
+def _held_out(parts: Parts) -> Sequence[Row]:
+    if parts.data.validation is None:
+        raise UsageError(
+            "the run has no held-out rows to look at: it was trained without data.validation and without "
+            "data.validation_fraction"
+        )
+    return parts.data.validation.rows
+
+
+def solution_pairs(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """For each problem that has both, in order, the correct and the incorrect row whose responses differ least."""
+    sides: dict[int, tuple[list[int], list[int]]] = {}
+    for i, row in enumerate(rows):
+        good, bad = sides.setdefault(row.problem, ([], []))
+        if row.reward == 1.0:
+            good.append(i)
+        elif row.reward == 0.0:
+            bad.append(i)
+
+    def difference(pair: tuple[int, int]) -> int:
+        return sum(map(sum, changed_tokens(_response(rows[pair[0]]), _response(rows[pair[1]]))))
+
+    return [min(((g, b) for g in good for b in bad), key=difference) for good, bad in sides.values() if good and bad]
+
+
+def changed_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """Which tokens of each sequence are not in the other's place."""
+    marks: tuple[list[bool], list[bool]] = ([True] * len(one), [True] * len(other))
+    for block in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
+        for mark, start in zip(marks, (block.a, block.b), strict=True):
+            mark[start : start + block.size] = [False] * block.size
+    return marks
+
+
+def _response(row: Row) -> list[int]:
+    return [int(token) for token in row.tokens[row.response_start :]]
+
+
+def _figures(parts: Parts, model: MTPModel | ValueModel, batch: Batch) -> dict[str, Tensor]:
+    """What is known of the batch, by the name it has on the page: `[B, T]`, or `[B, T, K]` aligned to the target."""
+    objective = parts.objective
+    if isinstance(model, ValueModel):
+        return {"value": critic_values(model, batch).cpu()}
+    assert isinstance(objective, MTPObjective)
+    seen = objective.look(model, batch)
+    known, scheme = seen.scheme_input, objective.scheme
+    figures = {"weight": seen.weight_BTK, "nll": known.nll_BTK, "value": known.values_BT}
+    if isinstance(scheme, Critic):
+        figures["advantage"] = scheme.advantages(known)
+    if isinstance(scheme, Rho1):
+        figures["excess"] = scheme.excess(known)
+    return {name: figure.float().cpu() for name, figure in figures.items() if figure is not None}
+
+
+def _problem(
+    tokenizer: Any, rows: Sequence[Row], pair: tuple[int, int], figures: dict[str, Tensor], first: int
+) -> dict[str, Any]:
+    """One problem with both its solutions, which are rows `first` and `first + 1` of the figures."""
+    row = rows[pair[0]]
+    marks = changed_tokens(*(_response(rows[i]) for i in pair))
+    return {
+        "problem": row.name,
+        "prompt": tokenizer.decode(row.tokens[: row.response_start], skip_special_tokens=True),
+        "variants": [
+            {
+                "correct": rows[i].reward == 1.0,
+                "tokens": token_texts(tokenizer, rows[i]),
+                "ends": int(rows[i].tokens[-1]) == tokenizer.eos_token_id,
+                "changed": mark,
+                **{name: _of_response(figure[first + side], rows[i]) for name, figure in figures.items()},
+            }
+            for side, (i, mark) in enumerate(zip(pair, marks, strict=True))
+        ],
+    }
+
+
+def token_texts(tokenizer: Any, row: Row) -> list[str]:
+    """The text that each response token adds; a character made of several tokens belongs to the last of them."""
+    texts, before = [], _decoded(tokenizer, row.tokens[: row.response_start])
+    for end in range(row.response_start + 1, len(row.tokens) + 1):
+        after = _decoded(tokenizer, row.tokens[:end])
+        texts.append(after[len(before) :])
+        before = after
+    return texts
+
+
+def _decoded(tokenizer: Any, ids: Any) -> str:
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text.rstrip("\ufffd")
+
+
+def _of_response(figure: Tensor, row: Row) -> list[Any]:
+    """A figure of one row by response token; of `[T, K]` one list per head, None where the row has no such place."""
+    places = range(row.response_start, len(row.tokens))
+    if figure.dim() == 1:
+        return [_digits(figure[j]) for j in places]
+    heads = range(1, figure.shape[1] + 1)
+    return [[_digits(figure[j - k, k - 1]) if j >= k else None for j in places] for k in heads]
+
+
+def _digits(value: Tensor) -> float:
+    return float(f"{float(value):.6g}")

@@ -1,0 +1,11 @@
+"""One self-contained HTML page of one or several runs. Pure: run folders in, one file out; no torch, no network.
+
+reading      a run folder -> what the page shows of it, and notes on what is missing
+journal      metrics.jsonl -> columns, thinned
+evaluations  eval/*.json -> what is recognised of them
+page         everything -> HTML: the assets, and the data as escaped JSON
+"""
+
+from wmtp.report.page import default_place, write_page
+
+__all__ = ["default_place", "write_page"]

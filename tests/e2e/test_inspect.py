@@ -1,0 +1,149 @@
+"""`wmtp inspect`: figures of single tokens, against an independent way to get each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+Command = Callable[..., tuple[int, str, str]]
+
+SHORT = ["train.steps=2", "train.log_every=2", "train.eval_batches=1", "checkpoint.every=null"]
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Every arm, hardly trained, and what `wmtp inspect` says of it; with the run folder as `folder`."""
+    from tests_recipe import ARMS, RECIPE
+
+    from wmtp.cli import run_command
+
+    runs = tmp_path_factory.mktemp("runs")
+    (runs / "recipe.yaml").write_text(RECIPE)
+    found = {}
+    for arm, overrides in ARMS.items():
+        extra = [*SHORT, *(override.format(runs=runs) for override in overrides)]
+        assert run_command(["train", "--recipe", str(runs / "recipe.yaml"), "--out", str(runs / arm), *extra]) == 0
+        assert run_command(["inspect", str(runs / arm), "--rows", "2"]) == 0
+        found[arm] = json.loads((runs / arm / "eval" / "tokens.json").read_text()) | {"folder": runs / arm}
+    return found
+
+
+def variants(look: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for problem in look["problems"]:
+        yield from problem["variants"]
+
+
+def test_each_problem_has_a_correct_and_an_incorrect_solution_of_the_held_out_file(looks: dict[str, Any]) -> None:
+    import wmtp
+
+    file = Path(wmtp.__file__).parent / "embedded" / "problems_validation.jsonl"
+    known = {
+        (row["problem_id"], row["is_correct"], row["response"])
+        for row in map(json.loads, file.read_text().splitlines())
+    }
+    for problem in looks["baseline"]["problems"]:
+        assert [variant["correct"] for variant in problem["variants"]] == [True, False]
+        for variant in problem["variants"]:
+            text = "".join(variant["tokens"][:-1] if variant["ends"] else variant["tokens"])
+            assert any(p == problem["problem"] and c == variant["correct"] and r.startswith(text) for p, c, r in known)
+
+
+def test_the_first_heads_nll_is_that_of_the_model_as_transformers_loads_it(looks: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    look = looks["baseline"]
+    model = AutoModelForCausalLM.from_pretrained(look["folder"] / "final").eval()
+    tokenizer = AutoTokenizer.from_pretrained(look["folder"] / "final")
+    for problem in look["problems"]:
+        before = len(tokenizer(problem["prompt"])["input_ids"])
+        for variant in problem["variants"]:
+            text = problem["prompt"] + "".join(variant["tokens"])
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            with torch.no_grad():
+                logs = torch.log_softmax(model(ids).logits[0].double(), -1)
+            expected = [-float(logs[j - 1, ids[0, j]]) for j in range(ids.shape[1])][before:]
+            assert variant["nll"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_baseline_weighs_every_token_1_and_has_no_critic(looks: dict[str, Any]) -> None:
+    for variant in variants(looks["baseline"]):
+        assert {weight for head in variant["weight"] for weight in head} == {1.0}
+        assert not {"value", "advantage", "excess"} & set(variant)
+
+
+def test_rho1_keeps_the_tokens_with_the_largest_excess_of_each_head(looks: dict[str, Any]) -> None:
+    for k in range(looks["rho1"]["heads"]):
+        pairs = [pair for v in variants(looks["rho1"]) for pair in zip(v["weight"][k], v["excess"][k], strict=True)]
+        kept, dropped = ([excess for weight, excess in pairs if weight == chosen] for chosen in (1.0, 0.0))
+        assert min(kept) > max(dropped)
+        assert 0.6 <= len(kept) / len(pairs) < 0.62
+
+
+def test_the_critics_weights_rise_with_the_advantage_and_belong_to_the_token(looks: dict[str, Any]) -> None:
+    for variant in variants(looks["verifiable"]):
+        assert all(head == variant["weight"][0] for head in variant["weight"])
+        by_advantage = [w for _, w in sorted(zip(variant["advantage"], variant["weight"][0], strict=True))]
+        assert by_advantage == sorted(by_advantage)
+        assert 0.1 <= by_advantage[0] <= by_advantage[-1] <= 3.0
+
+
+def test_the_values_are_those_of_the_critics_own_run(looks: dict[str, Any]) -> None:
+    for own, used in zip(variants(looks["critic"]), variants(looks["verifiable"]), strict=True):
+        assert own["tokens"] == used["tokens"]
+        assert own["value"] == pytest.approx(used["value"], rel=1e-4, abs=1e-6)
+        assert "nll" not in own
+
+
+def test_the_scheme_has_the_memory_it_had_when_the_run_ended(looks: dict[str, Any]) -> None:
+    """Whitening by running averages: of the whole run, not of the rows shown."""
+    from wmtp import checkpoint
+
+    steps = checkpoint.list_steps(looks["verifiable"]["folder"] / "checkpoints")
+    mean, variance = checkpoint.load(steps[-1], parts=["objective"]).parts["objective"]["moments"]
+    advantages = torch.tensor([a for v in variants(looks["verifiable"]) for a in v["advantage"]]).double()
+    own_mean, own_variance = float(advantages.mean()), float(advantages.var(unbiased=False))
+    mixed = 0.99 * mean + 0.01 * own_mean, 0.99 * variance + 0.01 * own_variance
+    expected = ((advantages - mixed[0]) / mixed[1] ** 0.5).exp().clamp(0.1, 3.0)
+    weights = torch.tensor([w for v in variants(looks["verifiable"]) for w in v["weight"][0]]).double()
+    torch.testing.assert_close(weights, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_terminal_shows_both_solutions_and_says_what_the_colour_means(
+    looks: dict[str, Any], wmtp_command: Command
+) -> None:
+    code, stdout, _ = wmtp_command("inspect", looks["verifiable"]["folder"], "--rows", 1)
+    assert code == 0
+    problem = looks["verifiable"]["problems"][0]
+    for variant in problem["variants"]:
+        assert "".join(variant["tokens"][:-1] if variant["ends"] else variant["tokens"]) in stdout
+    assert "weight of head 1" in stdout
+    assert "tokens.json" in stdout
+
+
+def test_json_is_the_file(looks: dict[str, Any], wmtp_command: Command) -> None:
+    folder = looks["critic"]["folder"]
+    code, stdout, _ = wmtp_command("inspect", folder, "--rows", 2, "--json")
+    assert code == 0
+    assert json.loads(stdout) == json.loads((folder / "eval" / "tokens.json").read_text())
+
+
+def test_an_unfinished_run_and_a_run_without_held_out_rows_are_refused(
+    looks: dict[str, Any], tmp_path: Path, wmtp_command: Command
+) -> None:
+    code, _, message = wmtp_command("inspect", tmp_path)
+    assert (code, "is no finished run" in message) == (2, True)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "final").symlink_to(looks["baseline"]["folder"] / "final")
+    text = (looks["baseline"]["folder"] / "config.yaml").read_text()
+    before, validation = text.split("  validation:\n")
+    after = validation.split("  validation_fraction:", 1)[1]
+    unwatched = after.replace("eval_every: 5", "eval_every: null")
+    (run / "config.yaml").write_text(f"{before}  validation: null\n  validation_fraction:{unwatched}")
+    code, _, message = wmtp_command("inspect", run)
+    assert (code, "no held-out rows" in message) == (2, True)

@@ -1,0 +1,65 @@
+"""Which solutions are laid side by side, what counts as changed between them, and the text of single tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+import wmtp
+from wmtp.data.text import Row
+from wmtp.inspection import changed_tokens, solution_pairs, token_texts
+
+Sequence = st.lists(st.integers(0, 4), max_size=12)
+
+
+def a_row(tokens: list[int], problem: int, reward: float, start: int = 1) -> Row:
+    return Row(np.asarray([9, *tokens], dtype=np.int32), start, problem, reward, 0, f"p{problem}")
+
+
+@given(Sequence, Sequence)
+def test_what_is_not_marked_as_changed_is_the_same_in_both(one: list[int], other: list[int]) -> None:
+    marks = changed_tokens(one, other)
+    kept = [
+        [token for token, mark in zip(row, m, strict=True) if not mark]
+        for row, m in zip((one, other), marks, strict=True)
+    ]
+    assert kept[0] == kept[1]
+    assert (one == other) == (not any(map(any, marks)))
+
+
+def test_only_the_replaced_tokens_are_marked() -> None:
+    assert changed_tokens([1, 2, 3, 4], [1, 7, 8, 3, 4]) == (
+        [False, True, False, False],
+        [False, True, True, False, False],
+    )
+
+
+def test_a_problem_shows_the_correct_and_incorrect_rows_that_differ_least_and_others_are_left_out() -> None:
+    nan = float("nan")
+    rows = [
+        a_row([1, 1, 1, 1], 0, 1.0),
+        a_row([2, 2, 2, 2], 0, 1.0),
+        a_row([5, 5, 5, 5], 0, 0.0),
+        a_row([2, 2, 3, 2], 0, 0.0),
+        a_row([1], 1, 1.0),
+        a_row([1], 2, 0.0),
+        a_row([1], 2, nan),
+        a_row([1], 3, 0.0),
+        a_row([1], 3, 1.0),
+    ]
+    assert solution_pairs(rows) == [(1, 3), (8, 7)]
+
+
+@pytest.mark.parametrize("text", ["def f(x):\n    return x\n", "s = 'é😀→'", "\t\tx  =  1 "])
+def test_token_texts_join_to_the_response_whatever_characters_it_has(text: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(Path(wmtp.__file__).parent / "embedded" / "tiny-llama")
+    before, ids = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("a prompt\n", text))
+    row = Row(np.asarray([*before, *ids], dtype=np.int32), len(before), 0, 1.0, 0)
+    texts = token_texts(tokenizer, row)
+    assert "".join(texts) == text
+    assert len(texts) == len(ids)
