@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from wmtp.bench import measuring
 from wmtp.data.sources import read_records
@@ -60,6 +61,7 @@ class Setup:
 
 def setup_of(settings: argparse.Namespace) -> Setup:
     """Models on their device, and prompts of distinct problems, spread over all of them."""
+    disable_progress_bar()
     source = settings.model or "embedded://tiny-llama"
     tokenizer = load_tokenizer(source)
     if settings.model is None:
@@ -155,7 +157,8 @@ def cases_of(setup: Setup, batch: int, length: int, settings: argparse.Namespace
     reasons = {variant: obstacle(variant, batch, setup) for variant in settings.variant}
     runs = {v: run_of(v, setup, batch, length) for v, reason in reasons.items() if reason is None}
     results = {variant: run() for variant, run in runs.items()}
-    seconds = measuring.interleaved(runs, settings.repeat, settings.device)
+    clock = measuring.CLOCKS[settings.clock]
+    seconds = measuring.interleaved(runs, settings.repeat, settings.device, clock=clock)
     about = {"batch": batch, "length": length}
     plain = tokens_of(results["plain"])
     return [
@@ -196,7 +199,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "benchmark": "decoding",
         "machine": measuring.machine(settings.device, "float32"),
-        "settings": {name: getattr(settings, name) for name in ("model", "assistant", "prompts", "repeat")},
+        "settings": {name: getattr(settings, name) for name in ("model", "assistant", "prompts", "repeat", "clock")},
         "heads": setup.model.num_heads,
         "layers": len(setup.model.trunk_layers()) + 1,
         "parameters": sum(p.numel() for p in setup.model.parameters()),
@@ -255,6 +258,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=measuring.positive, default=16)
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="plain is always there")
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
+    parser.add_argument("--clock", choices=measuring.CLOCKS, default="wall", help="cpu: time on the cores alone")
     parser.add_argument("--small", action="store_true", help="a toy model, to try the command")
     settings = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
     if settings.small and settings.model is not None:

@@ -35,13 +35,18 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""`cpu` counts the process's own time on the cores: the one to read where other work takes them away."""
+
+
+def seconds(run: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
     """How long one call takes."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def interleaved(
@@ -49,6 +54,7 @@ def interleaved(
     repeat: int,
     device: torch.device,
     prepare: Callable[[Key], None] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> dict[Key, list[float]]:
     """Seconds per round: every run once per round, so that noise meets all of them alike. One round warms up.
 
@@ -60,7 +66,7 @@ def interleaved(
         for key, run in runs.items():
             if prepare is not None:
                 prepare(key)
-            elapsed = seconds(run, device)
+            elapsed = seconds(run, device, clock)
             if turn > 0:
                 taken[key].append(elapsed)
     return taken
