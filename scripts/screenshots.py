@@ -66,13 +66,13 @@ def open_browser() -> Any:
 def take_all(browser: Any, page: Path, out: Path) -> None:
     """The top of the page in both themes and on a phone, and the token view."""
     show(browser, page, 1100, "light")
-    take(browser, out / "overview.png", 0, 1000)
+    take(browser, out / "overview.png", 0, 740)
     if browser.find_elements("css selector", "#tokens"):
         browser.execute_script(READ_TOKENS, 12)
         top, height = browser.execute_script(PLACE_OF_TOKENS)
         take(browser, out / "tokens.png", top, height)
     show(browser, page, 1100, "dark")
-    take(browser, out / "dark.png", 0, 1000)
+    take(browser, out / "dark.png", 0, 740)
     show(browser, page, 360, "light")
     take(browser, out / "phone.png", 0, 780)
 

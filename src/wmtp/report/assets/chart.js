@@ -41,7 +41,7 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
 
   function draw() {
     const width = Math.max(holder.clientWidth, 220);
-    const yTicks = ticks(yLow, yHigh, Math.max(3, Math.round(height / 55)));
+    const yTicks = ticks(yLow, yHigh, Math.max(4, Math.round(height / 55)));
     const texts = yTicks.places.map((value) => compact(value, yTicks.digits));
     const box = {left: 12 + 6.6 * Math.max(...texts.map((text) => text.length)), right: width - 10, top: 10, bottom: height - 36};
     const x = (value) => box.left + ((value - xLow) / (xHigh - xLow)) * (box.right - box.left);

@@ -13,7 +13,7 @@ function themeSwitch() {
 const main = document.getElementById('main');
 const names = data.runs.map((run) => run.label);
 document.title = `${names.join(', ')} · WMTP report`;
-document.getElementById('title').textContent = names.length > 4 ? `${names.length} runs` : names.join(' · ');
+document.getElementById('title').textContent = names.length > 4 ? `${names.length} runs` : names.join('\u00a0· ');
 const started = data.runs.map((run) => run.facts && run.facts.started).filter(Boolean).sort();
 const days = [...new Set([started[0], started[started.length - 1]].filter(Boolean).map((text) => text.slice(0, 10)))];
 document.getElementById('subtitle').textContent =
