@@ -1,4 +1,4 @@
-"""When gradients are added up over ranks. One process of two that are only said to be there: no value means anything."""
+"""When gradients are added up over ranks. One process of four that are only said to be there: values mean nothing."""
 
 from __future__ import annotations
 
