@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""When gradients are added up over ranks. One process of two that are only said to be there: values mean nothing."""
-=======
 """When gradients are added up over ranks. One process of four that are only said to be there: values mean nothing."""
->>>>>>> 635da161be61bd8353d93b6f5651d6584ba4ccee
 
 from __future__ import annotations
 
