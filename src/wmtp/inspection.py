@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wmtp import checkpoint
-from wmtp.config import Config, load
+from wmtp.config import Config, MTPObjectiveConfig, load
 from wmtp.data.batches import Batch, collate
 from wmtp.data.text import Row
 from wmtp.errors import DataError, UsageError
@@ -47,7 +47,7 @@ def inspect_run(folder: Path, problems: int) -> tuple[dict[str, Any], Path]:
     """
     parts, model = _finished(folder)
     rows = _held_out(parts)
-    pairs = solution_pairs(rows)[:problems]
+    pairs = solution_pairs(rows, problems)
     if not pairs:
         raise DataError(
             f"none of the held-out problems of {folder} has a correct and an incorrect solution: there is nothing to "
@@ -58,13 +58,13 @@ def inspect_run(folder: Path, problems: int) -> tuple[dict[str, Any], Path]:
     with evaluating(model), torch.no_grad(), parts.precision():
         figures = _figures(parts, model, batch)
     shown = [_problem(parts.tokenizer, rows, pair, figures, 2 * place) for place, pair in enumerate(pairs)]
-    objective = parts.objective
+    objective = parts.config.objective
     result = {
         "suite": "tokens",
         "arm": parts.config.arm,
-        "scheme": type(objective.scheme).__name__.lower() if isinstance(objective, MTPObjective) else None,
+        "scheme": objective.weighting.scheme if isinstance(objective, MTPObjectiveConfig) else None,
         "heads": model.num_heads if isinstance(model, MTPModel) else 0,
-        "about": ABOUT.format(rows=2 * len(pairs), problems=len(pairs)) if isinstance(objective, MTPObjective) else "",
+        "about": ABOUT.format(rows=2 * len(pairs), problems=len(pairs)) if isinstance(model, MTPModel) else "",
         "problems": shown,
     }
     path = folder / "eval" / "tokens.json"
@@ -108,8 +108,8 @@ def _held_out(parts: Parts) -> Sequence[Row]:
     return parts.data.validation.rows
 
 
-def solution_pairs(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """For each problem that has both, in order, the correct and the incorrect row whose responses differ least."""
+def solution_pairs(rows: Sequence[Row], most: int) -> list[tuple[int, int]]:
+    """For each of the first problems that have both, the correct and the incorrect row whose responses differ least."""
     sides: dict[int, tuple[list[int], list[int]]] = {}
     for i, row in enumerate(rows):
         good, bad = sides.setdefault(row.problem, ([], []))
@@ -121,7 +121,8 @@ def solution_pairs(rows: Sequence[Row]) -> list[tuple[int, int]]:
     def difference(pair: tuple[int, int]) -> int:
         return sum(map(sum, changed_tokens(_response(rows[pair[0]]), _response(rows[pair[1]]))))
 
-    return [min(((g, b) for g in good for b in bad), key=difference) for good, bad in sides.values() if good and bad]
+    both = [(good, bad) for good, bad in sides.values() if good and bad]
+    return [min(((g, b) for g in good for b in bad), key=difference) for good, bad in both[:most]]
 
 
 def changed_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str, str]]
 
 SHORT = ["train.steps=2", "train.log_every=2", "train.eval_batches=1", "checkpoint.every=null"]

@@ -52,7 +52,8 @@ def test_a_problem_shows_the_correct_and_incorrect_rows_that_differ_least_and_ot
         a_row([1], 3, 0.0),
         a_row([1], 3, 1.0),
     ]
-    assert solution_pairs(rows) == [(1, 3), (8, 7)]
+    assert solution_pairs(rows, 5) == [(1, 3), (8, 7)]
+    assert solution_pairs(rows, 1) == [(1, 3)]
 
 
 @pytest.mark.parametrize("text", ["def f(x):\n    return x\n", "s = 'é😀→'", "\t\tx  =  1 "])

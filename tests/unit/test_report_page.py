@@ -117,6 +117,29 @@ def test_a_place_that_cannot_hold_the_page_is_refused(tmp_path: Path, out: str) 
         write_page([tmp_path / "run"], tmp_path / out, "0")
 
 
+def test_the_command_says_where_it_wrote_and_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wmtp.cli import run_command
+
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert run_command(["report", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["page"], said["runs"]) == (str(tmp_path / "report.html"), 1)
+    assert any("metrics.jsonl" in note for note in said["notes"])
+    assert embedded((tmp_path / "report.html").read_text())["runs"][0]["notes"]
+
+
+def test_a_folder_that_is_no_run_ends_the_command_with_2_and_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wmtp.cli import run_command
+
+    assert run_command(["report", str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_making_a_page_loads_neither_torch_nor_any_other_library(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
     program = (
