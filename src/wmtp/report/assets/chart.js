@@ -129,25 +129,28 @@ function dotChart({title, rows, format, axis}) {
   if (!lines.length) return null;
   const holder = html('div', {class: 'plot'});
   const spread = 11;
-  const heights = lines.map((row) => Math.max(34, spread * row.dots.length + 14));
-  const height = heights.reduce((sum, value) => sum + value, 0) + 34;
   const told = lines.map((row) => `${row.name}: ` + row.dots.map((dot) => `${dot.label} ${format(dot.value)}` +
     (known(dot.low) ? ` (${format(dot.low)} to ${format(dot.high)})` : '')).join(', ')).join('. ');
-  const picture = svg('svg', {role: 'img', height, 'aria-label': `${title}. ${told}.`});
+  const picture = svg('svg', {role: 'img', 'aria-label': `${title}. ${told}.`});
   holder.append(picture);
   const [low, high] = extent(lines.flatMap((row) => row.dots.flatMap((dot) =>
     [dot.value, dot.low, dot.high].filter(known))), axis && axis.floor);
 
   function draw() {
     const width = Math.max(holder.clientWidth, 220);
-    const left = 10 + 6.9 * Math.max(...lines.map((row) => row.name.length));
-    const x = (value) => left + 8 + ((value - low) / (high - low)) * (width - left - 22);
-    const marks = ticks(low, high, Math.max(2, Math.floor(width / 120)));
+    const room = 14 + 7.4 * Math.max(...lines.map((row) => row.name.length));
+    const above = room > 0.42 * width ? 18 : 0; // long names on a narrow screen stand above their row
+    const left = above ? 8 : room;
+    const heights = lines.map((row) => above + Math.max(34, spread * row.dots.length + 14));
+    const height = heights.reduce((sum, value) => sum + value, 0) + 34;
+    const x = (value) => left + 8 + ((value - low) / (high - low)) * (width - left - 32);
+    const marks = ticks(low, high, Math.max(4, Math.floor(width / 120)));
     const inside = [];
     let top = 4;
     lines.forEach((row, i) => {
-      const middle = top + heights[i] / 2;
-      inside.push(svg('text', {class: 'name', x: left - 6, y: middle + 4, 'text-anchor': 'end'}, row.name),
+      const middle = top + (heights[i] + above) / 2;
+      const place = above ? {x: 0, y: top + 14} : {x: left - 6, y: middle + 4, 'text-anchor': 'end'};
+      inside.push(svg('text', {class: 'name', ...place}, row.name),
         svg('line', {class: 'rule', x1: left, x2: width - 8, y1: top + heights[i], y2: top + heights[i]}));
       row.dots.forEach((dot, place) => {
         const y = middle + (place - (row.dots.length - 1) / 2) * spread;
@@ -159,6 +162,7 @@ function dotChart({title, rows, format, axis}) {
     });
     picture.setAttribute('viewBox', `0 0 ${width} ${height}`);
     picture.setAttribute('width', width);
+    picture.setAttribute('height', height);
     picture.replaceChildren(
       ...marks.places.map((value) => svg('g', {class: 'tick'},
         svg('line', {x1: x(value), x2: x(value), y1: 4, y2: height - 30}),
