@@ -14,8 +14,9 @@ is wrapped, and `World.sum` gives back what it is given.
 The first and the third are for memory: what moves moves in every micro-batch (only the all-reduce between hosts waits
 for the last), so that no rank ever holds whole gradients. The others are for time: gradients travel once a step.
 
-All four are `fully_shard` over a mesh: NO_SHARD is a hybrid whose shards have one piece. Every trunk layer, every head
-and what is left (embedding, final norm, unembedding: shared by the heads, tied in some models) is a unit of its own.
+All four are `fully_shard` over a mesh: NO_SHARD is a hybrid whose shards have one piece. Every trunk layer, every head,
+an embedding that is not tied, and what is left (final norm, unembedding: shared by the heads) is a unit of its own. The
+embedding must be: in bf16 its gradient would come in bf16 to a unit that adds up the heads' in fp32.
 
 Gradients are *summed*, since the step divides by totals over all ranks. A collective that not every rank joins waits
 for ever, so none stands in a branch on the rank: what one rank finds out travels by `World.first`, and what may fail
@@ -256,17 +257,21 @@ def shard(
     *,
     heads: Sequence[nn.Module] = (),
     exact: Sequence[nn.Module] = (),
+    embedding: nn.Module | None = None,
 ) -> None:
     """Shard `model` in place: every trunk layer and head by itself, then what is left as the model's own.
 
     Args:
         exact: further units, whose parameters are never cast to a lower precision.
+        embedding: a unit that is not fetched again for the backward pass, which does not need its parameters.
         heads: run one after another on the trunk's output; each is fetched while the one before it computes. A model
             that has them has a method `trunk`, which needs its parameters as `forward` does.
     """
     options: dict[str, Any] = {"mesh": how.mesh, "mp_policy": how.precision, "offload_policy": how.offload}
     for unit in exact:
         fully_shard(unit, **options | {"mp_policy": MixedPrecisionPolicy()})
+    if embedding is not None:
+        fully_shard(embedding, reshard_after_forward=False, **options)
     units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in (*trunk, *heads)]
     root = fully_shard(model, reshard_after_forward=False, **options)
     for module in model.modules():

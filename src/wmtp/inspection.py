@@ -144,6 +144,7 @@ def _figures(parts: Parts, model: MTPModel | ValueModel, batch: Batch) -> dict[s
     if isinstance(model, ValueModel):
         return {"value": critic_values(model, batch).cpu()}
     assert isinstance(objective, MTPObjective)
+    objective.begin(parts.steps)
     seen = objective.look(model, batch)
     known, scheme = seen.scheme_input, objective.scheme
     figures = {"weight": seen.weight_BTK, "nll": known.nll_BTK, "value": known.values_BT}

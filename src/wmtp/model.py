@@ -110,6 +110,11 @@ class MTPModel(nn.Module):
         """Run every layer but the last. Rows are padded on the right: causal attention needs no mask for that."""
         return self._trunk(tokens_BT, position_BT)
 
+    def own_embedding(self) -> nn.Module | None:
+        """The input embedding, where it shares no weight with the unembedding."""
+        embedding: nn.Module = self.base.get_input_embeddings()
+        return None if embedding.weight is self.base.get_output_embeddings().weight else embedding
+
     def trunk_layers(self) -> list[nn.Module]:
         """The layers below the heads."""
         return list(getattr(self.decoder, self._layers_name))[:-1]

@@ -339,7 +339,7 @@ def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:
 def spread(model: MTPModel | ValueModel, how: Sharding, fill_model: Fill | None, device: torch.device) -> None:
     """Shard a model over ranks, and give each what it holds if it is still without weights."""
     if isinstance(model, MTPModel):
-        shard(model, model.trunk_layers(), how, heads=list(model.heads()))
+        shard(model, model.trunk_layers(), how, heads=list(model.heads()), embedding=model.own_embedding())
     else:
         shard(model, model.layers(), how, exact=[model.value_head])
     if fill_model is not None and without_weights(model):

@@ -37,7 +37,8 @@ Loss = Callable[[int], Parts]
 def unit_modules(model: Model) -> list[nn.Module]:
     """The units that sharding makes (`parts.spread`), in the order of the forward pass; what is left is the last."""
     if isinstance(model, MTPModel):
-        return [*model.trunk_layers(), *model.heads()]
+        embedding = model.own_embedding()
+        return [*([] if embedding is None else [embedding]), *model.trunk_layers(), *model.heads()]
     return [*model.layers(), model.value_head]
 
 

@@ -56,11 +56,13 @@ ARMS: dict[str, list[str]] = {
     "critic_returns": ["objective={{kind: value, loss: lambda_return, backbone: frozen}}", "data.solutions=all"],
     "from_base": ["model.architecture=null", "model.path='{models}/base'"],
     "from_heads": ["model.architecture=null", "model.path='{models}/heads'"],
+    "bf16": ["precision=bf16", "train.micro_batch_size=2"],
+    "bf16_tied": ["precision=bf16", "model.architecture.tie_word_embeddings=true"],
     "checkpointed": ["train.activation_checkpointing=true"],
 }
 STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")
 TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
-    (arm, other) for arm in ("baseline", "select", "tied", "critic") for other in STRATEGIES[1:]
+    (arm, other) for arm in ("baseline", "select", "tied", "critic", "bf16") for other in STRATEGIES[1:]
 ]
 FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + [
     (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted")
@@ -164,6 +166,11 @@ UNDECIDED = ("value/mean", "value/std", "value/response_mean")
 @pytest.mark.parametrize(("ranks", "arm", "strategy"), [(r, *case) for r, cases in CASES.items() for case in cases])
 def test_ranks_are_one_process(results: dict[int, dict[str, Any]], ranks: int, arm: str, strategy: str) -> None:
     one, many = results[1][arm], results[ranks][f"{arm}-{strategy}"]
+    if arm.startswith("bf16"):  # autocast rounds products, ranks round what they fetch: near, and no more
+        for expected, got in zip(one["steps"], many["steps"], strict=True):
+            assert got["loss/nll"] == pytest.approx(expected["loss/nll"], rel=1e-2)
+            assert got["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-1)
+        return
     for step, (expected, got) in enumerate(zip(one["steps"], many["steps"], strict=True)):
         assert got.keys() == expected.keys()
         for figure in expected.keys() - set(UNDECIDED):

@@ -72,7 +72,7 @@ def test_strategies_for_memory_hold_no_whole_gradients_from_one_micro_batch_to_t
 
 def test_strategies_for_time_hold_whole_gradients_until_the_last_micro_batch() -> None:
     for strategy in ("SHARD_GRAD_OP", "NO_SHARD"):
-        one, many = (total(step_peak(MODEL, None, layout(strategy, 4), count, {})) for count in (1, 2))
+        one, many = (total(step_peak(MODEL, [], layout(strategy, 4), count, {})) for count in (1, 2))
         assert many > one
 
 
@@ -82,7 +82,7 @@ def test_a_peak_is_never_below_what_is_there_between_steps(
 ) -> None:
     how = layout(strategy, ranks, bf16=bf16)
     terms = (memory.weight_bytes, memory.gradient_bytes, memory.optimiser_bytes)
-    assert total(step_peak(MODEL, None, how, micro_batches, {})) >= sum(term(UNITS, how.pieces) for term in terms)
+    assert total(step_peak(MODEL, [], how, micro_batches, {})) >= sum(term(UNITS, how.pieces) for term in terms)
 
 
 @given(st.integers(2, 8), st.integers(1, 3))
@@ -90,7 +90,7 @@ def test_sharding_more_never_needs_more_between_steps_and_fetching_less_never_at
     ranks: int, micro_batches: int
 ) -> None:
     full, grad, none = (
-        total(step_peak(MODEL, None, layout(strategy, ranks), micro_batches, {}))
+        total(step_peak(MODEL, [], layout(strategy, ranks), micro_batches, {}))
         for strategy in ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")
     )
     assert full <= grad <= none
@@ -100,11 +100,11 @@ def test_a_frozen_scorer_is_shared_out_like_the_model_and_offload_moves_shares_t
     frozen = Passes(UNITS, [Moment(3, "forward", 0, 10), Moment(0, "forward", 10, 20)])
     on_gpu = layout("FULL_SHARD", 4, device="cuda")
     offloaded = layout("FULL_SHARD", 4, device="cuda", cpu_offload=True)
-    with_all, without = (step_peak(MODEL, frozen, how, 1, {}) for how in (on_gpu, offloaded))
+    with_all, without = (step_peak(MODEL, [frozen], how, 1, {}) for how in (on_gpu, offloaded))
     assert with_all["frozen scorer"] == memory.weight_bytes(UNITS, 4)
     assert not {"weights", "optimiser", "frozen scorer"} & set(without)
-    assert host_bytes(MODEL, frozen, offloaded) == 5 * memory.weight_bytes(UNITS, 4)
-    assert host_bytes(MODEL, frozen, on_gpu) == 0
+    assert host_bytes(MODEL, [frozen], offloaded) == 5 * memory.weight_bytes(UNITS, 4)
+    assert host_bytes(MODEL, [frozen], on_gpu) == 0
 
 
 def test_full_sharding_of_llama_2_7b_holds_a_share_and_a_tenth_at_most() -> None:
