@@ -246,9 +246,9 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_written(
 
     original = trainer.build
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(trainer, "build", interrupted)
     with pytest.raises(Interrupted, match="nothing was written") as caught:

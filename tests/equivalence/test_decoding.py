@@ -97,18 +97,18 @@ def test_rows_of_a_batch_accept_differently_and_each_gets_its_own(learnt: tuple[
         assert generate(model, [prompt], 25, "plain").tokens == [row.tokens]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("count", [72, pytest.param(504, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("heads", ["untrained", "trained"])
-def test_greedy_is_greedy_on_five_hundred_prompts(heads: str, learnt: tuple[MTPModel, list[list[int]]]) -> None:
+def test_greedy_is_greedy_on_many_prompts(heads: str, count: int, learnt: tuple[MTPModel, list[list[int]]]) -> None:
     model, known = learnt if heads == "trained" else (tiny_model("llama", 4, noise=0.02), [])
-    prompts = [*known, *prompts_of(504 - len(known), seed=11, longest=8)]
+    prompts = [*known, *prompts_of(504 - len(known), seed=11, longest=8)][:count]
     plain, eight, one = (
         list(generate_many(model, prompts, max_new_tokens=8, mode=mode, eos=NEVER, batch_rows=rows))
         for mode, rows in (("plain", 64), ("speculative", 8), ("speculative", 1))
     )
     assert [g.tokens for g in eight] == [g.tokens for g in plain]
     assert [g.tokens for g in one] == [g.tokens for g in plain]
-    assert sum(sum(g.drafted) for g in one) > 500
+    assert sum(sum(g.drafted) for g in one) >= count
 
 
 # Sampling.

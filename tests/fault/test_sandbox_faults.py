@@ -173,7 +173,7 @@ def test_after_close_no_process_descriptor_file_or_limit_is_left(own_tmp: None) 
     assert eventually(lambda: state() == before), state()
 
 
-@pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.exhaustive)])
 def test_hostile_programs_in_numbers_leave_nothing_behind(own_tmp: None, number: int) -> None:
     """And none passes, and the sandbox works as before."""
     skip_without_landlock()

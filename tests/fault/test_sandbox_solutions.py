@@ -1,6 +1,6 @@
 """The known solutions of public data sets pass, and what cannot be right fails, judged from outside the program.
 
-A share of each data set runs always; all of it is `slow`. Without the data the tests skip.
+A share of each data set runs always; all of it is `exhaustive`. Without the data the tests skip.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def sanitized() -> list[Job]:
 
 
 SETS = {"humaneval": (humaneval, 164), "mbpp": (mbpp, 974), "sanitized": (sanitized, 427)}
-SHARES = [pytest.param(20, id="a share"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+SHARES = [pytest.param(20, id="a share"), pytest.param(1, id="all", marks=pytest.mark.exhaustive)]
 
 
 def spoiled(job: Job) -> Iterator[Job]:
