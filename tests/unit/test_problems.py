@@ -11,7 +11,7 @@ import pytest
 
 from wmtp.errors import DataError
 from wmtp.evaluation.problems import read_benchmark
-from wmtp.evaluation.samples import Sample, by_problem, from_answer, mend, read_samples, write_rows
+from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
 from wmtp.sandbox import FunctionTests, Sandbox, StdinTests
 
 HUMANEVAL = {
@@ -194,17 +194,6 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     write_rows(path, (sample.row() for sample in samples))
     assert read_samples(path) == samples
-
-
-def test_an_incomplete_last_line_is_cut_off_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "samples.jsonl"
-    write_rows(path, [Sample("a", "x").row()])
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"task_id": "b", "comp')
-    mend(path)
-    assert path.read_bytes() == whole
-    mend(path)
-    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

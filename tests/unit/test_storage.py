@@ -13,7 +13,7 @@ import pytest
 
 import wmtp
 from wmtp.errors import UsageError, WmtpError
-from wmtp.storage import fsync_folder, resolve, safe_join, sha256_file, write_atomic
+from wmtp.storage import drop_torn_line, fsync_folder, resolve, safe_join, sha256_file, write_atomic
 
 # resolve
 
@@ -218,3 +218,12 @@ def test_syncing_what_is_no_folder_names_it(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     with pytest.raises(WmtpError, match=r"cannot sync .*f: Not a directory"):
         fsync_folder(tmp_path / "f")
+
+
+@pytest.mark.parametrize("torn", [b"", b"x", b"y" * 70_000, b'{"a": "\xc3'])
+@pytest.mark.parametrize("whole", [b"", b"one\n", b"one\n" + b"t" * 140_000 + b"\n"])
+def test_a_torn_last_line_is_cut_off_and_nothing_else(tmp_path: Path, whole: bytes, torn: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(whole + torn)
+    drop_torn_line(path)
+    assert path.read_bytes() == whole

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from wmtp.data.sources import rows
 from wmtp.errors import UsageError, WmtpError
-from wmtp.storage import fsync_folder, write_atomic
+from wmtp.storage import drop_torn_line, fsync_folder, write_atomic
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -61,7 +61,7 @@ class RowFile:
             write_atomic(self._note, json.dumps(wanted, indent=2) + "\n")
             self.part.touch()
         self._check(wanted)
-        self._cut()
+        drop_torn_line(self.part)
         self.done = sum(1 for _ in self._groups())
         """Input rows whose results are written."""
 
@@ -73,12 +73,6 @@ class RowFile:
         if before != wanted:
             different = ", ".join(key for key in {**before, **wanted} if before.get(key) != wanted.get(key))
             raise UsageError(f"{self.part} was begun from something else ({different}); remove it to start again")
-
-    def _cut(self) -> None:
-        """Drop an incomplete last line."""
-        with self.part.open("rb+") as file:
-            data = file.read()
-            file.truncate(data.rfind(b"\n") + 1)
 
     def _groups(self) -> Iterator[Made]:
         if self.part.stat().st_size:

@@ -20,12 +20,12 @@ from wmtp.decoding import Sampling, StopStrings, generate_many
 from wmtp.errors import DataError, UsageError
 from wmtp.evaluation.judging import Judged, Key, figures, judge, only, read_verdicts, unsampled
 from wmtp.evaluation.problems import Benchmark, Problem
-from wmtp.evaluation.samples import Sample, by_problem, from_answer, mend, read_samples, write_rows
+from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
 from wmtp.formats.hf import load_tokenizer, locate
 from wmtp.formats.native import load_model, read_card
 from wmtp.model import MTPModel
 from wmtp.sandbox import Requirement, Sandbox
-from wmtp.storage import sha256_file, write_atomic
+from wmtp.storage import drop_torn_line, sha256_file, write_atomic
 
 Report = Callable[[str], None]
 
@@ -181,8 +181,7 @@ def evaluate(
 
 def answer(subject: Subject, problems: Sequence[Problem], ask: Ask, path: Path, report: Report) -> None:
     """Append the answers that `path` lacks: problem by problem, temperature by temperature."""
-    mend(path)
-    have = by_problem(read_samples(path), problems) if path.exists() and path.stat().st_size else {}
+    have = by_problem(read_samples(path), problems) if _begun(path) else {}
     prompts = subject.ids(
         [
             problem.prompt if ask.template is None else ask.template.format(prompt=problem.statement)
@@ -219,8 +218,7 @@ def _judged(
     samples: Mapping[str, Sequence[Sample]], problems: Sequence[Problem], sandbox: Sandbox, path: Path, report: Report
 ) -> dict[Key, Judged]:
     """All verdicts: those that are stored, and the others, which are stored as they come."""
-    mend(path)
-    known = read_verdicts(path) if path.exists() and path.stat().st_size else {}
+    known = read_verdicts(path) if _begun(path) else {}
     made = dict(known)
 
     def new() -> Iterator[dict[str, Any]]:
@@ -231,6 +229,13 @@ def _judged(
 
     write_rows(path, new())
     return made
+
+
+def _begun(path: Path) -> bool:
+    """Whether a file has rows, once what an interrupted run left incomplete is cut off."""
+    if path.exists():
+        drop_torn_line(path)
+    return path.exists() and path.stat().st_size > 0
 
 
 def _check_same(path: Path, about: dict[str, Any]) -> None:

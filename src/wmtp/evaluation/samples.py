@@ -87,16 +87,6 @@ def write_rows(path: Path, written: Iterable[Mapping[str, Any]]) -> None:
             file.flush()
 
 
-def mend(path: Path) -> None:
-    """Cut off an incomplete last line, which an interrupted run may have left."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        data = file.read()
-        if data and not data.endswith(b"\n"):
-            file.truncate(data.rfind(b"\n") + 1)
-
-
 def by_problem(samples: Iterable[Sample], problems: Sequence[Problem]) -> dict[str, list[Sample]]:
     """The samples of each problem, in order.
 
