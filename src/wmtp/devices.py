@@ -26,6 +26,8 @@ def pick(name: str) -> torch.device:
         ConfigError: the named one is not here.
     """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name not in ("auto", *here):
+        raise ConfigError(f"device must be auto, {', '.join(here)}; got {name!r}")
     if name == "auto":
         name = next(kind for kind, available in here.items() if available)
     if not here[name]:

@@ -216,6 +216,7 @@ def test_people_get_a_table(run: Path, tmp_path: Path, wmtp_command: Command, su
         (["--model", "RUN/nothing", "--benchmark", "embedded", "--out", "OUT"], "no model folder at"),
         (["--model", "RUN/final", "--data", "RUN/config.yaml"], "config.yaml:1: not valid JSON"),
         (["--model", "RUN/final", "--data", "RUN/none.jsonl"], "cannot read the data file"),
+        (["--model", "RUN/final", "--benchmark", "embedded", "--device", "tpu"], "device must be auto, cuda, mps, cpu"),
     ],
 )
 def test_wrong_usage_is_told_in_one_message(
