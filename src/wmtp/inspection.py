@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wmtp import checkpoint
 from wmtp.config import Config, MTPObjectiveConfig, load
-from wmtp.data.batches import Batch, collate
+from wmtp.data.batches import Batch, collate, rows_by_label
 from wmtp.data.text import Row
 from wmtp.errors import DataError, UsageError
 from wmtp.formats.native import load_value_model
@@ -110,18 +110,11 @@ def _held_out(parts: Parts) -> Sequence[Row]:
 
 def solution_pairs(rows: Sequence[Row], most: int) -> list[tuple[int, int]]:
     """For each of the first problems that have both, the correct and the incorrect row whose responses differ least."""
-    sides: dict[int, tuple[list[int], list[int]]] = {}
-    for i, row in enumerate(rows):
-        good, bad = sides.setdefault(row.problem, ([], []))
-        if row.reward == 1.0:
-            good.append(i)
-        elif row.reward == 0.0:
-            bad.append(i)
 
     def difference(pair: tuple[int, int]) -> int:
         return sum(map(sum, changed_tokens(_response(rows[pair[0]]), _response(rows[pair[1]]))))
 
-    both = [(good, bad) for good, bad in sides.values() if good and bad]
+    both = [(good, bad) for good, bad in rows_by_label(rows).values() if good and bad]
     return [min(((g, b) for g in good for b in bad), key=difference) for good, bad in both[:most]]
 
 

@@ -72,6 +72,18 @@ def single_items(rows: Sequence[Row]) -> list[Item]:
     return [(i,) for i in range(len(rows))]
 
 
+def rows_by_label(rows: Sequence[Row]) -> dict[int, tuple[list[int], list[int]]]:
+    """Per problem, in order: its correct and its incorrect rows. Rows without a label are in neither."""
+    sides: dict[int, tuple[list[int], list[int]]] = {}
+    for i, row in enumerate(rows):
+        good, bad = sides.setdefault(row.problem, ([], []))
+        if row.reward == 1.0:
+            good.append(i)
+        elif row.reward == 0.0:
+            bad.append(i)
+    return sides
+
+
 def pair_items(rows: Sequence[Row]) -> list[Item]:
     """(correct, incorrect) rows of the same problem, each row used once where possible.
 
@@ -81,13 +93,7 @@ def pair_items(rows: Sequence[Row]) -> list[Item]:
     Raises:
         DataError: no problem has both.
     """
-    sides: dict[int, tuple[list[int], list[int]]] = {}
-    for i, row in enumerate(rows):
-        good, bad = sides.setdefault(row.problem, ([], []))
-        if row.reward == 1.0:
-            good.append(i)
-        elif row.reward == 0.0:
-            bad.append(i)
+    sides = rows_by_label(rows)
     pairs: list[Item] = [
         (good[j % len(good)], bad[j % len(bad)])
         for good, bad in sides.values()
