@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def jailed() -> set[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return {pid for pid in marked if _comes_from_here(pid, parents, marked)}
+
+
+def settled(before: set[int], within_s: float = 20.0) -> bool:
+    """Whether no more processes than `before` are left, once orphans of other tests have had time to end."""
+    deadline = time.monotonic() + within_s
+    while len(jailed()) > len(before):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _comes_from_here(pid: int, parents: dict[int, int], marked: set[int]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from attacks import ANSWER, ATTACKS, FORGERIES, REACHING, UNTRUSTED_TESTS, Attack
-from outside import SECRET, Outside, jailed
+from outside import SECRET, Outside, jailed, settled
 
 from wmtp.sandbox import FunctionTests, Limits, Sandbox, SandboxError, StdinTests
 from wmtp.sandbox._start import PROMISES
@@ -82,7 +82,10 @@ def sandbox(request: pytest.FixtureRequest, sandboxes: Sandboxes) -> Sandbox:
 
 @pytest.mark.parametrize(("sandbox", "attack"), list(cases()), indirect=["sandbox"])
 def test_attack(sandbox: Sandbox, attack: Attack, outside: Outside) -> None:
-    """It fails in a way that is documented, changes nothing outside, and leaves no process behind."""
+    """It fails in a way that is documented, changes nothing outside, and leaves no process behind.
+
+    The tests are run: with a setup they are no plain data.
+    """
     level = sandbox.isolation.level
     if level < attack.from_level:
         assert attack.promise not in PROMISES[level]
@@ -90,7 +93,7 @@ def test_attack(sandbox: Sandbox, attack: Attack, outside: Outside) -> None:
         return
     assert attack.promise is None or attack.promise in PROMISES[level]
     before = jailed()
-    tests = StdinTests([("", str(ANSWER))]) if attack.script else FunctionTests([attack.test])
+    tests = StdinTests([("", str(ANSWER))]) if attack.script else FunctionTests([attack.test], setup="pass")
     verdict = sandbox.run(outside.fill(attack.source), tests)
     assert not verdict.passed
     assert verdict.status in attack.statuses, verdict.reason
@@ -98,21 +101,21 @@ def test_attack(sandbox: Sandbox, attack: Attack, outside: Outside) -> None:
     assert verdict.reason.isprintable()
     assert len(verdict.reason) <= 400
     assert outside.changes() == {}
-    assert len(jailed()) <= len(before)
+    assert settled(before)
 
 
 @pytest.fixture(scope="module")
-def learnt() -> Iterator[Sandbox]:
+def kept() -> Iterator[Sandbox]:
     with Sandbox(workers=1, limits=LIMITS) as made:
         yield made
 
 
 @pytest.mark.parametrize("attack", FORGERIES, ids=lambda attack: attack.name)
-def test_a_forgery_gains_nothing_from_tests_that_are_known_as_data(learnt: Sandbox, attack: Attack) -> None:
-    """Once a program has passed them, tests that are plain assertions are compared here, by no process of theirs."""
+def test_a_forgery_gains_nothing_from_tests_that_are_data(kept: Sandbox, attack: Attack) -> None:
+    """Tests that are plain assertions are compared here, by no process of theirs."""
     usual = f"assert f(1) == {ANSWER}"
-    assert learnt.run(f"def f(x): return {ANSWER}", usual).passed
-    verdict = learnt.run(attack.source, usual)
+    assert kept.run(f"def f(x): return {ANSWER}", usual).passed
+    verdict = kept.run(attack.source, usual)
     assert not verdict.passed
     assert (verdict.decided, verdict.trust) == (True, "strong")
 
@@ -137,7 +140,7 @@ def test_what_a_program_started_ends_with_it_even_where_it_may_start_processes(s
     before = jailed()
     verdict = sandbox.run(source, "assert f(1) == 2")
     assert verdict.passed, verdict.reason
-    assert jailed() == before
+    assert settled(before)
 
 
 @pytest.mark.parametrize("sandbox", LEVELS, indirect=True)
@@ -154,7 +157,7 @@ def test_strong_refuses_a_weak_level_and_says_what_is_missing(level: str) -> Non
     before = jailed()
     with pytest.raises(SandboxError, match=r"needs isolation level 2.*namespaces: .*Landlock: "):
         Sandbox(require="strong", without=LEVELS[level][0])
-    assert jailed() == before
+    assert settled(before)
 
 
 @pytest.mark.parametrize("sandbox", LEVELS, indirect=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attacks import ATTACKS, PIECES
@@ -25,7 +26,8 @@ from wmtp.sandbox import FunctionTests, Job, Limits, Sandbox, SandboxError, _wor
 
 pytestmark = [pytest.mark.fault, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 RIGHT = "def f(x): return x + 1"
-TESTS = ["assert f(1) == 2"]
+TESTS = ["answer = 2\nassert f(1) == answer"]
+"""Run, in a second process: plain assertions would be data."""
 SPIN = "def f(x):\n    while True: pass"
 WITHOUT = [(), ("namespaces",), ("namespaces", "Landlock", "seccomp")]
 
@@ -89,7 +91,7 @@ def test_a_grader_that_forgets_to_close_leaves_nothing_behind() -> None:
     )
     before = jailed()
     assert run_python(code).split()[0] == "passed"
-    assert eventually(lambda: jailed() == before)
+    assert eventually(lambda: jailed() <= before)
 
 
 def test_a_zygote_killed_in_the_middle_is_replaced_and_the_program_judged_all_the_same() -> None:
@@ -146,7 +148,13 @@ def test_a_grader_without_descriptors_gives_no_label() -> None:
     assert run_python(code).split() == ["sandbox_error", "passed"]
 
 
-def state() -> dict[str, object]:
+def nothing_new(before: dict[str, Any]) -> bool:
+    """Whether the state is as before; of processes fewer will do, since other tests' orphans end in between."""
+    now = state()
+    return now.pop("processes") <= before["processes"] and all(now[name] == before[name] for name in now)
+
+
+def state() -> dict[str, Any]:
     """What a sandbox, or a program that got out of it, could leave behind."""
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
@@ -170,7 +178,7 @@ def test_after_close_no_process_descriptor_file_or_limit_is_left(own_tmp: None) 
     with Sandbox(workers=2, scratch_bytes=2**20, limits=Limits(cpu_s=0.2)) as sandbox:
         for source in (RIGHT, SPIN, "open('left', 'w').write('x')\n" + RIGHT, "import os\nos._exit(0)"):
             sandbox.run(source, TESTS)
-    assert eventually(lambda: state() == before), state()
+    assert eventually(lambda: nothing_new(before)), state()
 
 
 @pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.exhaustive)])
@@ -189,7 +197,7 @@ def test_hostile_programs_in_numbers_leave_nothing_behind(own_tmp: None, number:
         bad = [(one.name, got.status, got.reason) for one, got in verdicts if got.status not in one.statuses]  # type: ignore[union-attr]
         assert bad == []
         assert outside.changes() == {}
-        assert eventually(lambda: state() == before), state()
+        assert eventually(lambda: nothing_new(before)), state()
     finally:
         outside.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmtp.bench import BENCHMARKS, backends, decoding, loss, measuring, packing, step
+from wmtp.bench import BENCHMARKS, backends, decoding, faults, loss, measuring, packing, step
 from wmtp.cli import run_command
 from wmtp.errors import WmtpError
 from wmtp.model import batch_targets
@@ -404,3 +405,23 @@ def test_listing_the_benchmarks_loads_no_torch() -> None:
     program = "import sys, wmtp.cli; wmtp.cli.run_command(['bench', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in BENCHMARKS)
+
+
+@pytest.mark.parametrize(
+    ("code", "printed", "ends_with"),
+    [(0, b"step 1  loss 2.1\n", 0), (0, b"UserWarning: leaked semaphore\n", 1), (134, b"", 1)],
+)
+def test_a_row_of_runs_fails_by_one_exit_code_or_one_complaint(
+    monkeypatch: pytest.MonkeyPatch, code: int, printed: bytes, ends_with: int
+) -> None:
+    runs = []
+
+    def supervise(command: Any, *, output: int, **_: Any) -> int:
+        runs.append(command(0))
+        last = len(runs) == 3
+        os.write(output, printed if last else b"")
+        return code if last else 0
+
+    monkeypatch.setattr(faults, "supervise", supervise)
+    assert faults.main(["--in-a-row", "3", "--ranks", "2"]) == ends_with
+    assert len(runs) == 3

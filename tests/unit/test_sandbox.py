@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from wmtp.errors import DataError, UsageError
-from wmtp.sandbox import CallTests, FunctionTests, Job, Limits, Sandbox, StdinTests, Verdict, run_program
+from wmtp.sandbox import CallTests, FunctionTests, Job, Limits, Sandbox, StdinTests, Verdict, _grade, run_program
 from wmtp.sandbox._compare import agree, same_words
 from wmtp.sandbox._exchange import Ended, Outcome
 from wmtp.sandbox._grade import Runner, Trial, grade
@@ -216,17 +216,25 @@ def test_tests_as_data_give_the_verdict_of_tests_as_code(
     assert verdict.trust == "strong"
 
 
-def test_tests_become_data_when_a_program_has_passed_them_and_not_before() -> None:
+def test_tests_that_are_data_are_compared_in_the_grader_from_the_first_program_on() -> None:
     with Sandbox(workers=1) as sandbox:
         tests = FunctionTests(["assert f([2, 1]) == [1, 2]"])
-        assert not sandbox.run("def f(x): return x", tests).passed
-        assert sandbox._plain.get(tests) is None
-        assert sandbox.run("def f(x): return sorted(x)", tests).passed
-        assert sandbox._plain.get(tests) is not None
-        assert sandbox.run("def f(x): x.sort(); return x", tests).passed
         assert "got [2, 1]" in sandbox.run("def f(x): return x", tests).reason
+        assert sandbox.run("def f(x): x.sort(); return x", tests).passed
         objects = "class E:\n    def __eq__(self, other): return True\ndef f(x): return E()"
         assert sandbox.run(objects, tests).status == "wrong"
+
+
+@pytest.mark.parametrize("memory_bytes", [2**30, 2**10])
+def test_tests_that_cannot_be_read_ahead_are_run_instead(monkeypatch: pytest.MonkeyPatch, memory_bytes: int) -> None:
+    """Those of many jobs are read together; one too deep to be read, or a reader that dies, changes no verdict."""
+    monkeypatch.setattr(_grade, "_READING", Limits(memory_bytes=memory_bytes))
+    deep = "assert f(1) == " + "-" * 100_000 + "1"
+    jobs = [Job(f"def f(x): return {n % 3}", [f"assert f({n}) == 1"]) for n in range(9)] + [Job("f = abs", [deep])]
+    with Sandbox(workers=1) as sandbox:
+        found = [verdict.status for _, verdict in sandbox.map(jobs)]
+        assert (sandbox._as_data.get(FunctionTests(jobs[0].tests)) is None) == (memory_bytes == 2**10)  # type: ignore[arg-type]
+    assert found == ["wrong", "passed", "wrong"] * 3 + ["bad_tests"]
 
 
 # --- Data tests -------------------------------------------------------------------------------------------------------

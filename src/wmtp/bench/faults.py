@@ -1,6 +1,7 @@
 """A supervised training that is killed again and again: is it, in the end, the training that nobody disturbed?
 
     wmtp bench faults --kills 20 --ranks 1 --json faults.json
+    wmtp bench faults --in-a-row 100 --ranks 2
 
 A small model is trained twice with the same command under a supervisor: once undisturbed, once while SIGKILL hits one
 of its processes (a random rank) again and again. A quarter of the kills come while the process starts, the others at
@@ -8,7 +9,11 @@ a random instant of training, steps and saves alike (a checkpoint every 3 steps,
 leaves an unfinished checkpoint behind hit a save; these are counted. Then the two run folders are compared: the final
 weights and the journal without its times, to the last bit; and what is left beside whole checkpoints is counted.
 
-Exit code 1 if anything differs or is left over. benchmarks/README.md in the repository says how to read the figures.
+With `--in-a-row N` nothing is killed: N short runs, each with steps, a validation and checkpoints, one after another.
+All must end with exit code 0 and complain of nothing: a race at the exit of a process group shows in one of many.
+
+Exit code 1 if anything differs or is left over, or a run in a row did not end well. benchmarks/README.md in the
+repository says how to read the figures.
 """
 
 from __future__ import annotations
@@ -16,12 +21,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,6 +47,10 @@ VERSION = 1
 EVERY = 3
 """Steps between checkpoints."""
 STEPS_PER_KILL, LEAST_STEPS = 30, 150
+SHORT_STEPS = 6
+"""Of a run in a row."""
+COMPLAINT = re.compile("warn|error|exception|leak|traceback|terminat", re.IGNORECASE)
+"""In a line that a run in a row must not print."""
 EARLY = 0.25
 """Share of the kills that come before training begins."""
 REACH = 1.6
@@ -182,17 +194,53 @@ def journal(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if not k.startswith(("time/", "mem/"))} for entry in entries]
 
 
-def train(folder: Path, options: argparse.Namespace, kills: int, calm: Followed | None) -> Followed:
-    """One supervised run in `folder/run`; what was seen of it."""
+def command_in(folder: Path, steps: int) -> Callable[[int], list[str]]:
+    """Makes `folder` with a recipe in it; the command of each attempt at a run in `folder/run`."""
     folder.mkdir(parents=True)
-    recipe, run = folder / "recipe.yaml", folder / "run"
-    recipe.write_text(RECIPE % {"steps": options.steps, "every": EVERY})
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE % {"steps": steps, "every": EVERY})
 
     def command(attempt: int) -> list[str]:
         resumed = ["--resume", "auto"] if attempt else []
-        files = ["--recipe", str(recipe), "--out", str(run)]
+        files = ["--recipe", str(recipe), "--out", str(folder / "run")]
         return [sys.executable, "-P", "-m", "wmtp", "train", *files, *resumed]
 
+    return command
+
+
+def in_a_row(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Short runs, one after another: their exit codes, the supervisor's words, and every line that is a complaint."""
+    codes: Counter[int] = Counter()
+    said: list[str] = []
+    for number in range(options.in_a_row):
+        place = folder / f"run_{number}"
+        command = command_in(place, SHORT_STEPS)
+        with (place / "output.log").open("ab") as log:
+            code = supervise(
+                command,
+                progress=lambda: 0,
+                options=Options(ranks=options.ranks, restarts=0),
+                folder=place / "job",
+                output=log.fileno(),
+                say=said.append,
+            )
+        codes[code] += 1
+        lines = (place / "output.log").read_text(errors="replace").splitlines()
+        said += [f"run {number}: {line}" for line in lines if COMPLAINT.search(line)]
+        shutil.rmtree(place)
+    return {
+        "version": VERSION,
+        "benchmark": "faults",
+        "machine": measuring.machine(measuring.device("cpu"), "float32"),
+        "settings": {"in_a_row": options.in_a_row, "ranks": options.ranks, "steps": SHORT_STEPS},
+        "exit_codes": {str(code): count for code, count in sorted(codes.items())},
+        "said": said,
+    }
+
+
+def train(folder: Path, options: argparse.Namespace, kills: int, calm: Followed | None) -> Followed:
+    """One supervised run in `folder/run`; what was seen of it."""
+    command, run = command_in(folder, options.steps), folder / "run"
     killer = Killer(folder, options.ranks, kills, options.seed, calm)
     patience = Options(ranks=options.ranks, restarts=kills + 3, backoff_s=0.0)
     began = time.monotonic()
@@ -271,6 +319,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
     parser = measuring.parser("faults", __doc__)
     parser.add_argument("--kills", type=measuring.count, default=20, help="how often to kill (default: 20)")
+    parser.add_argument(
+        "--in-a-row", type=measuring.positive, metavar="N", help="kill nothing; run N short trainings instead"
+    )
     parser.add_argument("--ranks", type=measuring.positive, default=1, help="processes of the job (default: 1)")
     parser.add_argument("--steps", type=measuring.positive, help="of the run (default: 30 per kill, at least 150)")
     parser.add_argument("--seed", type=measuring.count, default=0, help="of the instants (default: 0)")
@@ -285,6 +336,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if the killed run is not the same run."""
     options = parse(arguments)
+    if options.in_a_row:
+        with tempfile.TemporaryDirectory(prefix="wmtp-faults-") as folder:
+            row = in_a_row(options, Path(folder))
+        print(
+            f"{options.in_a_row} runs of {options.ranks} rank(s): exit codes {row['exit_codes']}",
+            *row["said"],
+            sep="\n",
+        )
+        measuring.write(row, options.json)
+        return 0 if set(row["exit_codes"]) == {"0"} and not row["said"] else 1
     if options.keep is not None:
         document = measure(options, options.keep)
     else:

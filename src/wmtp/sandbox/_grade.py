@@ -10,8 +10,8 @@ import operator
 import os
 import reprlib
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,13 +40,11 @@ class Trial:
     wall_s: float = 0.0
     borderline: bool = False
     """Whether the load of the machine may have decided: it is to be tried again alone."""
-    plain: Plain | None = None
-    """What these tests are as data, if that came to light."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Tests as data: what `CallTests` become, and what tests turned out to be that are code but need not be run."""
+    """Tests as data: what `CallTests` become, and what tests are that are written as code but need not be run."""
 
     name: str
     inputs: list[list[Any]]
@@ -56,7 +54,7 @@ class Plain:
 
 
 def grade(runner: Runner, source: str, tests: Tests, limits: Limits, plain: Plain | None = None) -> Trial:
-    """Runs one program against its tests, or against `plain` where that is known to be the same.
+    """Runs one program against its tests, or against `plain`, which `read` found to be the same.
 
     Raises:
         WorkerLost: the runner failed.
@@ -87,19 +85,41 @@ def _grade_functions(runner: Runner, source: str, tests: FunctionTests, limits: 
     weak = status == "passed" and not (type(provided) is list and len(provided) <= 1)
     if weak:
         reason = f"the tests use several names of the program, of which one may judge another: {provided}"
-    trial = _judged(outcome, limits, status, reason, "weak" if weak else "strong")
-    learnt = _learnt(report.get("plain")) if trial.status == "passed" and not weak else None
-    return replace(trial, plain=learnt)
+    return _judged(outcome, limits, status, reason, "weak" if weak else "strong")
 
 
-def _learnt(data: Any) -> Plain | None:
-    """What the tester read in tests that a program has just passed; as data they are then known to be the same."""
+def read(runner: Runner, sets: Sequence[FunctionTests]) -> list[Plain | None]:
+    """What each of several sets of tests is as data, or None for one that has to be run. One process reads them all.
+
+    One that ends it, or that is too large, spoils the others: then none is data, which costs time and nothing else.
+
+    Raises:
+        WorkerLost: the runner failed.
+    """
+    try:
+        outcome = runner.exchange(
+            [Child({"role": "read", "sets": [_texts(tests) for tests in sets]}, _READING)], _READING
+        )
+    except DataError:
+        return [None] * len(sets)
+    [ended] = outcome.children
+    found = ended.messages[0] if ended.messages else []
+    if type(found) is not list or len(found) != len(sets):
+        return [None] * len(sets)
+    return [_read(data) for data in found]
+
+
+def _read(data: Any) -> Plain | None:
     if type(data) is not dict:
         return None
     try:
         return Plain(data["name"], data["inputs"], [codec.decode(value) for value in data["expected"]])
     except (codec.CodecError, KeyError, TypeError):
         return None
+
+
+_READING = Limits(cpu_s=10, memory_bytes=2**30)
+"""For the process that reads tests."""
 
 
 def _texts(tests: FunctionTests) -> dict[str, Any]:

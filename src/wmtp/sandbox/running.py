@@ -21,14 +21,15 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import islice
 from typing import get_args
 
 from wmtp.errors import DataError, UsageError
-from wmtp.sandbox._grade import Plain, Trial, grade
+from wmtp.sandbox._grade import Plain, Trial, grade, read
 from wmtp.sandbox._pool import Pool
 from wmtp.sandbox._start import Plan
-from wmtp.sandbox._worker import WorkerLost
+from wmtp.sandbox._worker import Worker, WorkerLost
 from wmtp.sandbox.verdict import (
     FunctionTests,
     Isolation,
@@ -45,7 +46,9 @@ from wmtp.sandbox.verdict import (
 _AHEAD = 16
 """Jobs per worker that `map` reads ahead and keeps results of."""
 _REMEMBERED = 4096
-"""Sets of tests that are kept as data."""
+"""Sets of tests that are known to be data, or to be none."""
+_LARGE = 2**17
+"""Characters of tests that are not read together with others."""
 _CONFINING = frozenset({"namespaces", "Landlock", "seccomp"})
 
 
@@ -87,7 +90,7 @@ class Sandbox:
         if count < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
         self._require, self._limits = require, limits or Limits()
-        self._plain = _Remembered()
+        self._as_data = _Remembered()
         skipped = frozenset(without) | (_CONFINING if require == "none" else frozenset())
         self._pool = Pool(Plan(skipped, tuple(packages), scratch_bytes), count)
         try:
@@ -152,17 +155,30 @@ class Sandbox:
                 with self._pool.borrow(alone) as started:
                     isolation = started.isolation
                     self._check(isolation)
-                    trial = grade(started.worker, source, tests, limits, self._plain.get(tests))
+                    plain = self._read(started.worker, tests)
+                    trial = grade(started.worker, source, tests, limits, plain)
                     if trial.status == "sandbox_error":
                         raise WorkerLost(trial.reason)
-                    if trial.plain is not None:
-                        self._plain.put(tests, trial.plain)
                     return trial, isolation
             except WorkerLost as error:
                 if self._pool.closed:
                     raise SandboxError("the sandbox was closed during a run") from error
                 trial = Trial("sandbox_error", printable(str(error)))
         return trial, isolation
+
+    def _read(self, worker: Worker, tests: Tests) -> Plain | None:
+        """The tests as data, if they can be that."""
+        missing = self._as_data.missing([tests])
+        if missing:
+            self._as_data.put(missing, read(worker, missing))
+        return self._as_data.get(tests)
+
+    def _read_ahead(self, jobs: Sequence[Job]) -> None:
+        """One process for the tests of many jobs. What goes wrong here goes wrong again where it is reported."""
+        missing = self._as_data.missing(_short_code(jobs))
+        if len(missing) > 1:
+            with suppress(WorkerLost), self._pool.borrow() as started:
+                self._as_data.put(missing, read(started.worker, missing))
 
     def map(self, jobs: Iterable[Job], *, ordered: bool = True) -> Iterator[tuple[Job, Verdict]]:
         """Each job with its verdict, in the order of the jobs or, with `ordered=False`, as they are done.
@@ -177,8 +193,10 @@ class Sandbox:
         executor = ThreadPoolExecutor(self._pool.size, thread_name_prefix="wmtp-sandbox-map")
         try:
             while True:
-                for job in islice(source, room - len(waiting)):
-                    waiting.append((job, executor.submit(self.run, job.source, job.tests, job.limits)))
+                if len(waiting) <= room // 2:
+                    ahead = list(islice(source, room - len(waiting)))
+                    self._read_ahead(ahead)
+                    waiting += [(job, executor.submit(self.run, job.source, job.tests, job.limits)) for job in ahead]
                 if not waiting:
                     return
                 if not ordered:
@@ -191,24 +209,39 @@ class Sandbox:
             executor.shutdown(cancel_futures=True)
 
 
+def _short_code(jobs: Iterable[Job]) -> Iterator[FunctionTests]:
+    """Those tests of jobs that are code and not too long; a fault in one is reported when its job is run."""
+    for job in jobs:
+        with suppress(DataError):
+            tests = as_tests(job.tests)
+            if isinstance(tests, FunctionTests) and sum(map(len, tests.tests)) <= _LARGE:
+                yield tests
+
+
 class _Remembered:
-    """Tests that are code but need not be run as code, which one learns when a program first passes them.
+    """What tests that are code are as data, or that they are none, so that each set is read once.
 
     A data set's tests are put to many programs. As data they need one process and not two, and no parsing.
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Tests, Plain] = OrderedDict()
+        self._known: OrderedDict[FunctionTests, Plain | None] = OrderedDict()
         self._lock = threading.Lock()
+
+    def missing(self, sets: Iterable[Tests]) -> list[FunctionTests]:
+        """Those that have not been read and may be data, each once."""
+        with self._lock:
+            wanted = (one for one in sets if isinstance(one, FunctionTests) and not one.in_process)
+            return list(dict.fromkeys(one for one in wanted if one not in self._known))
 
     def get(self, tests: Tests) -> Plain | None:
         with self._lock:
             return self._known.get(tests) if isinstance(tests, FunctionTests) else None
 
-    def put(self, tests: Tests, plain: Plain) -> None:
+    def put(self, sets: Sequence[FunctionTests], read: Sequence[Plain | None]) -> None:
         with self._lock:
-            self._known[tests] = plain
-            if len(self._known) > _REMEMBERED:
+            self._known.update(zip(sets, read, strict=True))
+            while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
 
 

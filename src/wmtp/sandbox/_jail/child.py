@@ -11,7 +11,7 @@ import os
 import resource
 from typing import Any, NamedTuple, NoReturn
 
-from . import canary, codec, kernel, program, syscalls, tester
+from . import canary, codec, kernel, plain, program, syscalls, tester
 
 JOB_FD = 3
 """Where the job comes from and, if its role has one, the result goes."""
@@ -33,6 +33,7 @@ ROLES = {
     "script": program.script,
     "in_process": program.in_process,
     "test": tester.run_tests,
+    "read": plain.read_all,
     "canary": canary.try_all,
 }
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from types import CodeType
 from typing import Any, NoReturn
 
-from . import codec, plain
+from . import codec
 from .program import JOB_FD, Message, job_names, run_code
 from .remote import Bridge, NeedsObjects, ProgramGone, Uncarried, is_class_name
 
@@ -29,8 +29,6 @@ def run_tests(job: Message) -> NoReturn:
     report = _outcome(job, bridge) | {"asked": bridge.asked}
     if bridge.gone and report["outcome"] == "passed":
         report = {"outcome": "gone"}  # the tests swallowed it
-    if report["outcome"] == "passed":
-        report["plain"] = plain.read(job)
     codec.send(JOB_FD, report)
     os._exit(0)
 
