@@ -189,7 +189,10 @@ def test_hostile_programs_in_numbers_leave_nothing_behind(own_tmp: None, number:
     try:
         before = state()
         attacks = random.Random(number).choices([one for one in ATTACKS if not one.script], k=number)
-        jobs = (Job(outside.fill(attack.source), [attack.test], id=attack) for attack in attacks)
+        jobs = (
+            Job(outside.fill(attack.source), FunctionTests([attack.test], setup="pass"), id=attack)
+            for attack in attacks
+        )
         with Sandbox(workers=2, limits=Limits(cpu_s=0.3, asleep_s=0.3, memory_bytes=2**27)) as sandbox:
             verdicts = [(job.id, verdict) for job, verdict in sandbox.map(jobs, ordered=False)]
             assert sandbox.run(RIGHT, TESTS).passed
@@ -361,7 +364,8 @@ for without in ((), ("namespaces",)):
     with Sandbox(require="strong", workers=1, without=without, limits=Limits(cpu_s=0.5, memory_bytes=2**28)) as sandbox:
         found[str(without)] = sandbox.isolation.level
         for attack in FORGERIES[::3] + PROCESSES + SYSTEM_CALLS:
-            verdict = sandbox.run(attack.source.replace("@VICTIM@", str(victim.pid)), [attack.test])
+            source = attack.source.replace("@VICTIM@", str(victim.pid))
+            verdict = sandbox.run(source, FunctionTests([attack.test], setup="pass"))
             if verdict.passed or verdict.status not in attack.statuses or victim.poll() is not None:
                 found["bad"].append([attack.name, verdict.status, verdict.reason])
         if not sandbox.run("import json\\ndef f(x): return json.loads(x)", ["assert f('[1]') == [1]"]).passed:
