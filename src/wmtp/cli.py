@@ -18,7 +18,7 @@ import typer
 
 from wmtp import __version__, faults, outcome
 from wmtp.bench import BENCHMARKS
-from wmtp.errors import UsageError, WmtpError
+from wmtp.errors import UsageError, WmtpError, out_of_memory
 
 if TYPE_CHECKING:
     from wmtp.config import Config
@@ -541,9 +541,19 @@ def run_command(arguments: list[str]) -> int:
     try:
         app(arguments, prog_name="wmtp")
     except WmtpError as problem:
-        outcome.end(problem.exit_code, str(problem), type(problem).__name__)
-        typer.echo(f"wmtp: {problem}", err=True)
-        return problem.exit_code
+        return _failed(problem)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+    except (MemoryError, RuntimeError) as problem:
+        failure = out_of_memory(problem)
+        if failure is None:
+            raise
+        return _failed(failure)
     return 0
+
+
+def _failed(problem: WmtpError) -> int:
+    """One message on stderr; the exit code."""
+    outcome.end(problem.exit_code, str(problem), type(problem).__name__)
+    typer.echo(f"wmtp: {problem}", err=True)
+    return problem.exit_code

@@ -40,6 +40,30 @@ class NonFiniteError(WmtpError):
     """Training met too many non-finite gradients in a row."""
 
 
+class OutOfMemory(WmtpError):
+    """The machine or the device has no memory for an allocation."""
+
+
+def out_of_memory(problem: BaseException) -> OutOfMemory | None:
+    """`problem` as an error of ours if an allocation failed: Python's, or torch's on any device. None if it is another.
+
+    torch has a class for accelerators only; of a CPU's allocator there is just the text.
+    """
+    text = str(problem)
+    if not (
+        isinstance(problem, MemoryError)
+        or type(problem).__name__ == "OutOfMemoryError"
+        or (isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in text)
+    ):
+        return None
+    said = text.strip().splitlines()[0] if text.strip() else "an allocation failed"
+    return OutOfMemory(
+        f"out of memory: {said}\nIn training, lower train.micro_batch_size or train.micro_batch_tokens, not the batch, "
+        "or set train.activation_checkpointing=true; `wmtp train ... --dry-run` says what a step needs. "
+        "Checkpoints that were written are untouched: `--resume auto` goes on from the newest"
+    )
+
+
 class Interrupted(WmtpError):
     """A signal stopped the run after its state was saved (exit code 128 + signal number)."""
 

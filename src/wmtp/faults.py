@@ -19,6 +19,7 @@ The NTH time (from 1) that a process reaches POINT, it does ACTION; with @RANK, 
     kill9                  SIGKILL to this process
     raise                  RuntimeError
     enospc                 OSError: no space left on device
+    memory                 an allocation that no machine can give: MemoryError
     sleep:SECONDS          a pause
     hang                   a pause without end
     stop                   SIGSTOP to this process
@@ -51,7 +52,7 @@ POINTS = (
     "prune",
     "eval",
 )
-ACTIONS = ("kill9", "raise", "enospc", "sleep:SECONDS", "hang", "stop", "exit0", "nan")
+ACTIONS = ("kill9", "raise", "enospc", "memory", "sleep:SECONDS", "hang", "stop", "exit0", "nan")
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def _act(fault: Fault) -> str | None:
         raise RuntimeError(f"{VARIABLE}: {fault.point}, time {fault.nth}")
     elif fault.action == "enospc":
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({VARIABLE})")
+    elif fault.action == "memory":
+        bytearray(2**60)
     elif fault.action == "exit0":
         os._exit(0)
     elif fault.action == "sleep":

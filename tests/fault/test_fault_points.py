@@ -126,6 +126,21 @@ def test_a_full_disk_there_costs_a_checkpoint_and_not_the_run(point: str, traini
     assert trainings.saved(name) == trainings.saved("whole")
 
 
+@pytest.mark.parametrize("point", ["step_begin:5", "after_backward:5", "eval:1"])
+def test_an_allocation_that_fails_there_is_told_and_the_run_goes_on_when_resumed(
+    point: str, trainings: Trainings
+) -> None:
+    name = f"memory-{point.replace(':', '-')}"
+    code, said = trainings.train(name, f"{point}:memory")
+    assert code == 1
+    assert "out of memory" in said
+    assert "lower train.micro_batch_size" in said
+    assert "Traceback" not in said
+    code, said = trainings.train(name)
+    assert code == 0, said
+    assert trainings.weights(name) == trainings.weights("whole")
+
+
 def test_a_gradient_that_is_not_finite_costs_a_step_and_spoils_nothing(trainings: Trainings) -> None:
     code, said = trainings.train("spoiled", "after_backward:3:nan")
     assert code == 0
