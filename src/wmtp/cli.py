@@ -145,6 +145,35 @@ def train(
         typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
 
 
+@app.command()
+def doctor(
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option("--config", help="Where: device, folders.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="What: model, data, objective.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The run folder; default RUNS/RUN_NAME.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine can do, and with --recipe whether that run can work here. Exit code 1 if something failed.
+
+    Example: wmtp doctor --recipe recipes/baseline_embedded_cpu.yaml
+    """
+    settings = _settings(config, recipe, overrides or [], None, None, None) if config or recipe else None
+    if settings is None and overrides:
+        raise UsageError(f"there is nothing to override ({overrides[0]}): give --recipe FILE or --config FILE too")
+    _quiet_libraries()
+    from wmtp.doctor import examine
+    from wmtp.terminal import doctor_table
+
+    findings = examine(settings, out)
+    failed = [finding for finding in findings if finding.state == "failed"]
+    if as_json:
+        typer.echo(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        doctor_table(findings)
+    if failed:
+        raise typer.Exit(1)
+
+
 def _supervise(arguments: list[str], folder: Path, resume: str | None, options: Options) -> None:
     """Run `wmtp train` with these arguments as a job of its own, again and again if need be; ends with its code."""
     from wmtp.supervisor import newest_step, supervise

@@ -11,12 +11,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from wmtp.errors import ConfigError
+
+KINDS = ("cuda", "mps", "cpu")
+"""In the order in which `auto` takes them."""
+
+
+def available(kind: str) -> bool:
+    """Whether a device of this kind is here."""
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}[kind]
 
 
 def pick(name: str) -> torch.device:
@@ -25,15 +33,50 @@ def pick(name: str) -> torch.device:
     Raises:
         ConfigError: the named one is not here.
     """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name not in ("auto", *here):
-        raise ConfigError(f"device must be auto, {', '.join(here)}; got {name!r}")
+    here = [kind for kind in KINDS if available(kind)]
+    if name not in ("auto", *KINDS):
+        raise ConfigError(f"device must be auto, {', '.join(KINDS)}; got {name!r}")
     if name == "auto":
-        name = next(kind for kind, available in here.items() if available)
-    if not here[name]:
-        found = ", ".join(kind for kind, available in here.items() if available)
-        raise ConfigError(f"device = {name!r} is not available here; found: {found}")
+        name = here[0]
+    if name not in here:
+        raise ConfigError(f"device = {name!r} is not available here; found: {', '.join(here)}")
     return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """A device's name and memory, for people."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"{torch.cuda.device_count()} x {facts.name}, {facts.total_memory / 2**30:.0f} GiB each"
+    if device.type == "mps":
+        return f"Apple GPU, {torch.mps.recommended_max_memory() / 2**30:.0f} GiB recommended at most"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class HostMemory(NamedTuple):
+    """Bytes of the machine."""
+
+    total: int
+    available: int
+
+
+def host_memory() -> HostMemory | None:
+    """The host's memory; None where the system does not tell."""
+    if platform.system() != "Linux":
+        return None
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    size = {words[0]: int(words[1]) * 1024 for words in lines}
+    return HostMemory(size["MemTotal:"], size["MemAvailable:"])
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run on the device could still take; None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    host = host_memory()
+    return None if host is None else host.available
 
 
 def precision(device: torch.device, name: str) -> Callable[[], AbstractContextManager[Any]]:

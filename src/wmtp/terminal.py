@@ -22,6 +22,7 @@ from rich.table import Column, Table
 
 from wmtp.config import Config
 from wmtp.decoding import Generation
+from wmtp.doctor import Finding
 from wmtp.estimate import Estimate
 from wmtp.quickstart import PAGE, ArmResult
 from wmtp.trainer import Reporter, Silent
@@ -236,6 +237,25 @@ def estimate_table(config: Config, estimate: Estimate, notes: Sequence[str]) -> 
     if estimate.process_bytes is not None:
         console.print(f"Python and its libraries, beside that: {size(estimate.process_bytes)}", highlight=False)
     console.print(f"disk per checkpoint: {size(estimate.checkpoint_bytes)}", highlight=False)
+
+
+STATES = {"ok": "[green]ok[/]", "absent": "[dim]absent[/]", "less": "[yellow]less[/]", "failed": "[red]failed[/]"}
+
+
+def doctor_table(findings: Sequence[Finding]) -> None:
+    """What the doctor found, a table per topic."""
+    console = Console()
+    for topic in dict.fromkeys(finding.topic for finding in findings):
+        table = Table(title=topic, title_justify="left", show_header=False, box=None, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        table.add_column(overflow="fold")
+        for finding in findings:
+            if finding.topic == topic:
+                remedy = f"\n-> {finding.remedy}" if finding.remedy and finding.state != "ok" else ""
+                table.add_row(escape(finding.name), STATES[finding.state], escape(finding.text + remedy))
+        console.print(table)
+        console.print()
 
 
 def _memory_table(estimate: Estimate) -> Table:

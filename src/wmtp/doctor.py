@@ -1,0 +1,201 @@
+"""What this machine can do for WMTP, and whether a recipe can run on it: tried where that is cheap, never assumed.
+
+Each finding is one line: what was looked at, how it is, and how to mend it if it is not well. Nothing is changed;
+what is written to try a folder is removed at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from wmtp import devices
+from wmtp.config import Config
+from wmtp.errors import WmtpError
+from wmtp.estimate import Estimate
+from wmtp.provenance import collect
+from wmtp.sandbox import Sandbox, SandboxError
+from wmtp.storage import resolve
+from wmtp.trainer import dry_run
+
+GIB = 2**30
+State = Literal["ok", "absent", "less", "failed"]
+"""`absent`: not here, which only who needs it will miss. `less`: works, but not as well as it could."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OPTIONAL = {
+    "liger_kernel": "objective.loss=liger",
+    "cut_cross_entropy": "objective.loss=cce",
+}
+"""Packages that some option needs, and which."""
+COMPILERS = {"cpu": "g++", "mps": "clang++"}
+"""What `train.compile` calls; on CUDA it is the package triton."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    topic: str
+    name: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+def examine(config: Config | None = None, out: str | None = None) -> list[Finding]:
+    """The machine, and with a config what its run would need here."""
+    found = [*_software(), *_devices(), *_memory(), *_sandbox(), *_optional()]
+    return found + (list(_run(config, out)) if config is not None else [])
+
+
+def _software() -> Iterator[Finding]:
+    facts = collect([])
+    for name, version in facts["versions"].items():
+        yield Finding("software", name, "ok" if version else "failed", version or "not installed", "install wmtp again")
+    yield Finding("software", "system", "ok", f"{facts['machine']['system']}, {facts['machine']['cores']} cores")
+
+
+# Devices
+
+
+def _devices() -> Iterator[Finding]:
+    chosen = devices.pick("auto").type
+    for kind in devices.KINDS:
+        if not devices.available(kind):
+            yield Finding("devices", kind, "absent", "not here")
+            continue
+        device = torch.device(kind)
+        trains, attends = _works(device, _multiply), _works(device, _attend)
+        text = f"{devices.describe(device)}; products in {trains or 'nothing'}; attention in {attends or 'nothing'}"
+        state: State = "ok" if trains and attends else "failed"
+        yield Finding("devices", kind, state, f"{text}; `auto` takes it" if kind == chosen else text)
+        yield _compiler(kind)
+
+
+def _works(device: torch.device, attempt: Callable[[torch.device, torch.dtype], None]) -> str:
+    """The data types in which it does not fail."""
+    names = []
+    for dtype in DTYPES:
+        with suppress(RuntimeError, TypeError):  # torch uses both, and a subclass of one, for what is not supported
+            attempt(device, dtype)
+            names.append(str(dtype).removeprefix("torch."))
+    return ", ".join(names)
+
+
+def _multiply(device: torch.device, dtype: torch.dtype) -> None:
+    """A product, forward and backward."""
+    left = torch.ones(8, 8, device=device, dtype=dtype, requires_grad=True)
+    torch.autograd.grad((left @ left).float().sum(), left)
+
+
+def _attend(device: torch.device, dtype: torch.dtype) -> None:
+    query = torch.ones(1, 2, 8, 16, device=device, dtype=dtype, requires_grad=True)
+    attended = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    torch.autograd.grad(attended.float().sum(), query)
+
+
+def _compiler(kind: str) -> Finding:
+    """Whether what `train.compile` calls is there; compiling itself takes too long to be tried."""
+    needed = COMPILERS.get(kind, "triton")
+    there = shutil.which(needed) if kind in COMPILERS else find_spec(needed)
+    if there:
+        return Finding("devices", f"{kind}: train.compile", "ok", f"{needed} is here; not tried")
+    return Finding("devices", f"{kind}: train.compile", "absent", f"{needed} is not here", f"install {needed}")
+
+
+# The rest of the machine
+
+
+def _memory() -> Iterator[Finding]:
+    host = devices.host_memory()
+    if host is None:
+        yield Finding("memory", "host", "less", "this system does not tell")
+    else:
+        yield Finding("memory", "host", "ok", f"{host.total / GIB:.1f} GiB, {host.available / GIB:.1f} GiB available")
+    yield Finding("memory", "disk", "ok", f"{shutil.disk_usage(Path.cwd()).free / GIB:.1f} GiB free in this folder")
+
+
+def _sandbox() -> Iterator[Finding]:
+    try:
+        with Sandbox(workers=1) as sandbox:
+            isolation = sandbox.isolation
+    except SandboxError as problem:
+        yield Finding("sandbox", "isolation", "failed", str(problem), "see docs/sandbox.md; training does not need it")
+        return
+    missing = "; ".join(f"{name}: {reason}" for name, reason in isolation.missing.items())
+    text = f"level {isolation.level} of 3 ({', '.join(isolation.mechanisms)})"
+    yield Finding(
+        "sandbox",
+        "isolation",
+        "ok" if isolation.strong else "less",
+        f"{text}; missing: {missing}" if missing else text,
+        "" if isolation.strong else "programs of a model are confined on Linux 5.13 or newer, see docs/sandbox.md",
+    )
+
+
+def _optional() -> Iterator[Finding]:
+    for package, use in OPTIONAL.items():
+        if find_spec(package):
+            yield Finding("optional packages", package, "ok", f"for {use}")
+        else:
+            yield Finding("optional packages", package, "absent", f"not installed; only {use} needs it")
+
+
+# A run
+
+
+def _run(config: Config, out: str | None) -> Iterator[Finding]:
+    estimates: list[Estimate] = []
+    notes: list[str] = []
+
+    def tell(estimate: Estimate, said: list[str]) -> None:
+        estimates.append(estimate)
+        notes.extend(said)
+
+    folder = resolve(out) if out is not None else resolve(config.runs) / config.name
+    yield _writable(folder)
+    try:
+        dry_run(config, tell, out=out)
+    except WmtpError as problem:
+        yield Finding("run", "dry run", "failed", str(problem))
+    else:
+        yield Finding("run", "dry run", "ok", "; ".join(["data, models and options go together", *notes]))
+    yield from map(_fits, [config.device] * len(estimates), estimates)
+
+
+def _fits(device: str, estimate: Estimate) -> Finding:
+    """The expected peak beside what the device has now."""
+    needed, room = estimate.total, devices.free_memory(devices.pick(device))
+    text = f"{needed / GIB:.2f} GiB at the peak of a step"
+    if room is None:
+        return Finding("run", "memory", "less", f"{text}; what this device has is not known")
+    if needed <= room:
+        return Finding("run", "memory", "ok", f"{text}, {room / GIB:.2f} GiB available")
+    return Finding(
+        "run",
+        "memory",
+        "failed",
+        f"{text}, but {room / GIB:.2f} GiB available",
+        "lower train.micro_batch_size, set train.activation_checkpointing=true, or shard over more ranks (--ranks)",
+    )
+
+
+def _writable(folder: Path) -> Finding:
+    """Whether the nearest folder that exists takes a file."""
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as problem:
+        text = f"{nearest} takes no file: {problem.strerror or problem}"
+        return Finding("run", "folder", "failed", text, "name another with --out, or `runs` in the config")
+    free = shutil.disk_usage(nearest).free / GIB
+    return Finding("run", "folder", "ok", f"{folder} can be written, {free:.1f} GiB free")

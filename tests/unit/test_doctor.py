@@ -1,0 +1,85 @@
+"""The doctor says what it tried, and a run that cannot work here is a failure with its remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmtp import devices, doctor
+from wmtp.cli import run_command
+from wmtp.doctor import Finding, examine
+
+RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
+
+
+def of(findings: list[Finding], topic: str, name: str) -> Finding:
+    [found] = [finding for finding in findings if (finding.topic, finding.name) == (topic, name)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def machine() -> list[Finding]:
+    return examine()
+
+
+def test_the_machine_is_examined_without_a_recipe(machine: list[Finding]) -> None:
+    topics = ["software", "devices", "memory", "sandbox", "optional packages"]
+    assert list(dict.fromkeys(finding.topic for finding in machine)) == topics
+    assert of(machine, "software", "torch").text == torch.__version__
+    assert "products in float32" in of(machine, "devices", "cpu").text
+    assert of(machine, "sandbox", "isolation").text.startswith("level ")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_that_is_not_here_is_absent_and_no_failure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "available", lambda one: one == "cpu")
+    findings = list(doctor._devices())
+    assert of(findings, "devices", kind).state == "absent"
+    assert of(findings, "devices", "cpu").text.endswith("`auto` takes it")
+
+
+def test_a_data_type_that_fails_when_tried_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply(device: torch.device, dtype: torch.dtype) -> None:
+        if dtype is torch.bfloat16:
+            raise RuntimeError("not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(doctor, "_multiply", multiply)
+    text = of(list(doctor._devices()), "devices", "cpu").text
+    assert "products in float32, float16;" in text
+    assert "attention in float32, bfloat16" in text
+
+
+def test_a_recipe_that_can_run_here_is_ok(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["doctor", "--recipe", str(RECIPE), "--out", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"]
+    run = {finding["name"]: finding["state"] for finding in found["findings"] if finding["topic"] == "run"}
+    assert run == {"folder": "ok", "dry run": "ok", "memory": "ok"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_does_not_fit_is_a_failure_with_a_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "free_memory", lambda device: 2**10)
+    assert run_command(["doctor", "--recipe", str(RECIPE), "--out", str(tmp_path / "run")]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "0.00 GiB available" in shown
+    assert "train.activation_checkpointing=true" in shown
+
+
+def test_missing_data_and_a_folder_that_takes_nothing_are_both_told(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "data.train.path=/nowhere/data.jsonl"
+    assert run_command(["doctor", "--recipe", str(RECIPE), "--out", "/proc/wmtp", "--json", missing]) == 1
+    found = json.loads(capsys.readouterr().out)
+    failed = {one["name"]: one["text"] for one in found["findings"] if one["state"] == "failed"}
+    assert set(failed) == {"folder", "dry run"}
+    assert "/proc takes no file" in failed["folder"]
+
+
+def test_an_override_without_a_recipe_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["doctor", "train.steps=3"]) == 2
+    assert "give --recipe" in capsys.readouterr().err
