@@ -21,6 +21,7 @@ from wmtp.config import (
     Config,
     CriticConfig,
     GRPOConfig,
+    HeadsConfig,
     MTPObjectiveConfig,
     SourceConfig,
     ValueObjectiveConfig,
@@ -34,7 +35,7 @@ from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, DataError, ModelError
 from wmtp.formats import hf
 from wmtp.formats.drawn import Drawn
-from wmtp.formats.native import ValueCard, load_model, read_card
+from wmtp.formats.native import MTPCard, ValueCard, load_model, read_card
 from wmtp.formats.streamed import (
     Weights,
     asked,
@@ -123,6 +124,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     if not without_weights(model):
         model.to(device)
     model.train()
+    if isinstance(model, MTPModel):
+        model.train_only(config.model.heads.trained)
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
@@ -302,7 +305,8 @@ def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
         return ValueModel(base, objective.head, objective.backbone, objective.loss)
-    return MTPModel(base, config.model.heads.num_heads, config.model.heads.init)
+    heads = config.model.heads
+    return MTPModel(base, heads.num_heads, heads.init, family=heads.family, depth=heads.depth)
 
 
 def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
@@ -359,8 +363,10 @@ def _empty_policy(
     if isinstance(objective, ValueObjectiveConfig) and not isinstance(card, ValueCard):
         value = _with_heads(config, empty_causal_lm(model.path))
         return None if missing(value, model.path) else (value, stored_in(model.path))
-    same = card is None or (not isinstance(card, ValueCard) and card.num_heads == model.heads.num_heads)
-    if not same or (card is None and model.heads.init != "copy"):
+    heads = model.heads
+    if isinstance(card, ValueCard) or (card is not None and not _same_heads(card, heads)):
+        return None
+    if card is None and (heads.family, heads.init, heads.depth) != ("parallel", "copy", "added"):
         return None
     policy = empty_model(model.path, model.heads.num_heads)
     return None if missing(policy, model.path) else (policy, stored_in(model.path))
@@ -402,12 +408,16 @@ def _load_policy(config: Config, vocabulary: int) -> Any:
         raise ModelError(f"model.path = {model.path} is a critic; a language model was expected")
     if card is None or config.arm == "critic":
         return hf.load_causal_lm(model.path)
-    if (card.heads, card.num_heads) != (model.heads.family, model.heads.num_heads):
+    if not _same_heads(card, model.heads):
         raise ConfigError(
             f"model.heads asks for {model.heads.num_heads} {model.heads.family} heads, but {model.path} was saved with "
             f"{card.num_heads} {card.heads} heads"
         )
     return load_model(model.path)
+
+
+def _same_heads(card: MTPCard, heads: HeadsConfig) -> bool:
+    return (card.heads, card.num_heads) == (heads.family, heads.num_heads)
 
 
 def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:

@@ -39,7 +39,7 @@ class MTPCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = 1
     kind: Literal["mtp"] = "mtp"
-    heads: Literal["parallel"] = "parallel"
+    heads: Literal["parallel", "linear", "chain"] = "parallel"
     num_heads: int
 
 
@@ -75,33 +75,34 @@ def read_card(source: str) -> MTPCard | ValueCard | None:
 def load_model(
     source: str,
     *,
-    heads: str = "parallel",
+    heads: str | None = None,
     num_heads: int | None = None,
     init: str = "copy",
+    depth: str = "added",
     dtype: torch.dtype = torch.float32,
 ) -> MTPModel:
     """An `MTPModel` from a Hugging Face model (heads are added) or a WMTP folder (heads are read).
 
     Args:
         source: local folder, `file://`, `embedded://` or hub id.
-        heads: head family; `parallel` is the one this version has.
+        heads: head family. None: the folder's own, or `parallel` for a model without heads.
         num_heads: K. None: the folder's own number, or 4 for a model without heads. Fewer than stored drops the last.
-        init: how added heads start, `copy` or `fresh`.
+        init, depth: of heads that a model does not have yet, see `MTPModel`.
 
     Raises:
         ModelError: not such a model, tensors that do not fit, or more heads than the folder has.
     """
-    if heads != "parallel":
-        raise ModelError(f"head family must be 'parallel', got {heads!r}")
     card = read_card(source)
     if isinstance(card, ValueCard):
         raise ModelError(f"{source} is a critic (kind 'value'); a language model was expected")
     base = load_causal_lm(source, dtype)
     if card is None:
-        return MTPModel(base, 4 if num_heads is None else num_heads, init)
+        return MTPModel(base, 4 if num_heads is None else num_heads, init, family=heads or "parallel", depth=depth)
+    if heads is not None and heads != card.heads:
+        raise ModelError(f"{source} has {card.heads} heads, {heads!r} were asked for")
     if num_heads is not None and num_heads > card.num_heads:
         raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
-    model = MTPModel(base, card.num_heads, init)
+    model = MTPModel(base, card.num_heads, family=card.heads)
     _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
     if num_heads is not None:
         model.keep_heads(num_heads)
@@ -194,7 +195,7 @@ def _write_extra(model: MTPModel | ValueModel, state: Mapping[str, Tensor], fold
         card = ValueCard(head=model.value_head.kind, loss=model.loss)
         save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
     else:
-        card = MTPCard(num_heads=model.num_heads)
+        card = MTPCard.model_validate({"heads": model.family, "num_heads": model.num_heads})
         if model.num_heads > 1:
             save_file(_below(state, "extra_heads."), folder / MTP_HEADS, metadata={"format": "pt"})
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")

@@ -62,7 +62,8 @@ def empty_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueModel:
-    """What `load_model` or `load_value_model` would load, without its weights; heads that are not stored are copies.
+    """What `load_model` or `load_value_model` would load, without its weights; heads that are not stored are parallel
+    ones, copies of the last layer.
 
     Raises:
         ModelError: no such model.
@@ -72,7 +73,9 @@ def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueMo
     if isinstance(card, ValueCard):
         with without_parameters():
             return ValueModel(base, card.head, "frozen", card.loss)
-    model = MTPModel(base, card.num_heads if card is not None else num_heads or 1)
+    if card is None:
+        return MTPModel(base, num_heads or 1)
+    model = MTPModel(base, card.num_heads, family=card.heads)
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
