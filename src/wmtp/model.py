@@ -280,6 +280,20 @@ class MTPModel(nn.Module):
         self.extra_heads = self.extra_heads[: count - 1]
         self.num_heads = count
 
+    def keep_only(self, number: int) -> None:
+        """Leave the plain model whose last layer is that of one head, counted from 1.
+
+        Raises:
+            ModelError: no such head, or one that is no layer of the model (`linear`, `chain`).
+        """
+        if not 1 <= number <= self.num_heads:
+            raise ModelError(f"the model has {self.num_heads} heads, there is no head {number}")
+        if number > 1:
+            if self.family != "parallel":
+                raise ModelError(f"head {number} of a {self.family} family is no plain model; only head 1 is")
+            self.branch.layer.load_state_dict(self.extra_heads[number - 2].state_dict())
+        self.keep_heads(1)
+
     def hf_key(self, key: str) -> str:
         """The name that transformers gives to this model's tensor `base.<...>`."""
         moved = f"base.{self._last_layer}layer."

@@ -33,7 +33,7 @@ from wmtp.data.sources import read_records
 from wmtp.data.text import Row, check_template, encode
 from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, DataError, ModelError
-from wmtp.formats import hf
+from wmtp.formats import hf, meta
 from wmtp.formats.drawn import Drawn
 from wmtp.formats.native import MTPCard, ValueCard, load_model, read_card
 from wmtp.formats.streamed import (
@@ -44,7 +44,6 @@ from wmtp.formats.streamed import (
     fill,
     fill_rows,
     missing,
-    without_parameters,
 )
 from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
@@ -357,7 +356,7 @@ def _empty_policy(
     model, objective = config.model, config.objective
     if model.path is None:
         return _drawn_policy(config, vocabulary, weights)
-    if not asked(hf.model_config(model.path), weights):
+    if meta.holds(model.path) or not asked(hf.model_config(model.path), weights):
         return None
     card = read_card(model.path)
     if isinstance(objective, ValueObjectiveConfig) and not isinstance(card, ValueCard):
@@ -384,7 +383,7 @@ def _drawn_policy(
     before = torch.get_rng_state()
     drawn = Drawn()
     with drawn if weights == "later" else nullcontext():
-        with without_parameters():
+        with hf.without_parameters():
             base = hf.random_causal_lm(architecture, vocabulary, config.train.seed)
         policy = _with_heads(config, base)
     if weights == "never":
