@@ -57,7 +57,7 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         folder = write_folder(out, lambda folder: medusa.write_medusa(model, folder))
         medusa.check_medusa(model, folder)
     else:
-        model.keep_only(number or 1)
+        model.keep_only(1 if number is None else number)
         folder = save_model(model, out, tokenizer)
         _check(model, folder)
     return folder
