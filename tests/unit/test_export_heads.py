@@ -10,7 +10,7 @@ import torch
 from wmtp.errors import UsageError, WmtpError
 from wmtp.export import export
 from wmtp.formats.native import save_model
-from wmtp.testing import FAMILIES, tiny_model, tiny_tokenizer
+from wmtp.testing import FAMILIES, tiny_base, tiny_model, tiny_tokenizer
 from wmtp.value import ValueModel
 
 TOKENS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def test_without_its_heads_every_family_is_the_base_model(heads: str, tmp_path: 
 
 
 def test_a_critic_goes_out_as_itself_alone(tmp_path: Path) -> None:
-    save_model(ValueModel(tiny_model(num_heads=1).base), tmp_path / "m", tiny_tokenizer())
+    save_model(ValueModel(tiny_base()), tmp_path / "m", tiny_tokenizer())
     with pytest.raises(UsageError, match="a critic has no language model"):
         export(str(tmp_path / "m"), str(tmp_path / "out"), "meta")
 
