@@ -73,11 +73,23 @@ class ScheduleConfig(_Part, Generic[Number]):
 
 
 class HeadsConfig(_Part):
-    """Prediction heads."""
+    """Prediction heads. `init` and `depth` are for a model that has none yet."""
 
-    family: Literal["parallel"] = "parallel"
+    family: Literal["parallel", "linear", "chain"] = "parallel"
     num_heads: Annotated[int, Field(ge=1, le=64)] = 4
-    init: Literal["copy", "fresh"] = "copy"
+    init: Literal["copy", "fresh", "zero"] = "copy"
+    depth: Literal["added", "matched"] = "added"
+    """`matched`: heads 2..K are made of the trunk's last layers, so the model keeps its size."""
+    trained: Literal["all", "heads", "heads+norm"] = "all"
+    """`heads`: heads 2..K alone, so that the base model stays what it is; `heads+norm`: and the shared final norm."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> HeadsConfig:
+        if self.depth == "matched" and self.family != "parallel":
+            raise ValueError(f"model.heads.depth = 'matched' needs family 'parallel', got {self.family!r}")
+        if self.trained != "all" and self.num_heads == 1:
+            raise ValueError(f"model.heads.trained = {self.trained!r} needs num_heads of at least 2, got 1")
+        return self
 
 
 class ModelConfig(_Part):

@@ -255,7 +255,7 @@ def shard(
     trunk: Sequence[nn.Module],
     how: Sharding,
     *,
-    heads: Sequence[nn.Module] = (),
+    heads: Sequence[nn.Module] | None = None,
     exact: Sequence[nn.Module] = (),
     embedding: nn.Module | None = None,
 ) -> None:
@@ -265,14 +265,15 @@ def shard(
         exact: further units, whose parameters are never cast to a lower precision.
         embedding: a unit that is not fetched again for the backward pass, which does not need its parameters.
         heads: run one after another on the trunk's output; each is fetched while the one before it computes. A model
-            that has them has a method `trunk`, which needs its parameters as `forward` does.
+            that may have them has a method `trunk`, which needs its parameters as `forward` does.
     """
     options: dict[str, Any] = {"mesh": how.mesh, "mp_policy": how.precision, "offload_policy": how.offload}
     for unit in exact:
         fully_shard(unit, **options | {"mp_policy": MixedPrecisionPolicy()})
     if embedding is not None:
         fully_shard(embedding, reshard_after_forward=False, **options)
-    units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in (*trunk, *heads)]
+    apart = (*trunk, *(heads or ()))
+    units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in apart]
     root = fully_shard(model, reshard_after_forward=False, **options)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -280,7 +281,7 @@ def shard(
             module.set_force_sum_reduction_for_comms(True)
             if how.reshard_after_forward:
                 _REDUCED_EACH.add(module)
-    if not heads:
+    if heads is None:
         return
     register_fsdp_forward_method(model, "trunk")
     sharded_heads = units[len(trunk) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,39 +12,61 @@ from pydantic import ValidationError
 from wmtp import checkpoint
 from wmtp.config import Config
 from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError
-from wmtp.formats import hf
-from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model
+from wmtp.formats import hf, medusa, meta
+from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model, write_folder
 from wmtp.model import MTPModel
 from wmtp.parts import build_model
+from wmtp.probing import evaluating, probe
 from wmtp.storage import resolve
 from wmtp.value import ValueModel
 
 Model = MTPModel | ValueModel
-TARGETS = ("wmtp", "hf")
+TARGETS = ("wmtp", "hf", "head:K", "meta", "vllm-medusa")
 
 
 def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Path:
-    """Write a model folder that wmtp and transformers load, and read it back to see that it is the same.
+    """Write a model folder for wmtp, transformers or others, and read it back to see that it is the same.
 
     Args:
         source: a checkpoint (`RUN/checkpoints/step_...`), a run folder (its newest checkpoint), or a model folder.
         note: is told of damaged checkpoints that were passed over.
-        target: `wmtp` keeps the heads; `hf` drops all but the first, which leaves the base model.
+        target: `wmtp` keeps the heads; `hf` drops all but the first, which leaves the base model; `head:K` is the plain
+            model that parallel head K is, K = 1 being `hf`; `meta` is Meta's own format, for Llama models with parallel
+            heads; `vllm-medusa` holds linear heads as vLLM reads them, without the model.
 
     Raises:
-        UsageError: no such source or target, or a folder in the way.
+        UsageError: no such source or target, a model that the target cannot hold, or a folder in the way.
         WmtpError: what was written is not what was read.
     """
-    if target not in TARGETS:
-        raise UsageError(f"--to must be one of {', '.join(TARGETS)}, got {target!r}")
+    number = _head(target)
+    if number is None and target not in TARGETS:
+        raise UsageError(f"--to must be one of {', '.join(TARGETS)}; got {target!r}")
     model, tokenizer = _read(source, note)
-    if target == "hf":
-        if isinstance(model, ValueModel):
-            raise UsageError("a critic has no language model to export; use --to wmtp")
-        model.keep_heads(1)
-    folder = save_model(model, out, tokenizer)
-    _check(model, folder)
+    if target == "wmtp":
+        folder = save_model(model, out, tokenizer)
+        _check(model, folder)
+        return folder
+    if isinstance(model, ValueModel):
+        raise UsageError("a critic has no language model to export; use --to wmtp")
+    if target == "meta":
+        meta.params_of(model)
+        folder = write_folder(out, lambda folder: meta.write_meta(model, folder, tokenizer))
+        _check(model, folder)
+    elif target == "vllm-medusa":
+        medusa.medusa_config(model)
+        folder = write_folder(out, lambda folder: medusa.write_medusa(model, folder))
+        medusa.check_medusa(model, folder)
+    else:
+        model.keep_only(1 if number is None else number)
+        folder = save_model(model, out, tokenizer)
+        _check(model, folder)
     return folder
+
+
+def _head(target: str) -> int | None:
+    """K of `head:K`."""
+    found = re.fullmatch(r"head:([0-9]{1,3})", target)
+    return None if found is None else int(found[1])
 
 
 def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
@@ -81,3 +104,9 @@ def _check(model: Model, folder: Path) -> None:
     different = [name for name in expected if name not in got or not got[name].equal(expected[name])]
     if different or expected.keys() != got.keys():
         raise WmtpError(f"{folder} does not read back as it was written: {', '.join(different[:3]) or 'other names'}")
+    if isinstance(model, MTPModel):
+        tokens_BT = probe(model.base)
+        with evaluating(model), evaluating(again):
+            same = all(ours.equal(theirs) for ours, theirs in zip(model(tokens_BT), again(tokens_BT), strict=True))
+        if not same:
+            raise WmtpError(f"{folder} has the same weights and computes something else: its config is not the model's")

@@ -1,17 +1,11 @@
-"""Prediction heads and the place where they attach to a decoder.
-
-`parallel` heads (Gloeckle et al. 2024, arXiv 2404.19737; docs/math.md (3)): the trunk is every decoder layer but
-the last; head 1 is the model's own last layer; heads 2..K are further layers of the same class. All read the same
-trunk output with the same positions and masks; final norm and unembedding are shared.
+"""The place where prediction heads attach to a decoder.
 
 No model code is copied. `Branch` takes the last layer's place in the model's own layer list, keeps what the
-layers before it hand over, and lets the heads be run on it afterwards.
+layers before it hand over, and lets the heads (`wmtp.families`) be run on it afterwards.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +16,13 @@ from wmtp.errors import ModelError
 
 @dataclass(frozen=True)
 class TrunkOutput:
-    """The last layer's arguments, as the model's own forward prepared them."""
+    """What heads read: a hidden state, and the arguments that the model's own forward prepared for its last layer."""
 
     hidden_BTD: Tensor
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
+    token_BTD: Tensor | None = None
+    """The tokens' embeddings, for heads that read them."""
 
     def detached(self) -> TrunkOutput | None:
         """The same, with the hidden state as a leaf that collects the heads' gradients.
@@ -104,19 +100,3 @@ def final_norm(decoder: nn.Module, layers_name: str) -> str:
             f"{type(decoder).__name__} has {len(norms)} norms beside its layers, expected exactly one final norm"
         )
     return norms[0]
-
-
-def more_heads(layer: nn.Module, count: int, init: str, initialise: Callable[[nn.Module], None]) -> nn.ModuleList:
-    """`count` further layers of `layer`'s class: `copy` of its weights, or `fresh` by the model's own initialisation.
-
-    Args:
-        initialise: the model's initialisation of one module (`PreTrainedModel._init_weights`).
-    """
-    heads = nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
-    if init == "fresh":
-        for parameter in heads.parameters():
-            parameter.__dict__.pop("_is_hf_initialized", None)
-        for module in heads.modules():
-            module.__dict__.pop("_is_hf_initialized", None)
-        heads.apply(initialise)  # children first, as transformers does: a parent may rescale what its child drew
-    return heads

@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmtp.errors import ModelError
-from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list, more_heads
+from wmtp.families import Origin, more_heads, take_layers
+from wmtp.heads import Branch, TrunkOutput, final_norm, layer_list
 from wmtp.loss import LossSum, RowWeight, Unembedding, plain_gradient_norms, plain_nll, reduce_loss, row_weights
 from wmtp.loss_backends import BACKENDS, backend_loss
 from wmtp.loss_fused import fused_loss
@@ -33,13 +35,20 @@ class TokenBatch(Protocol):
     def document_BT(self) -> Tensor | None: ...
 
 
+DEPTHS = ("added", "matched")
+TRAINED = ("all", "heads", "heads+norm")
+
+
 class MTPModel(nn.Module):
     """Any Hugging Face decoder-only causal language model, with K heads.
 
     Args:
         base: a `transformers` `...ForCausalLM`. It is taken over: its last layer moves behind a `Branch`.
         num_heads: K >= 1. With K = 1 this *is* the base model.
-        init: how heads 2..K start: `copy` of the last layer, or `fresh`.
+        init: how heads 2..K start, see `families.more_heads`.
+        family: `parallel`, `linear` or `chain`, docs/math.md (3).
+        depth: `added` heads leave the base as it is. `matched`: K - 1 layers less in the trunk, so that depth and
+            number of parameters stay; heads are made of these layers (`parallel` only).
 
     Use the model through this class: `base` by itself passes over its last layer, which runs behind the `Branch`.
     `save_model` writes the plain model that transformers' own `generate` and tools expect.
@@ -49,9 +58,9 @@ class MTPModel(nn.Module):
             of them are not the model's own (Cohere's and Granite's, for one, are scaled).
     """
 
-    family = "parallel"
-
-    def __init__(self, base: Any, num_heads: int, init: str = "copy") -> None:
+    def __init__(
+        self, base: Any, num_heads: int, init: str = "copy", *, family: str = "parallel", depth: str = "added"
+    ) -> None:
         super().__init__()
         if num_heads < 1:
             raise ModelError(f"num_heads must be at least 1, got {num_heads}")
@@ -60,10 +69,16 @@ class MTPModel(nn.Module):
         check_causal(base)
         self.base = base
         self.num_heads = num_heads
+        self.family = family
         layers_name, layers = layer_list(self.decoder, getattr(base.config, "num_hidden_layers", None))
         self._norm_name = final_norm(self.decoder, layers_name)
+        taken = self._taken_layers(layers, depth)
         self._last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
-        self.extra_heads = more_heads(layers[-1], num_heads - 1, init, base._init_weights)
+        origin = Origin(layers[-1], self.final_norm, base.get_input_embeddings().weight, base._init_weights)
+        self.extra_heads = more_heads(family, num_heads - 1, init, origin)
+        if init == "copy":
+            for head, layer in zip(self.extra_heads, taken, strict=False):
+                head.load_state_dict(layer.state_dict())
         expected_BTV = None
         if not without_weights(base):
             with evaluating(base):
@@ -72,6 +87,16 @@ class MTPModel(nn.Module):
         self._layers_name = layers_name
         if expected_BTV is not None:
             self._check_logits(expected_BTV)
+
+    def _taken_layers(self, layers: nn.ModuleList, depth: str) -> list[nn.Module]:
+        """The layers that heads 2..K are made of, where they are not added."""
+        if depth not in DEPTHS:
+            raise ModelError(f"depth must be one of {', '.join(DEPTHS)}; got {depth!r}")
+        if depth == "added":
+            return []
+        if self.family != "parallel":
+            raise ModelError(f"depth 'matched' makes heads of layers: family must be 'parallel', got {self.family!r}")
+        return take_layers(layers, [self.base.config, self.decoder.config], self.num_heads - 1)
 
     def _check_logits(self, expected_BTV: Tensor) -> None:
         """Raise `ModelError` unless head 1 gives the logits that the model itself gave."""
@@ -101,14 +126,27 @@ class MTPModel(nn.Module):
         branch: Branch = getattr(self.decoder, self._layers_name)[-1]
         return branch
 
-    def heads(self) -> Iterator[nn.Module]:
-        """The K head layers, head 1 first."""
-        yield self.branch.layer
-        yield from self.extra_heads
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm in front of the unembedding, shared by all heads."""
+        norm: nn.Module = getattr(self.decoder, self._norm_name)
+        return norm
 
-    def trunk(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> TrunkOutput:
-        """Run every layer but the last. Rows are padded on the right: causal attention needs no mask for that."""
-        return self._trunk(tokens_BT, position_BT)
+    @property
+    def num_layers(self) -> int:
+        """Layers of the base model."""
+        return len(getattr(self.decoder, self._layers_name))
+
+    @property
+    def heads_apart(self) -> bool:
+        """Whether no head needs another one's activations, so that they can be trained one after another."""
+        return self.family != "chain"
+
+    def heads(self) -> Iterator[nn.Module]:
+        """The modules that run on what `trunk` gives, in order; `parallel` has head 1's among them."""
+        if self.family == "parallel":
+            yield self.branch.layer
+        yield from self.extra_heads
 
     def own_embedding(self) -> nn.Module | None:
         """The input embedding, where it shares no weight with the unembedding."""
@@ -116,22 +154,103 @@ class MTPModel(nn.Module):
         return None if embedding.weight is self.base.get_output_embeddings().weight else embedding
 
     def trunk_layers(self) -> list[nn.Module]:
-        """The layers below the heads."""
-        return list(getattr(self.decoder, self._layers_name))[:-1]
+        """The layers that `trunk` runs."""
+        below = list(getattr(self.decoder, self._layers_name))[:-1]
+        return below if self.family == "parallel" else [*below, self.branch.layer]
+
+    def trunk(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> TrunkOutput:
+        """Run what the heads share: every layer but the last; for `linear` and `chain` heads, the whole base model.
+
+        Rows are padded on the right: causal attention needs no mask for that.
+        """
+        return self._trunk(tokens_BT, position_BT)
 
     def _trunk(self, tokens_BT: Tensor, position_BT: Tensor | None) -> TrunkOutput:
         self.decoder(input_ids=tokens_BT, position_ids=position_BT, use_cache=False)
-        return self.branch.take()
+        output = self.branch.take()
+        if self.family == "parallel":
+            return output
+        output = self.beside_first(output, self.first(output))
+        return output if self.family == "linear" else replace(output, token_BTD=self.embed(tokens_BT))
 
-    def head(self, layer: nn.Module, trunk: TrunkOutput) -> Tensor:
-        """Final hidden state `[B, T, D]` of one head: its layer, then the model's own final norm."""
-        hidden: Tensor = getattr(self.decoder, self._norm_name)(trunk.through(layer))
+    def first(self, output: TrunkOutput) -> Tensor:
+        """Head 1's final hidden state `[B, T, D]` from the last layer's arguments."""
+        hidden: Tensor = self.final_norm(output.through(self.branch.layer))
         return hidden
+
+    def beside_first(self, output: TrunkOutput, first_BTD: Tensor) -> TrunkOutput:
+        """What heads 2..K read, from the last layer's arguments and head 1's final hidden state."""
+        if self.family == "parallel":
+            return output
+        if self.family == "linear":
+            return TrunkOutput(first_BTD, (), {})
+        return replace(output, hidden_BTD=first_BTD)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Embeddings `[B, T, D]`, before whatever the architecture does to them (chain heads norm them anyway)."""
+        embedded: Tensor = self.base.get_input_embeddings()(tokens_BT)
+        return embedded
+
+    def head(self, k: int, trunk: TrunkOutput, before_BTD: Tensor | None = None) -> Tensor:
+        """Final hidden state `[B, T, D]` of head k, counted from 0.
+
+        Args:
+            before_BTD: that of head k - 1, which a `chain` head needs.
+        """
+        if k == 0:
+            return self.first(trunk) if self.family == "parallel" else trunk.hidden_BTD
+        if self.family != "chain":
+            return self.beside(k, trunk)
+        if before_BTD is None or trunk.token_BTD is None:
+            raise ValueError("a chain head needs the head before it and the tokens: use `each_head`")
+        return self.chained(k, trunk, before_BTD, F.pad(trunk.token_BTD[:, k:], (0, 0, 0, k)))
+
+    def beside(self, k: int, trunk: TrunkOutput) -> Tensor:
+        """Final hidden state of head k >= 1 of a family whose heads do not read one another."""
+        head = self.extra_heads[k - 1]
+        hidden: Tensor = head(trunk.hidden_BTD) if self.family == "linear" else self.final_norm(trunk.through(head))
+        return hidden
+
+    def chained(self, k: int, trunk: TrunkOutput, before_BTD: Tensor, token_BTD: Tensor) -> Tensor:
+        """Final hidden state of `chain` head k >= 1.
+
+        Args:
+            before_BTD: final hidden state of head k - 1.
+            token_BTD: embedding of the token k places further on, which head k - 1 predicts.
+        """
+        out = self.extra_heads[k - 1](before_BTD, token_BTD, *trunk.arguments, **trunk.keywords)
+        hidden: Tensor = self.final_norm(out)
+        return hidden
+
+    def each_head(self, trunk: TrunkOutput) -> Iterator[Tensor]:
+        """Every head's final hidden state, made when it is asked for; only a chain holds on to one."""
+        before_BTD = None
+        for k in range(self.num_heads):
+            if self.heads_apart:
+                yield self.head(k, trunk)
+            else:
+                before_BTD = self.head(k, trunk, before_BTD)
+                yield before_BTD
 
     def forward(self, tokens_BT: Tensor, position_BT: Tensor | None = None) -> list[Tensor]:
         """K final hidden states `[B, T, D]`, head 1 first."""
-        trunk = self._trunk(tokens_BT, position_BT)
-        return [self.head(layer, trunk) for layer in self.heads()]
+        return list(self.each_head(self._trunk(tokens_BT, position_BT)))
+
+    def train_only(self, which: str) -> None:
+        """Say what is trained: `all`; `heads`, which are heads 2..K, so that the base model stays what it is; or
+        `heads+norm`, these and the final norm that all heads share.
+
+        Raises:
+            ModelError: something else, or there are no such heads.
+        """
+        if which not in TRAINED:
+            raise ModelError(f"what is trained must be one of {', '.join(TRAINED)}; got {which!r}")
+        if which != "all" and self.num_heads == 1:
+            raise ModelError(f"with one head nothing is left to train: {which!r} needs at least 2")
+        self.requires_grad_(which == "all")
+        self.extra_heads.requires_grad_(True)
+        if which == "heads+norm":
+            self.final_norm.requires_grad_(True)
 
     def unembedding(self) -> Unembedding:
         """The shared map from final hidden states to logits, as tensors."""
@@ -160,6 +279,20 @@ class MTPModel(nn.Module):
             raise ModelError(f"the model has {self.num_heads} heads, {count} cannot be kept")
         self.extra_heads = self.extra_heads[: count - 1]
         self.num_heads = count
+
+    def keep_only(self, number: int) -> None:
+        """Leave the plain model whose last layer is that of one head, counted from 1.
+
+        Raises:
+            ModelError: no such head, or one that is no layer of the model (`linear`, `chain`).
+        """
+        if not 1 <= number <= self.num_heads:
+            raise ModelError(f"the model has {self.num_heads} heads, there is no head {number}")
+        if number > 1:
+            if self.family != "parallel":
+                raise ModelError(f"head {number} of a {self.family} family is no plain model; only head 1 is")
+            self.branch.layer.load_state_dict(self.extra_heads[number - 2].state_dict())
+        self.keep_heads(1)
 
     def hf_key(self, key: str) -> str:
         """The name that transformers gives to this model's tensor `base.<...>`."""

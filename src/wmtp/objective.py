@@ -214,15 +214,14 @@ class MTPObjective:
         """
         with precision():
             trunk = model.trunk(batch.tokens_BT)
-        cut = trunk.detached()
-        if cut is None or not self.head_by_head:
+        cut = trunk.detached() if model.heads_apart and self.head_by_head else None
+        if cut is None:
             return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
         meter = Meter()
-        heads = list(model.heads())
-        with head_passes(model, heads, last):
-            for k, layer in enumerate(heads):
+        with head_passes(model, list(model.heads()), last):
+            for k in range(model.num_heads):
                 with precision():
-                    hidden_BTD = model.head(layer, cut)
+                    hidden_BTD = model.head(k, cut)
                     of_head = plan.head(k)
                     if not of_head.weighted:
                         of_head = self._weighted(of_head, model, [hidden_BTD], reduce, True)
@@ -245,9 +244,9 @@ class MTPObjective:
         reduce: Reduce,
         precision: Precision,
     ) -> Meter:
-        """All heads at once, where a scheme must see them all or the trunk cannot be cut off."""
+        """All heads at once: a scheme must see them all, they read one another, or the trunk cannot be cut off."""
         with precision():
-            hidden_K = [model.head(layer, trunk) for layer in model.heads()]
+            hidden_K = list(model.each_head(trunk))
             if not plan.weighted:
                 plan = self._weighted(plan, model, hidden_K, reduce, True)
             sums = self._sums(model, hidden_K, plan, self._coefficients(batch))

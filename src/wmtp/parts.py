@@ -21,6 +21,7 @@ from wmtp.config import (
     Config,
     CriticConfig,
     GRPOConfig,
+    HeadsConfig,
     MTPObjectiveConfig,
     SourceConfig,
     ValueObjectiveConfig,
@@ -32,9 +33,9 @@ from wmtp.data.sources import read_records
 from wmtp.data.text import Row, check_template, encode
 from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, DataError, ModelError
-from wmtp.formats import hf
+from wmtp.formats import hf, meta
 from wmtp.formats.drawn import Drawn
-from wmtp.formats.native import ValueCard, load_model, read_card
+from wmtp.formats.native import MTPCard, ValueCard, load_model, read_card
 from wmtp.formats.streamed import (
     Weights,
     asked,
@@ -43,7 +44,6 @@ from wmtp.formats.streamed import (
     fill,
     fill_rows,
     missing,
-    without_parameters,
 )
 from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
@@ -123,6 +123,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     if not without_weights(model):
         model.to(device)
     model.train()
+    if isinstance(model, MTPModel):
+        model.train_only(config.model.heads.trained)
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
@@ -302,7 +304,8 @@ def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
         return ValueModel(base, objective.head, objective.backbone, objective.loss)
-    return MTPModel(base, config.model.heads.num_heads, config.model.heads.init)
+    heads = config.model.heads
+    return MTPModel(base, heads.num_heads, heads.init, family=heads.family, depth=heads.depth)
 
 
 def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
@@ -353,14 +356,16 @@ def _empty_policy(
     model, objective = config.model, config.objective
     if model.path is None:
         return _drawn_policy(config, vocabulary, weights)
-    if not asked(hf.model_config(model.path), weights):
+    if meta.holds(model.path) or not asked(hf.model_config(model.path), weights):
         return None
     card = read_card(model.path)
     if isinstance(objective, ValueObjectiveConfig) and not isinstance(card, ValueCard):
         value = _with_heads(config, empty_causal_lm(model.path))
         return None if missing(value, model.path) else (value, stored_in(model.path))
-    same = card is None or (not isinstance(card, ValueCard) and card.num_heads == model.heads.num_heads)
-    if not same or (card is None and model.heads.init != "copy"):
+    heads = model.heads
+    if isinstance(card, ValueCard) or (card is not None and not _same_heads(card, heads)):
+        return None
+    if card is None and (heads.family, heads.init, heads.depth) != ("parallel", "copy", "added"):
         return None
     policy = empty_model(model.path, model.heads.num_heads)
     return None if missing(policy, model.path) else (policy, stored_in(model.path))
@@ -378,7 +383,7 @@ def _drawn_policy(
     before = torch.get_rng_state()
     drawn = Drawn()
     with drawn if weights == "later" else nullcontext():
-        with without_parameters():
+        with hf.without_parameters():
             base = hf.random_causal_lm(architecture, vocabulary, config.train.seed)
         policy = _with_heads(config, base)
     if weights == "never":
@@ -402,12 +407,16 @@ def _load_policy(config: Config, vocabulary: int) -> Any:
         raise ModelError(f"model.path = {model.path} is a critic; a language model was expected")
     if card is None or config.arm == "critic":
         return hf.load_causal_lm(model.path)
-    if (card.heads, card.num_heads) != (model.heads.family, model.heads.num_heads):
+    if not _same_heads(card, model.heads):
         raise ConfigError(
             f"model.heads asks for {model.heads.num_heads} {model.heads.family} heads, but {model.path} was saved with "
             f"{card.num_heads} {card.heads} heads"
         )
     return load_model(model.path)
+
+
+def _same_heads(card: MTPCard, heads: HeadsConfig) -> bool:
+    return (card.heads, card.num_heads) == (heads.family, heads.num_heads)
 
 
 def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:

@@ -122,12 +122,12 @@ def _train_heads(
         recorder.backward(hidden_K, [torch.empty_like(hidden) for hidden in hidden_K])
 
     trunk = model.trunk(tokens_BT)
-    cut = trunk.detached() if head_by_head else None
+    cut = trunk.detached() if head_by_head and model.heads_apart else None
     if cut is None:
-        back([model.head(layer, trunk) for layer in model.heads()])
+        back(list(model.each_head(trunk)))
         return
-    for layer in model.heads():
-        back([model.head(layer, cut)])
+    for k in range(model.num_heads):
+        back([model.head(k, cut)])
     if cut.hidden_BTD.grad is not None:
         recorder.backward([trunk.hidden_BTD], [cut.hidden_BTD.grad])
 

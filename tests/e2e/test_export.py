@@ -46,7 +46,7 @@ def test_without_heads_it_is_what_transformers_loads(run: Path, tmp_path: Path, 
     ("source", "to", "says"),
     [
         ("nowhere", "wmtp", "no model folder"),
-        ("run", "onnx", "--to must be one of wmtp, hf"),
+        ("run", "onnx", "--to must be one of wmtp, hf, head:K, meta"),
         (".", "hf", "cannot load a tokenizer"),
     ],
 )

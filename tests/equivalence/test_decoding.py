@@ -13,9 +13,10 @@ from torch import Tensor
 
 from wmtp.decoding import Generation, Sampling, StopStrings, generate, generate_many
 from wmtp.decoding import sampling as rules
-from wmtp.decoding.drafting import ParallelDrafter
+from wmtp.decoding.drafting import drafter_of
 from wmtp.decoding.slots import SlotLayer
 from wmtp.decoding.trunk import CachedTrunk
+from wmtp.families import FAMILIES as HEADS
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective
 from wmtp.step import train_step
@@ -24,6 +25,7 @@ from wmtp.weighting import Uniform
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 NEVER: tuple[int, ...] = ()
+Learnt = dict[str, tuple[MTPModel, list[list[int]]]]
 
 
 def prompts_of(count: int, seed: int = 0, longest: int = 14, vocabulary: int = 64) -> list[list[int]]:
@@ -40,10 +42,9 @@ def of_transformers(family: str, prompts: Sequence[Sequence[int]], count: int, e
     return [base.generate(torch.tensor([p]), **options)[0, len(p) :].tolist() for p in prompts]
 
 
-@pytest.fixture(scope="module")
-def learnt() -> tuple[MTPModel, list[list[int]]]:
+def learn(heads: str) -> tuple[MTPModel, list[list[int]]]:
     """A model that knows eight rows by heart, and the beginnings of these rows."""
-    model, batch = tiny_model("llama", 4), random_batch(8, 40, seed=3)
+    model, batch = tiny_model("llama", 4, heads=heads), random_batch(8, 40, seed=3)
     batch.trainable_BT[:, 1:] |= batch.tokens_BT[:, 1:] > EOS
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(60):
@@ -51,14 +52,29 @@ def learnt() -> tuple[MTPModel, list[list[int]]]:
     return model, [row[: 3 + i % 3].tolist() for i, row in enumerate(batch.tokens_BT)]
 
 
+@pytest.fixture(scope="module")
+def learnt() -> tuple[MTPModel, list[list[int]]]:
+    """With parallel heads."""
+    return learn("parallel")
+
+
+@pytest.fixture(scope="module")
+def all_learnt(learnt: tuple[MTPModel, list[list[int]]]) -> dict[str, tuple[MTPModel, list[list[int]]]]:
+    """With heads of each family."""
+    return {"parallel": learnt, "linear": learn("linear"), "chain": learn("chain")}
+
+
 # Greedy.
 
 
+every_heads = pytest.mark.parametrize("heads", HEADS)
+
+
 @every_family
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_greedy_with_drafts_is_greedy_without_and_that_of_transformers(family: str, noise: float) -> None:
+@pytest.mark.parametrize(("heads", "noise"), [("parallel", 0.0), ("parallel", 0.02), ("linear", 0.05), ("chain", 0.02)])
+def test_greedy_with_drafts_is_greedy_without_and_that_of_transformers(family: str, heads: str, noise: float) -> None:
     prompts = prompts_of(8)
-    model = tiny_model(family, 4, noise=noise)
+    model = tiny_model(family, 4, heads=heads, noise=noise)
     plain = generate(model, prompts, 16, "plain", eos=NEVER)
     if noise == 0:
         assert plain.tokens[:4] == of_transformers(family, prompts[:4], 16)
@@ -70,16 +86,18 @@ def test_greedy_with_drafts_is_greedy_without_and_that_of_transformers(family: s
         assert generate(model, [prompt], 16, eos=NEVER, draft_length=2).tokens == [expected]
 
 
-@pytest.mark.parametrize("num_heads", [1, 2, 3, 4])
-def test_any_number_of_heads_gives_the_same(num_heads: int) -> None:
+@every_heads
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 5])
+def test_any_number_of_heads_gives_the_same(num_heads: int, heads: str) -> None:
     prompts = prompts_of(4, seed=num_heads)
-    got = generate(tiny_model("llama", num_heads, noise=0.02), prompts, 16, eos=NEVER)
+    got = generate(tiny_model("llama", num_heads, heads=heads, noise=0.02), prompts, 16, eos=NEVER)
     assert got.tokens == of_transformers("llama", prompts, 16)
     assert len(got.accepted) == num_heads - 1
 
 
-def test_heads_that_know_the_text_take_several_tokens_a_forward(learnt: tuple[MTPModel, list[list[int]]]) -> None:
-    model, prompts = learnt
+@every_heads
+def test_heads_that_know_the_text_take_several_tokens_a_forward(heads: str, all_learnt: Learnt) -> None:
+    model, prompts = all_learnt[heads]
     plain = generate(model, prompts, 30, "plain")
     drafted = generate(model, prompts, 30, draft_length=3)
     assert drafted.tokens == plain.tokens
@@ -88,8 +106,9 @@ def test_heads_that_know_the_text_take_several_tokens_a_forward(learnt: tuple[MT
     assert drafted.accepted[0] > drafted.accepted[2] > 0
 
 
-def test_rows_of_a_batch_accept_differently_and_each_gets_its_own(learnt: tuple[MTPModel, list[list[int]]]) -> None:
-    model, known = learnt
+@every_heads
+def test_rows_of_a_batch_accept_differently_and_each_gets_its_own(heads: str, all_learnt: Learnt) -> None:
+    model, known = all_learnt[heads]
     prompts = [prompt for pair in zip(known, prompts_of(8, seed=5), strict=True) for prompt in pair]
     together = generate(model, prompts, 25, draft_length=3)
     assert len({row.forwards for row in together.rows}) > 3
@@ -97,10 +116,12 @@ def test_rows_of_a_batch_accept_differently_and_each_gets_its_own(learnt: tuple[
         assert generate(model, [prompt], 25, "plain").tokens == [row.tokens]
 
 
-@pytest.mark.parametrize("count", [72, pytest.param(504, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("heads", ["untrained", "trained"])
-def test_greedy_is_greedy_on_many_prompts(heads: str, count: int, learnt: tuple[MTPModel, list[list[int]]]) -> None:
-    model, known = learnt if heads == "trained" else (tiny_model("llama", 4, noise=0.02), [])
+@pytest.mark.parametrize("count", [40, pytest.param(504, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("state", ["untrained", "trained"])
+@every_heads
+def test_greedy_is_greedy_on_many_prompts(heads: str, state: str, count: int, all_learnt: Learnt) -> None:
+    untrained = tiny_model("llama", 4, heads=heads, noise=0.02)
+    model, known = all_learnt[heads] if state == "trained" else (untrained, [])
     prompts = [*known, *prompts_of(504 - len(known), seed=11, longest=8)][:count]
     plain, eight, one = (
         list(generate_many(model, prompts, max_new_tokens=8, mode=mode, eos=NEVER, batch_rows=rows))
@@ -147,8 +168,10 @@ SAMPLINGS = {
 DRAWS = 20_000
 
 
-def draws(sampling: Sampling, mode: str, length: int, count: int = DRAWS) -> tuple[Generation, Tensor]:
-    model = tiny_model("llama", 4, noise=0.05, vocab_size=4)
+def draws(
+    sampling: Sampling, mode: str, length: int, count: int = DRAWS, heads: str = "parallel"
+) -> tuple[Generation, Tensor]:
+    model = tiny_model("llama", 4, heads=heads, noise=0.05, vocab_size=4)
     prompt = [1, 3, 0, 2, 1]
     (generation,) = generate_many(
         model, [prompt], samples=count, max_new_tokens=length, mode=mode, sampling=sampling, eos=NEVER, batch_rows=count
@@ -157,10 +180,17 @@ def draws(sampling: Sampling, mode: str, length: int, count: int = DRAWS) -> tup
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [("plain", "sharp"), ("speculative", "plain"), ("speculative", "sharp"), ("speculative", "cut")]
+    ("mode", "name", "heads"),
+    [
+        ("plain", "sharp", "parallel"),
+        *(("speculative", name, "parallel") for name in SAMPLINGS),
+        ("speculative", "sharp", "linear"),
+        ("speculative", "plain", "chain"),
+        ("speculative", "cut", "chain"),
+    ],
 )
-def test_every_continuation_is_drawn_as_often_as_the_model_says(mode: str, name: str) -> None:
-    generation, expected = draws(SAMPLINGS[name], mode, 4)
+def test_every_continuation_is_drawn_as_often_as_the_model_says(mode: str, name: str, heads: str) -> None:
+    generation, expected = draws(SAMPLINGS[name], mode, 4, heads=heads)
     assert len(generation.rows) == DRAWS
     assert abs(chi_square(generation, expected, 4)) < 4
     if mode == "speculative":
@@ -174,9 +204,12 @@ def test_the_statistic_notices_drafts_that_are_accepted_without_asking(monkeypat
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_p=0.95)])
-@pytest.mark.parametrize("mode", ["plain", "speculative"])
-def test_a_row_does_not_depend_on_its_batch_mates(sampling: Sampling | None, mode: str) -> None:
-    model, prompts = tiny_model("gemma3", 4, noise=0.02), prompts_of(6, seed=8)
+@pytest.mark.parametrize(
+    ("mode", "heads"),
+    [("plain", "parallel"), ("speculative", "parallel"), ("speculative", "linear"), ("speculative", "chain")],
+)
+def test_a_row_does_not_depend_on_its_batch_mates(sampling: Sampling | None, mode: str, heads: str) -> None:
+    model, prompts = tiny_model("gemma3", 4, heads=heads, noise=0.02), prompts_of(6, seed=8)
     options: dict[str, Any] = {"mode": mode, "sampling": sampling, "eos": NEVER}
     together = generate(model, prompts, 24, **options)
     assert generate(model, prompts[:2], 24, **options).tokens == together.tokens[:2]
@@ -198,9 +231,12 @@ def test_seeds_rows_and_samples_draw_differently_and_the_same_seed_the_same() ->
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("mode", ["plain", "speculative"])
-def test_results_come_in_order_and_are_the_same_whatever_the_batches(samples: int, mode: str) -> None:
-    model, prompts = tiny_model("qwen3", 3, noise=0.02), prompts_of(11, seed=2)
+@pytest.mark.parametrize(
+    ("mode", "heads"),
+    [("plain", "parallel"), ("speculative", "parallel"), ("speculative", "linear"), ("speculative", "chain")],
+)
+def test_results_come_in_order_and_are_the_same_whatever_the_batches(samples: int, mode: str, heads: str) -> None:
+    model, prompts = tiny_model("qwen3", 3, heads=heads, noise=0.02), prompts_of(11, seed=2)
     options: dict[str, Any] = {
         "samples": samples, "max_new_tokens": 9, "mode": mode, "eos": NEVER, "sampling": Sampling(temperature=0.8)
     }  # fmt: skip
@@ -319,9 +355,10 @@ def test_both_modes_stop_at_the_same_place(mode: str, learnt: tuple[MTPModel, li
     assert {row.finish for row in got.rows} == {"stop"}
 
 
+@every_heads
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_row_ends_where_the_context_does(family: str) -> None:
-    model, context = tiny_model(family, 4, noise=0.02), 64
+def test_a_row_ends_where_the_context_does(family: str, heads: str) -> None:
+    model, context = tiny_model(family, 4, heads=heads, noise=0.02), 64
     prompts = [[5] * 60, [7] * 63, [9] * 10]
     plain = generate(model, prompts, 20, "plain", eos=NEVER)
     assert [len(row) for row in plain.tokens] == [context - 60, context - 63, 20]
@@ -367,44 +404,71 @@ def test_a_forward_is_as_wide_as_the_drafts_and_each_head_runs_on_what_it_has_no
     assert set(seen[1:]) == {4}
 
 
-def test_heads_that_are_asked_late_draft_as_if_they_had_always_been(learnt: tuple[MTPModel, list[list[int]]]) -> None:
-    """What a head missed it sees at once, with the arguments that the model would have given it."""
-    model, prompts = learnt
-    for family_model, starts in ((model, prompts[:2]), (tiny_model("gemma3", 3, noise=0.02), prompts_of(2, seed=6))):
-        length = [len(prompt) for prompt in starts]
-        width = max(length)
-        padded = torch.tensor([[*p, *[0] * (width - len(p))] for p in starts])
-        more = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
-        drafts = []
-        for patient in (False, True):
-            trunk = CachedTrunk(family_model, 2, width + 6, keep_output=True)
-            drafter = ParallelDrafter(trunk, 2)
-            logits: list[Tensor] = []
+class Draft:
+    """A drafter, the tokens that are certain, and what it says next."""
 
-            def keep(given: Tensor, logits: list[Tensor] = logits) -> Tensor:
-                logits.append(given)
-                return given.argmax(-1)
+    def __init__(self, model: MTPModel, tokens_BT: Tensor, limit: int) -> None:
+        self.trunk = CachedTrunk(model, len(tokens_BT), limit, keep_output=True)
+        self.drafter = drafter_of(model, self.trunk, len(tokens_BT))
+        self.tokens_BT = tokens_BT
 
-            with torch.inference_mode():
-                trunk.run(padded, [0, 0])
-                if not patient:
-                    drafter.draft(length, 2, keep)
-                for i in range(6):
-                    trunk.run(more[:, i : i + 1], [n + i for n in length])
-                    if not patient:
-                        drafter.draft([n + i + 1 for n in length], 2, keep)
-                if patient:
-                    drafter.draft([n + 6 for n in length], 2, keep)
-            drafts.append(logits[-1])
-        torch.testing.assert_close(drafts[0], drafts[1], rtol=1e-4, atol=1e-5)
+    def ask(self, length: list[int], count: int) -> tuple[Tensor, Tensor]:
+        """Logits `[B, J, V]` and drafts `[B, J]`: the likeliest but one, so that drafts differ from what follows."""
+        logits: list[Tensor] = []
+
+        def choose(given: Tensor) -> Tensor:
+            logits.append(given)
+            return given.topk(2, dim=-1).indices[..., 1]
+
+        certain_B = self.tokens_BT.gather(1, torch.tensor(length)[:, None])[:, 0]
+        drafts_BJ = self.drafter.draft(length, certain_B, count, choose)
+        return torch.cat(logits, 1), drafts_BJ
 
 
-def test_heads_that_are_always_wrong_are_left_alone() -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@every_heads
+def test_drafts_are_what_the_heads_say_of_all_that_is_known_and_drafted(family: str, heads: str) -> None:
+    """Through rejected drafts, rows at different places, and heads that are asked now and then: each draft is that of
+    a forward without caches over the row's tokens, the certain one and the drafts before it."""
+    model = tiny_model(family, 4, heads=heads, noise=0.05).eval()
+    tokens_BT = torch.randint(EOS + 1, 64, (2, 40), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        draft, length = Draft(model, tokens_BT, 40), [6, 4]
+        draft.trunk.run(tokens_BT[:, :6], [0, 0])
+        draft.drafter.fill(length)
+        for count, accepted in [
+            (3, [0, 0]),
+            (3, [2, 1]),
+            (0, [0, 0]),
+            (0, [0, 0]),
+            (1, [1, 0]),
+            (3, [0, 3]),
+            (2, [1, 2]),
+        ]:
+            drafts_BJ = torch.zeros(2, 0, dtype=torch.long)
+            if count:
+                logits_BJV, drafts_BJ = draft.ask(length, count)
+                for b, n in enumerate(length):
+                    row = torch.cat([tokens_BT[b, : n + 1], drafts_BJ[b]])[None]
+                    expected = [model.project(h)[0, n - 1] for h in model(row)[1 : count + 1]]
+                    torch.testing.assert_close(logits_BJV[b], torch.stack(expected), rtol=1e-4, atol=1e-4)
+            certain_B1 = tokens_BT.gather(1, torch.tensor(length)[:, None])
+            accepted_first = torch.cat([certain_B1, drafts_BJ], 1)
+            for b, n in enumerate(length):  # the row goes on as if head 1 had agreed to so many drafts
+                taken = min(accepted[b], count)
+                tokens_BT[b, n + 1 : n + 1 + taken] = drafts_BJ[b, :taken]
+            draft.trunk.run(accepted_first, length)
+            length = [n + 1 + min(a, count) for n, a in zip(length, accepted, strict=True)]
+
+
+@every_heads
+def test_heads_that_are_always_wrong_are_left_alone(heads: str) -> None:
     """A draft costs a twelfth of a forward and a bit, so the whole stays within 15 % of plain decoding."""
-    model = tiny_model("llama", 4, max_position_embeddings=512)
+    model = tiny_model("llama", 4, heads=heads, max_position_embeddings=512)
     with torch.no_grad():
         for head in model.extra_heads:
-            head.mlp.down_proj.weight.fill_(1.0)
+            wrong = {"parallel": "mlp.down_proj", "linear": "linear", "chain": "layer.mlp.down_proj"}[heads]
+            head.get_submodule(wrong).weight.fill_(1.0)
     got = generate(model, [[5, 6, 7]], 256, eos=NEVER)
     assert got.accepted == (0, 0, 0)
     assert got.forwards == 256

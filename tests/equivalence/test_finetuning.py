@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from wmtp.data.batches import Batch
+from wmtp.families import FAMILIES as HEADS
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective
 from wmtp.optim import build_adamw, learning_rate, set_learning_rate
@@ -47,8 +48,10 @@ def fine_tuned_by_hand(base: Any, batches: list[Batch]) -> dict[str, torch.Tenso
     return {name: p.detach() for name, p in base.named_parameters()}
 
 
-def fine_tuned_here(base: Any, batches: list[Batch], kind: str) -> tuple[dict[str, torch.Tensor], list[float]]:
-    model = MTPModel(base, 1)
+def fine_tuned_here(
+    base: Any, batches: list[Batch], kind: str, heads: str = "parallel"
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    model = MTPModel(base, 1, family=heads)
     model.train()
     optimizer = build_adamw(model, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY)
     objective = MTPObjective(Uniform(), kind=kind)
@@ -60,11 +63,14 @@ def fine_tuned_here(base: Any, batches: list[Batch], kind: str) -> tuple[dict[st
     return {model.hf_key(name): p.detach() for name, p in model.named_parameters()}, norms
 
 
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("family", "options"), MODELS)
-def test_with_the_plain_loss_it_is_ordinary_fine_tuning_to_the_last_bit(family: str, options: dict[str, Any]) -> None:
+def test_with_the_plain_loss_it_is_ordinary_fine_tuning_to_the_last_bit(
+    family: str, options: dict[str, Any], heads: str
+) -> None:
     start = {name: p.detach().clone() for name, p in tiny_base(family, **options).named_parameters()}
     expected = fine_tuned_by_hand(tiny_base(family, **options).train(), BATCHES)
-    got, norms = fine_tuned_here(tiny_base(family, **options), BATCHES, "plain")
+    got, norms = fine_tuned_here(tiny_base(family, **options), BATCHES, "plain", heads)
     assert got.keys() == expected.keys()
     for name in expected:
         assert torch.equal(got[name], expected[name]), name

@@ -41,8 +41,8 @@ def scores(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def step(scheme: Scheme, kind: str) -> tuple[StepResult, list[Tensor]]:
-    model = tiny_model("llama", num_heads=3, seed=0, noise=0.1).double()
+def step(scheme: Scheme, kind: str, heads: str = "parallel") -> tuple[StepResult, list[Tensor]]:
+    model = tiny_model("llama", num_heads=3, seed=0, heads=heads, noise=0.1).double()
     optimizer = build_adamw(model, lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     coefficients = torch.tensor([1.0, 0.5, 2.0])
     objective = MTPObjective(scheme, score=scores, coefficient_K=coefficients, kind=kind)
@@ -61,6 +61,26 @@ def test_one_after_another_is_together(name: str, kind: str, monkeypatch: pytest
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
     for metric, value in together.metrics.items():
         assert math.isclose(one_by_one.metrics[metric], value, rel_tol=1e-5, abs_tol=1e-7), metric
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_linear_heads_one_after_another_are_linear_heads_together(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, gradients = step(Rho1("soft"), kind, "linear")
+    monkeypatch.setattr(TrunkOutput, "detached", lambda self: None)
+    _, expected = step(Rho1("soft"), kind, "linear")
+    for got, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_chain_heads_run_together_whatever_the_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head's loss pulls at the heads before it, so they are never cut apart."""
+
+    def never(self: TrunkOutput) -> None:
+        raise AssertionError("a chain was cut")
+
+    monkeypatch.setattr(TrunkOutput, "detached", never)
+    _, gradients = step(Uniform(), "fused", "chain")
+    assert all(bool(g.abs().max() > 0) for g in gradients)
 
 
 class Live:
@@ -93,8 +113,8 @@ class Kept:
         self.live.now -= self.size
 
 
-def peak(num_heads: int) -> int:
-    model = tiny_model("llama", num_heads=num_heads)
+def peak(num_heads: int, heads: str = "parallel") -> int:
+    model = tiny_model("llama", num_heads=num_heads, heads=heads)
     optimizer = build_adamw(model, lr=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     live = Live(model)
     with torch.autograd.graph.saved_tensors_hooks(live.pack, live.unpack):
@@ -105,3 +125,12 @@ def peak(num_heads: int) -> int:
 
 def test_four_heads_keep_no_more_activations_than_one() -> None:
     assert peak(4) <= 1.02 * peak(1)
+
+
+def test_linear_heads_keep_their_input_and_what_the_gate_needs_one_head_at_a_time() -> None:
+    assert peak(4, "linear") - peak(2, "linear") <= 0.01 * peak(1)
+
+
+def test_every_chain_head_keeps_its_activations_until_the_backward_pass() -> None:
+    one, two, four = (peak(count, "chain") for count in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.05)

@@ -59,6 +59,16 @@ ARMS: dict[str, list[str]] = {
     "bf16": ["precision=bf16", "train.micro_batch_size=2"],
     "bf16_tied": ["precision=bf16", "model.architecture.tie_word_embeddings=true"],
     "checkpointed": ["train.activation_checkpointing=true"],
+    "linear": ["model.heads={{family: linear, num_heads: 3, init: fresh}}", "train.micro_batch_size=2"],
+    "chain": ["model.heads={{family: chain, num_heads: 3}}", "train.micro_batch_size=2"],
+    "chain_tied": [
+        "model.heads={{family: chain, num_heads: 3, init: fresh}}",
+        "model.architecture.tie_word_embeddings=true",
+    ],
+    "heads_only": ["model.heads={{family: parallel, num_heads: 3, init: fresh, trained: heads}}"],
+    "linear_heads_only": ["model.heads={{family: linear, num_heads: 3, init: fresh, trained: heads+norm}}"],
+    "chain_heads_only": ["model.heads={{family: chain, num_heads: 3, init: fresh, trained: heads}}"],
+    "from_chain": ["model.architecture=null", "model.path='{models}/chain'", "model.heads.family=chain"],
 }
 STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")
 TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
@@ -107,6 +117,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     save_model(ValueModel(base(2), "mlp"), folder / "critic", tokenizer)
     save_model(MTPModel(base(2), 1, "copy"), folder / "reference", tokenizer)
     save_model(MTPModel(base(3), 3, "fresh"), folder / "heads", tokenizer)
+    save_model(MTPModel(base(3), 3, "fresh", family="chain"), folder / "chain", tokenizer)
     one = launch(1, {arm: recipe_of(arm, "FULL_SHARD", folder) for arm in ARMS}, folder / "1")
     many = {
         ranks: launch(ranks, {f"{a}-{s}": recipe_of(a, s, folder) for a, s in cases}, folder / str(ranks))
@@ -115,7 +126,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     return {0: {"models": folder}, 1: one, **many}
 
 
-STREAMED = {"from_base": 1, "from_heads": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
+STREAMED = {"from_base": 1, "from_heads": 1, "from_chain": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
     "hybrid": 2,
     "random_matched": 1,
     "annealed": 1,

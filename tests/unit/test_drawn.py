@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wmtp.formats.drawn import Drawn
-from wmtp.formats.streamed import without_parameters
+from wmtp.formats.hf import without_parameters
 from wmtp.model import MTPModel
 from wmtp.probing import without_weights
 from wmtp.testing import FAMILIES, tiny_base

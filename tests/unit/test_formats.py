@@ -185,8 +185,44 @@ def test_no_head_at_all_is_refused(folder: Path) -> None:
     assert "0 cannot be kept" in refused(lambda: load_model(str(folder), num_heads=0))
 
 
-def test_an_unknown_head_family_is_refused(folder: Path) -> None:
-    assert "'chain'" in refused(lambda: load_model(str(folder), heads="chain"))
+def test_another_head_family_than_is_stored_is_refused_and_so_is_an_unknown_one(folder: Path, tmp_path: Path) -> None:
+    assert "has parallel heads, 'chain' were asked for" in refused(lambda: load_model(str(folder), heads="chain"))
+    tiny_base().save_pretrained(tmp_path / "plain")
+    assert "got 'tree'" in refused(lambda: load_model(str(tmp_path / "plain"), heads="tree"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", ["linear", "chain"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_of_every_family_come_back_to_the_last_bit(
+    family: str, heads: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    ours = model(family, heads=heads, dtype=dtype).eval()
+    save_model(ours, tmp_path / "m")
+    assert read_card(str(tmp_path / "m")) == MTPCard(heads=heads, num_heads=3)  # type: ignore[arg-type]
+    again = load_model(str(tmp_path / "m"), dtype=dtype).eval()
+    assert again.family == heads
+    assert same_state(again, ours)
+    with torch.no_grad():
+        assert all(torch.equal(x, y) for x, y in zip(again(TOKENS), ours(TOKENS), strict=True))
+    fewer = load_model(str(tmp_path / "m"), num_heads=2, dtype=dtype)
+    assert torch.equal(fewer(TOKENS)[1], ours(TOKENS)[1])
+
+
+def test_a_model_with_heads_made_of_its_own_layers_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    ours = MTPModel(tiny_base(num_hidden_layers=5), 3, depth="matched")
+    save_model(ours, tmp_path / "m")
+    again = load_model(str(tmp_path / "m"))
+    assert same_state(again, ours)
+    assert again.num_layers == 3
+
+
+def test_a_model_without_heads_gets_those_of_the_family_that_is_asked_for(tmp_path: Path) -> None:
+    tiny_base().save_pretrained(tmp_path / "plain")
+    for heads in ("linear", "chain"):
+        assert load_model(str(tmp_path / "plain"), heads=heads, num_heads=2, init="zero").family == heads
+    matched = load_model(str(tmp_path / "plain"), num_heads=2, depth="matched")
+    assert (matched.num_layers, matched.num_heads) == (2, 2)
 
 
 # critic
@@ -245,7 +281,7 @@ def test_a_card_says_what_was_added_and_a_plain_folder_has_none(folder: Path, tm
         b'{"kind": "lora", "num_heads": 3}',
         b'{"kind": "mtp"}',
         b'{"kind": "mtp", "num_heads": 2.5}',
-        b'{"kind": "mtp", "num_heads": 3, "heads": "chain"}',
+        b'{"kind": "mtp", "num_heads": 3, "heads": "tree"}',
         b'{"kind": "mtp", "num_heads": 3, "format": 2}',
         b'{"kind": "mtp", "num_heads": 3, "more": 1}',
         b'{"kind": "value", "head": "tanh", "loss": "pairwise"}',

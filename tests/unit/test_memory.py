@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmtp import loss_fused, memory
 from wmtp.bench.ranks_table import LLAMA_2_7B, RANKS
-from wmtp.formats.hf import random_causal_lm
-from wmtp.formats.streamed import without_parameters
+from wmtp.formats.hf import random_causal_lm, without_parameters
 from wmtp.loss import Unembedding
 from wmtp.memory import Moment, Passes, Unit, host_bytes, layout, share, step_peak, total
 from wmtp.model import MTPModel

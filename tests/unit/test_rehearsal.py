@@ -28,14 +28,23 @@ def moments(model: Any, by_head: bool, checkpointing: bool) -> list[Moment]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("by_head", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "heads", "by_head"),
+    [
+        *((family, "parallel", by_head) for family in FAMILIES for by_head in (False, True)),
+        ("llama", "linear", False),
+        ("llama", "linear", True),
+        ("gemma3", "linear", True),
+        ("llama", "chain", True),
+        ("gpt2", "chain", True),
+    ],
+)
 def test_every_moment_is_as_large_as_with_real_tensors(
-    family: str, by_head: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    family: str, heads: str, by_head: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_model(family, 3).train()
+    model = tiny_model(family, 3, heads=heads).train()
     if family == "llama":  # grouped queries take another kernel on a CPU
-        model = tiny_model(family, 3, num_key_value_heads=4).train()
+        model = tiny_model(family, 3, heads=heads, num_key_value_heads=4).train()
     without = moments(on_meta(model), by_head, checkpointing)
     monkeypatch.setattr(rehearsal, "_helped", lambda autocast: nullcontext())
     real = moments(model, by_head, checkpointing)

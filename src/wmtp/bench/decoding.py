@@ -28,6 +28,7 @@ from wmtp.bench import measuring
 from wmtp.data.sources import read_records
 from wmtp.data.text import prompt_ids
 from wmtp.decoding import Generation, eos_of, generate
+from wmtp.families import FAMILIES
 from wmtp.formats.hf import load_causal_lm, load_tokenizer, random_causal_lm
 from wmtp.formats.native import load_model
 from wmtp.model import MTPModel
@@ -66,7 +67,7 @@ def setup_of(settings: argparse.Namespace) -> Setup:
     tokenizer = load_tokenizer(source)
     if settings.model is None:
         base = random_causal_lm(SMALL if settings.small else RANDOM, len(tokenizer), seed=0)
-        model = MTPModel(copy.deepcopy(base), settings.heads or 4)
+        model = MTPModel(copy.deepcopy(base), settings.heads or 4, family=settings.family or "parallel")
     else:
         base, model = load_causal_lm(source), load_model(source, num_heads=settings.heads)
     hopeless = copy.deepcopy(model)
@@ -201,7 +202,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "machine": measuring.machine(settings.device, "float32"),
         "settings": {name: getattr(settings, name) for name in ("model", "assistant", "prompts", "repeat", "clock")},
         "heads": setup.model.num_heads,
-        "layers": len(setup.model.trunk_layers()) + 1,
+        "family": setup.model.family,
+        "layers": setup.model.num_layers,
         "parameters": sum(p.numel() for p in setup.model.parameters()),
         "cases": [
             case
@@ -234,7 +236,8 @@ def show(result: dict[str, Any]) -> None:
     """A table for people."""
     print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
     print(
-        f"{result['settings']}, {result['parameters']:,} parameters, {result['layers']} layers, K = {result['heads']}\n"
+        f"{result['settings']}, {result['parameters']:,} parameters, {result['layers']} layers, "
+        f"K = {result['heads']} ({result['family']})\n"
     )
     print(measuring.aligned([COLUMNS, *map(line_of, result["cases"])]))
 
@@ -253,6 +256,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=folder, help="a model folder with heads; default: a random one")
     parser.add_argument("--assistant", type=folder, help="a smaller model, for transformers' assisted generation")
     parser.add_argument("--heads", type=measuring.positive, help="use only so many; default: all, or 4")
+    parser.add_argument("--family", choices=FAMILIES, help="of a random model's heads; default: parallel")
     parser.add_argument("--batch", type=measuring.positive, nargs="+", default=[1, 4, 16])
     parser.add_argument("--length", type=measuring.positive, nargs="+", default=[32, 128], help="most new tokens")
     parser.add_argument("--prompts", type=measuring.positive, default=16)
@@ -263,6 +267,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     settings = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
     if settings.small and settings.model is not None:
         parser.error("argument --small: --model was given, and it is as large as it is")
+    if settings.family is not None and settings.model is not None:
+        parser.error("argument --family: --model was given, and it has heads of its own")
     settings.variant = [name for name in VARIANTS if name in settings.variant or name == "plain"]
     return settings
 

@@ -18,8 +18,7 @@ from wmtp.arms import build_scheme
 from wmtp.bench import measuring
 from wmtp.config import Config, MTPObjectiveConfig
 from wmtp.estimate import estimate
-from wmtp.formats.hf import random_causal_lm
-from wmtp.formats.streamed import without_parameters
+from wmtp.formats.hf import random_causal_lm, without_parameters
 from wmtp.memory import total
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective

@@ -116,7 +116,7 @@ class _Batch:
     def _row(self, prompt: Sequence[int]) -> Row:
         options, longest = self.options, self.options.longest_draft
         room = options.max_new_tokens if options.context is None else options.context - len(prompt)
-        pace = Adaptive(longest, len(self.model.trunk_layers()) + 1) if options.adaptive else Fixed(longest)
+        pace = Adaptive(longest, self.model.num_layers) if options.adaptive else Fixed(longest)
         return Row(prompt, min(options.max_new_tokens, room), pace, [0] * longest, [0] * longest)
 
     def _choice(self, names: Sequence[tuple[int, int]]) -> Choice:
@@ -158,7 +158,9 @@ class _Batch:
         drafts_BJ = self._no_drafts()
         if self.drafter is not None and max(counts) > 0:
             place_B = self._places()
-            drafts_BJ = self.drafter.draft(length, max(counts), lambda logits: self.choice.draft(logits, place_B))
+            drafts_BJ = self.drafter.draft(
+                length, certain_B, max(counts), lambda logits: self.choice.draft(logits, place_B)
+            )
         hidden_BQD = self.trunk.run(torch.cat([certain_B[:, None], drafts_BJ], 1), length)
         for row in self.active:
             row.forwards += row.finish is None

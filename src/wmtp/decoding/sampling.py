@@ -72,7 +72,11 @@ class Choice(Protocol):
     """How tokens are chosen."""
 
     def draft(self, logits_BJV: Tensor, place_B: Tensor) -> Tensor:
-        """Drafts `[B, J]` from the logits of heads; the first is for the row's new token number `place_B` (from 0)."""
+        """Drafts `[B, J]` from the logits of heads; more of them may be asked for before they are verified.
+
+        Args:
+            place_B: number (from 0) of the row's new token that the first draft of all is for.
+        """
         ...
 
     def verify(self, logits_BQV: Tensor, drafts_BJ: Tensor, count_B: Tensor, place_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,8 +133,9 @@ class Drawn:
     def draft(self, logits_BJV: Tensor, place_B: Tensor) -> Tensor:
         """See `Choice`."""
         q_BJV = self.sampling.probabilities(logits_BJV)
+        already = sum(q.shape[1] for q in self._drafted)
         self._drafted.append(q_BJV)
-        return draw(q_BJV, self._uniform(place_B, q_BJV.shape[1], DRAFT))
+        return draw(q_BJV, self._uniform(place_B + already, q_BJV.shape[1], DRAFT))
 
     def verify(self, logits_BQV: Tensor, drafts_BJ: Tensor, count_B: Tensor, place_B: Tensor) -> tuple[Tensor, Tensor]:
         """See `Choice`."""

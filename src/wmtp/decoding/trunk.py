@@ -29,29 +29,33 @@ class CachedTrunk:
     Args:
         rows: of the batch.
         limit: positions a row may reach.
-        keep_output: keep the trunk's output `[B, limit, D]` too, so that heads can be run on it later.
+        keep_output: keep what heads 2..K read `[B, limit, D]`, and the tokens, so that heads can be run later.
     """
 
     def __init__(self, model: MTPModel, rows: int, limit: int, *, keep_output: bool) -> None:
         weight = model.unembedding().projection_VD
         self.model = model
         self.slots = Slots(model.base.config.get_text_config(), rows, limit, weight.device, weight.dtype)
-        self.layers = len(model.trunk_layers()) + 1
-        self.cache = self.slots.cache(self.layers)
+        self.cache = self.slots.cache(model.num_layers)
         self.caches = [self.cache]
         self._output_BTD: Tensor | None = None
         self._keep_output = keep_output
+        self.tokens_BT = torch.zeros(rows, self.slots.capacity, dtype=torch.long, device=weight.device)
+        """The token of every slot that was written last; kept with the output."""
         self._last: tuple[Place, TrunkOutput] | None = None
         self._bypassed: tuple[nn.Module, Branch] | None = None
 
     def run(self, tokens_BQ: Tensor, start: Sequence[int]) -> Tensor:
         """Head 1's final hidden states `[B, Q, D]` of tokens that follow the first `start[b]` of each row."""
         self.slots.place = self.slots.at(start, tokens_BQ.shape[1])
-        trunk = self._call(self.model.decoder, self.model.branch, tokens_BQ)
+        output = self._call(self.model.decoder, self.model.branch, tokens_BQ)
+        first_BQD = self.model.first(output)
         if self._keep_output:
-            self._store(trunk.hidden_BTD)
-            self._last = self.slots.place, trunk
-        return self.model.head(self.model.branch.layer, trunk)
+            read = self.model.beside_first(output, first_BQD)
+            self._store(read.hidden_BTD)
+            self._last = self.slots.place, read
+            self.tokens_BT[self.slots.row_B1, self.slots.place.slot_BQ] = tokens_BQ
+        return first_BQD
 
     def _call(self, decoder: nn.Module, branch: Branch, tokens_BQ: Tensor) -> TrunkOutput:
         decoder(
@@ -69,6 +73,11 @@ class CachedTrunk:
             self._output_BTD = hidden_BQD.new_zeros(rows, self.slots.capacity, width)
         self._output_BTD[self.slots.row_B1, self.slots.place.slot_BQ] = hidden_BQD
 
+    def kept(self, position_B: Tensor) -> Tensor:
+        """What heads 2..K read `[B, D]` at one position of each row."""
+        assert self._output_BTD is not None, "the trunk has not run"
+        return self._output_BTD[self.slots.row_B1[:, 0], position_B]
+
     def cache_beside(self) -> Cache:
         """A cache for one more head: its own last layer, beside the trunk's."""
         cache = Cache(layers=[*self.cache.layers[:-1], SlotLayer(self.slots)])
@@ -76,7 +85,7 @@ class CachedTrunk:
         return cache
 
     def output(self, start: Sequence[int], end: Sequence[int], cache: Cache) -> TrunkOutput:
-        """What a head gets to see of the positions from `start[b]` to `end[b]`, with its cache; the caches are there.
+        """What a head gets to see of the positions from `start[b]` to `end[b]`, with its cache (of `cache_beside`).
 
         Shorter rows are filled up with positions that do not matter: what a head writes there is written over later.
         """
@@ -84,7 +93,7 @@ class CachedTrunk:
             self.slots.place, trunk = self._last
         else:
             trunk = self._output_again(start, max(e - s for s, e in zip(start, end, strict=True)))
-        return _with_cache(trunk, self.cache, cache)
+        return with_cache(trunk, self.cache, cache)
 
     def _output_again(self, start: Sequence[int], width: int) -> TrunkOutput:
         """The kept output of earlier forwards, with the arguments that the model prepares for those positions."""
@@ -101,23 +110,25 @@ class CachedTrunk:
         row_B = torch.tensor(rows, dtype=torch.long, device=self.slots.device)
         self.slots.select(row_B, self.caches)
         if self._output_BTD is not None:
-            self._output_BTD = self._output_BTD[row_B]
+            self._output_BTD, self.tokens_BT = self._output_BTD[row_B], self.tokens_BT[row_B]
         self._last = None
 
 
 def _bypassed(model: MTPModel) -> tuple[nn.Module, Branch]:
     """The decoder with every layer passed over, and its last branch: all it does is prepare the layers' arguments."""
     last = Branch(model.branch.layer)
-    branches = nn.ModuleList([*(Branch(layer) for layer in model.trunk_layers()), last])
+
+    def passed_over(module: nn.Module | None) -> nn.Module | None:
+        if not isinstance(module, nn.ModuleList) or module[-1] is not model.branch:
+            return module
+        return nn.ModuleList([*(Branch(layer) for layer in module[:-1]), last])
+
     decoder = copy.copy(model.decoder)
-    decoder._modules = {
-        name: branches if isinstance(module, nn.ModuleList) and module[-1] is model.branch else module
-        for name, module in model.decoder._modules.items()
-    }
+    decoder._modules = {name: passed_over(module) for name, module in model.decoder._modules.items()}
     return decoder, last
 
 
-def _with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
+def with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
     """The same arguments with another cache."""
 
     def other(value: Any) -> Any:

@@ -182,10 +182,9 @@ def _scores(model: MTPModel, corpus: Corpus, num_heads: int | None = None) -> It
         for chosen in _batches(corpus.rows):
             batch = collate(corpus.rows, chosen, corpus.pad_id)
             trunk = model.trunk(batch.tokens_BT.to(device))
-            layers = list(model.heads())[:num_heads]
-            target_BTK = future_targets(batch.tokens_BT, batch.trainable_BT, None, len(layers))
-            for k, layer in enumerate(layers):
-                hidden_BTD = model.head(layer, trunk)
+            count = num_heads or model.num_heads
+            target_BTK = future_targets(batch.tokens_BT, batch.trainable_BT, None, count)
+            for k, hidden_BTD in enumerate(islice(model.each_head(trunk), count)):
                 for scored in _chunks(model, corpus, chosen, hidden_BTD, target_BTK[:, :, k], k + 1):
                     yield k, scored
     finally:

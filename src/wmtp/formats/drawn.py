@@ -61,7 +61,7 @@ class _History:
 
 
 class Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, models are built whose parameters have shapes only (`streamed.without_parameters`)."""
+    """Within it, models are built whose parameters have shapes only (`hf.without_parameters`)."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

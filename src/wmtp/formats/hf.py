@@ -10,11 +10,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from wmtp.errors import ModelError
+from wmtp.formats.scan import check_finite, check_folder
 from wmtp.storage import resolve
 
 
@@ -36,6 +41,23 @@ def locate(source: str) -> str:
     raise ModelError(f"no model folder at {source}")
 
 
+@contextmanager
+def without_parameters() -> Iterator[None]:
+    """Modules made inside have parameters on the meta device: shape and type, no memory. Buffers are real."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
 def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     """A `transformers` causal language model with every weight read from `source`.
 
@@ -45,6 +67,7 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = locate(source)
+    check_folder(Path(folder))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -57,6 +80,8 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     except loading_errors() as problem:
         raise ModelError(f"cannot load a causal language model from {source}: {first_line(problem)}") from problem
     _check_loaded(source, info)
+    _check_tied(source, model)
+    check_finite(source, model.named_parameters())
     return model
 
 
@@ -126,6 +151,17 @@ def _check_loaded(source: str, info: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"{source}: {what.replace('_', ' ')} in its weights: {', '.join(names[:3])}{more}")
+
+
+def _check_tied(source: str, model: Any) -> None:
+    """transformers unties what a config ties if the weights hold two embeddings, and says so in a log line."""
+    one, other = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and one is not None and other is not None and one.weight is not other.weight:
+        raise ModelError(
+            f"{source}: its config has tie_word_embeddings = true, its weights hold another lm_head.weight: set it to "
+            "false, or leave that tensor out"
+        )
 
 
 def loading_errors() -> tuple[type[Exception], ...]:

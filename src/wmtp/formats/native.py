@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from wmtp.errors import ModelError, WmtpError
+from wmtp.formats import meta
 from wmtp.formats.hf import first_line, load_causal_lm, locate
+from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
 from wmtp.storage import fsync_folder, resolve
 from wmtp.value import ValueModel
@@ -39,7 +41,7 @@ class MTPCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = 1
     kind: Literal["mtp"] = "mtp"
-    heads: Literal["parallel"] = "parallel"
+    heads: Literal["parallel", "linear", "chain"] = "parallel"
     num_heads: int
 
 
@@ -55,12 +57,14 @@ class ValueCard(BaseModel):
 
 
 def read_card(source: str) -> MTPCard | ValueCard | None:
-    """What WMTP added to a model folder; None for a plain Hugging Face model.
+    """What is known of a model's heads: what WMTP added to a folder, or Meta's checkpoint has; None for a plain model.
 
     Raises:
         ModelError: a `wmtp.json` that this version does not understand.
     """
     path = Path(locate(source)) / CARD
+    if meta.holds(source):
+        return MTPCard(num_heads=meta.read_params(source).n_future_tokens)
     if not path.is_file():
         return None
     try:
@@ -75,34 +79,40 @@ def read_card(source: str) -> MTPCard | ValueCard | None:
 def load_model(
     source: str,
     *,
-    heads: str = "parallel",
+    heads: str | None = None,
     num_heads: int | None = None,
     init: str = "copy",
+    depth: str = "added",
     dtype: torch.dtype = torch.float32,
 ) -> MTPModel:
-    """An `MTPModel` from a Hugging Face model (heads are added) or a WMTP folder (heads are read).
+    """An `MTPModel` from a Hugging Face model (heads are added), a WMTP folder or one of Meta's (heads are read).
+
+    Which of these a folder is, its files say.
 
     Args:
         source: local folder, `file://`, `embedded://` or hub id.
-        heads: head family; `parallel` is the one this version has.
+        heads: head family. None: the folder's own, or `parallel` for a model without heads.
         num_heads: K. None: the folder's own number, or 4 for a model without heads. Fewer than stored drops the last.
-        init: how added heads start, `copy` or `fresh`.
+        init, depth: of heads that a model does not have yet, see `MTPModel`.
 
     Raises:
         ModelError: not such a model, tensors that do not fit, or more heads than the folder has.
     """
-    if heads != "parallel":
-        raise ModelError(f"head family must be 'parallel', got {heads!r}")
     card = read_card(source)
     if isinstance(card, ValueCard):
         raise ModelError(f"{source} is a critic (kind 'value'); a language model was expected")
-    base = load_causal_lm(source, dtype)
     if card is None:
-        return MTPModel(base, 4 if num_heads is None else num_heads, init)
+        base = load_causal_lm(source, dtype)
+        return MTPModel(base, 4 if num_heads is None else num_heads, init, family=heads or "parallel", depth=depth)
+    if heads is not None and heads != card.heads:
+        raise ModelError(f"{source} has {card.heads} heads, {heads!r} were asked for")
     if num_heads is not None and num_heads > card.num_heads:
         raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
-    model = MTPModel(base, card.num_heads, init)
-    _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
+    if meta.holds(source):
+        model = meta.load_meta(source, dtype)
+    else:
+        model = MTPModel(load_causal_lm(source, dtype), card.num_heads, family=card.heads)
+        _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
@@ -129,10 +139,12 @@ def _read_into(module: nn.Module, path: Path) -> None:
 
     if not any(True for _ in module.parameters()):
         return
+    check_safetensors(path)
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as problem:
         raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
+    check_finite(path, module.named_parameters())
 
 
 def save_model(
@@ -151,6 +163,24 @@ def save_model(
         ModelError: there is something else than a model folder at `path`; it is left as it is.
         WmtpError: the folder cannot be written.
     """
+
+    def write(folder: Path) -> None:
+        state = model.state_dict() if tensors is None else tensors
+        _write_base(model, state, folder)
+        _write_extra(model, state, folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    return write_folder(path, write)
+
+
+def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """A folder of model files that `write` fills; it appears whole or not at all, replacing the model that was there.
+
+    Raises:
+        ModelError: there is something else than a model folder at `path`; it is left as it is.
+        WmtpError: the folder cannot be written.
+    """
     from safetensors import SafetensorError
 
     folder = resolve(path).resolve()
@@ -158,11 +188,7 @@ def save_model(
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
-        state = model.state_dict() if tensors is None else tensors
-        _write_base(model, state, temporary)
-        _write_extra(model, state, temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+        write(temporary)
         _publish(temporary, folder)
     except BaseException as problem:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -176,7 +202,8 @@ def _check_replaceable(folder: Path) -> None:
     """Saving replaces a whole folder, so it must not hold anything but a model."""
     if not folder.exists():
         return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file()):
+    known = any((folder / name).is_file() for name in ("config.json", meta.PARAMS))
+    if not folder.is_dir() or (any(folder.iterdir()) and not known):
         raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 
 
@@ -194,7 +221,7 @@ def _write_extra(model: MTPModel | ValueModel, state: Mapping[str, Tensor], fold
         card = ValueCard(head=model.value_head.kind, loss=model.loss)
         save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
     else:
-        card = MTPCard(num_heads=model.num_heads)
+        card = MTPCard.model_validate({"heads": model.family, "num_heads": model.num_heads})
         if model.num_heads > 1:
             save_file(_below(state, "extra_heads."), folder / MTP_HEADS, metadata={"format": "pt"})
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")

@@ -12,37 +12,21 @@ tensors on loading, `missing` says so, and the ordinary way (every rank loads, t
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmtp.distributed import rows_held
 from wmtp.errors import ModelError
-from wmtp.formats.hf import first_line, loading_errors, locate, model_config
+from wmtp.formats.hf import first_line, loading_errors, locate, model_config, without_parameters
 from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, ValueCard, read_card
+from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
 from wmtp.value import ValueModel
-
-
-@contextmanager
-def without_parameters() -> Iterator[None]:
-    """Modules made inside have parameters on the meta device: shape and type, no memory. Buffers are real."""
-    original = nn.Module.register_parameter
-
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        original(module, name, parameter)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
 
 
 def empty_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -62,7 +46,8 @@ def empty_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueModel:
-    """What `load_model` or `load_value_model` would load, without its weights; heads that are not stored are copies.
+    """What `load_model` or `load_value_model` would load, without its weights; heads that are not stored are parallel
+    ones, copies of the last layer.
 
     Raises:
         ModelError: no such model.
@@ -72,7 +57,9 @@ def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueMo
     if isinstance(card, ValueCard):
         with without_parameters():
             return ValueModel(base, card.head, "frozen", card.loss)
-    model = MTPModel(base, card.num_heads if card is not None else num_heads or 1)
+    if card is None:
+        return MTPModel(base, num_heads or 1)
+    model = MTPModel(base, card.num_heads, family=card.heads)
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
@@ -127,6 +114,7 @@ class Stored:
         self._files: dict[str, Any] = {}
         for path in sorted(Path(locate(source)).glob("*.safetensors")):
             prefix = {MTP_HEADS: "extra_heads.", VALUE_HEAD: "value_head."}.get(path.name, "")
+            check_safetensors(path)
             opened = held.enter_context(safe_open(path, framework="pt", device="cpu"))
             self._files |= {prefix + name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
 
@@ -163,12 +151,20 @@ def fill(model: MTPModel | ValueModel, source: str, device: torch.device) -> Non
     """Give every parameter memory on this rank, and its rows of the stored tensor.
 
     Raises:
-        ModelError: a file that cannot be read.
+        ModelError: a file that cannot be read, or numbers in it that are not finite.
     """
     with ExitStack() as held:
         try:
             stored = Stored(source, held)
-            fill_rows(model, lambda name, *rows: stored.rows(stored_name(model, name, stored), *rows), device)
+
+            def rows(name: str, start: int, stop: int) -> Tensor:
+                part = stored.rows(stored_name(model, name, stored), start, stop)
+                check_finite(source, [(name, part)])
+                return part
+
+            fill_rows(model, rows, device)
+        except ModelError:
+            raise
         except loading_errors() as problem:
             raise ModelError(f"cannot read the weights of {source}: {first_line(problem)}") from problem
 

@@ -92,6 +92,7 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     *,
     init: str = "copy",
+    heads: str = "parallel",
     noise: float = 0.0,
     **options: Any,
 ) -> MTPModel:
@@ -99,11 +100,12 @@ def tiny_model(
 
     Args:
         init: see `MTPModel`.
+        heads: head family.
         noise: standard deviation of what is added to the parameters of heads 2..K, so that heads differ.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
-        model = MTPModel(tiny_base(family, seed, dtype, **options), num_heads, init)
+        model = MTPModel(tiny_base(family, seed, dtype, **options), num_heads, init, family=heads)
         with torch.no_grad():
             for parameter in model.extra_heads.parameters():
                 parameter.add_(noise * torch.randn_like(parameter))
