@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,11 +37,11 @@ aten = torch.ops.aten
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _added_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
@@ -87,7 +88,7 @@ def training_cost(model: Model, *, checkpointing: bool, head_by_head: bool) -> R
         prepare_model(copy, checkpointing=checkpointing, compiled=False)
         with counter() as count:
             rehearse(copy, (1, length), lambda heads: {}, 0, head_by_head=head_by_head)
-        return count.get_total_flops()
+        return int(count.get_total_flops())
 
     return row_cost(flops_of)
 
@@ -98,7 +99,7 @@ def forward_cost(model: Model) -> RowCost:
     def flops_of(length: int) -> int:
         with counter() as count:
             rehearse_scoring(on_meta(model), (1, length), lambda heads: {})
-        return count.get_total_flops()
+        return int(count.get_total_flops())
 
     return row_cost(flops_of)
 
@@ -118,8 +119,12 @@ class StepCost:
         self.model, self.objective = model, objective
         by_head = isinstance(objective, MTPObjective) and objective.head_by_head
         self.training = training_cost(model, checkpointing=checkpointing, head_by_head=by_head)
-        self.looking = forward_cost(model)
         self.scorers = [(scorer, forward_cost(scorer)) for scorer in frozen]
+
+    @cached_property
+    def looking(self) -> RowCost:
+        """A forward pass of the policy only to see its losses."""
+        return forward_cost(self.model)
 
     def of(self, step: Sequence[Batch]) -> int:
         """FLOPs of one optimiser step over these micro-batches."""

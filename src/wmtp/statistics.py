@@ -124,7 +124,7 @@ def rank_biserial(differences: Sequence[float] | Vector) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm 1979: p-values of a family of tests, corrected so that any false rejection has at most the level's chance."""
+    """Holm 1979: p-values of a family of tests, corrected so that any false rejection is as rare as the level says."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, worst = [0.0] * len(p_values), 0.0
     for done, i in enumerate(order):

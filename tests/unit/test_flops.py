@@ -16,10 +16,11 @@ from wmtp.rehearsal import Model
 from wmtp.scoring import critic_values, reference_nll
 from wmtp.step import train_step
 from wmtp.testing import random_batch, tiny_base, tiny_model
+from wmtp.testing.models import FAMILIES
 from wmtp.value import ValueModel
 from wmtp.weighting import Critic, Gradient, Hybrid, Rho1, Scheme, Uniform
 
-HEADS = 3
+HEADS = 2
 BATCHES = [random_batch(3, 11, seed=1), random_batch(2, 17, seed=2)]
 
 
@@ -32,13 +33,16 @@ def counted(model: Model, objective: Objective, batches: Sequence[Batch]) -> int
     return int(count.get_total_flops())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [("gpt2", 1), *[pytest.param(f, 2, marks=pytest.mark.exhaustive) for f in sorted(FAMILIES)]],
+)
 def test_a_uniform_step_costs_what_torch_counts(family: str, count: int) -> None:
     model, objective = tiny_model(family, HEADS), MTPObjective(Uniform())
     assert StepCost(model, objective).of(BATCHES[:count]) == counted(model, objective, BATCHES[:count])
 
 
+@pytest.mark.exhaustive
 def test_recomputed_activations_count() -> None:
     model, objective = tiny_model("llama", HEADS), MTPObjective(Uniform())
     plain = StepCost(model, objective).of(BATCHES)
@@ -55,8 +59,13 @@ SCHEMES: dict[str, Callable[[], Scheme]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("looks at the whole step and at norms", 2),
+        *[pytest.param(name, count, marks=pytest.mark.exhaustive) for name in SCHEMES for count in (1, 2)],
+    ],
+)
 def test_a_scorer_and_a_second_look_count(name: str, count: int) -> None:
     model, reference, scheme = tiny_model("llama", HEADS), tiny_model("llama", 1, seed=3), SCHEMES[name]()
     needed = "reference_nll_BTK" in scheme.needs
@@ -76,13 +85,14 @@ def test_a_scheme_that_drops_pairs_spends_less_than_it_is_said_to() -> None:
     assert 0.9 * said < spent < said
 
 
+@pytest.mark.exhaustive
 def test_the_critic_that_gives_weights_counts() -> None:
     model, critic = tiny_model("llama", HEADS), ValueModel(tiny_base("llama"), "mlp")
     objective = MTPObjective(Critic(), score=lambda batch: {"values_BT": critic_values(critic, batch)})
     assert StepCost(model, objective, [critic]).of(BATCHES) == counted(model, objective, BATCHES)
 
 
-@pytest.mark.parametrize("backbone", ["full", "frozen"])
+@pytest.mark.parametrize("backbone", ["frozen", pytest.param("full", marks=pytest.mark.exhaustive)])
 def test_training_a_critic_costs_what_torch_counts(backbone: str) -> None:
     model, objective = ValueModel(tiny_base("llama"), "mlp", backbone), ValueObjective("lambda_return")
     assert StepCost(model, objective).of(BATCHES) == counted(model, objective, BATCHES)
@@ -93,6 +103,7 @@ def test_a_row_is_a_polynomial_of_its_length() -> None:
     assert RowCost(7, 3).of(2, 10) == 2 * (70 + 300)
 
 
+@pytest.mark.exhaustive
 def test_the_cost_is_known_without_weights() -> None:
     """What a model of any size costs is counted on the meta device."""
     model = tiny_model("llama", HEADS)
