@@ -448,8 +448,58 @@ def _required(require: str) -> Requirement:
 
 
 @app.command()
+def study(
+    file: Annotated[str, typer.Option("--study", help="YAML: arms, seeds, budget, metric (docs/studies.md).")],
+    out: Annotated[str | None, typer.Option(help="The study's folder; default runs/NAME.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes of each run, on this host.")] = 1,
+    restarts: Annotated[int, typer.Option(min=0, help="Of each run, in a row without progress.")] = 0,
+    only: Annotated[int | None, typer.Option(help="Do this run of the list alone, for a job array.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Print one command a run, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and say what it means.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Arms x seeds from one file, and what may be said of the difference. Run it again and it goes on.
+
+    Example: wmtp study --study recipes/study_embedded_cpu.yaml --out runs/study
+    """
+    from wmtp.storage import resolve
+    from wmtp.study import command
+    from wmtp.study.settings import read_study
+    from wmtp.study.tables import plan_table, study_table
+    from wmtp.supervisor import Options
+
+    _quiet_libraries()
+    found = read_study(resolve(file), out)
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    if listed:
+        for number, runs in enumerate(command.waves(found), 1):
+            say(f"wave {number}, after the ones before: {','.join(map(str, runs))}")
+        typer.echo("\n".join(command.commands(found, file)))
+        return
+    if dry_run:
+        command.check(found)
+        plan_table(found)
+        return
+    options = Options(ranks=ranks, restarts=restarts)
+    if only is not None:
+        result = command.run_only(found, only, options, say)
+        typer.echo(json.dumps(_finite(asdict(result))) if as_json else f"done: {result.arm}, seed {result.seed}")
+        return
+    figures = command.run_all(found, options, say)
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        study_table(figures, found.folder / "study.json")
+    if any(run["state"] != "done" for run in figures["runs"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, as wmtp train writes them.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of studies.")],
     out: Annotated[
         str | None,
         typer.Option(help="The file to write; default report.html in the run folder, or beside the runs."),

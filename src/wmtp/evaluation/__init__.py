@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmtp.evaluation.passk import bootstrap, pass_at_k
+    from wmtp.evaluation.passk import pass_at_k
     from wmtp.evaluation.problems import read_benchmark
     from wmtp.evaluation.run import evaluate
     from wmtp.sandbox import run_program
+    from wmtp.statistics import bootstrap
 
 _HOME = {
-    "bootstrap": "wmtp.evaluation.passk",
+    "bootstrap": "wmtp.statistics",
     "evaluate": "wmtp.evaluation.run",
     "pass_at_k": "wmtp.evaluation.passk",
     "read_benchmark": "wmtp.evaluation.problems",

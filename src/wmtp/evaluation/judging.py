@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from wmtp.data.sources import rows
 from wmtp.errors import DataError, UsageError, WmtpError
-from wmtp.evaluation.passk import Interval, bootstrap, pass_at_k
+from wmtp.evaluation.passk import pass_at_k
 from wmtp.evaluation.problems import Problem
 from wmtp.evaluation.samples import Sample
 from wmtp.sandbox import Job, Sandbox
+from wmtp.statistics import Interval, bootstrap
 
 Key = tuple[str, str, str]
 """Task id, fingerprint of the program, name of the suite."""
@@ -180,7 +181,7 @@ def _pass_at(counts: Sequence[tuple[str, int, int]], k: int) -> Interval:
 
 
 def _interval(value: Interval) -> dict[str, float]:
-    return {"mean": value.mean, "low": value.low, "high": value.high, "problems": value.problems}
+    return {"mean": value.mean, "low": value.low, "high": value.high, "problems": value.count}
 
 
 def _last(problem: Problem, program: str, suite: str, verdicts: Mapping[Key, Judged]) -> Judged:

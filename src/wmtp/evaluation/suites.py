@@ -20,9 +20,9 @@ from wmtp.data.records import Record
 from wmtp.data.text import Row, bos, encode
 from wmtp.decoding import Generation, generate
 from wmtp.errors import UsageError
-from wmtp.evaluation.passk import bootstrap
 from wmtp.evaluation.token_classes import CLASSES, token_classes
 from wmtp.model import MTPModel
+from wmtp.statistics import bootstrap
 from wmtp.targets import IGNORE, future_targets
 
 POSITIONS = (0, 16, 64, 256, 1024)

@@ -2,6 +2,7 @@
 
 reading      a run folder -> what the page shows of it, and notes on what is missing
 journal      metrics.jsonl -> columns, thinned
+study        study.json -> what the page shows of arms over seeds
 evaluations  eval/*.json -> what is recognised of them
 page         everything -> HTML: the assets, and the data as escaped JSON
 """

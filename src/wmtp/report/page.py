@@ -19,9 +19,10 @@ from typing import Any
 
 from wmtp.errors import UsageError
 from wmtp.report.reading import read_runs
+from wmtp.report.study import opened
 from wmtp.storage import write_atomic
 
-SCRIPTS = ("elements.js", "chart.js", "figures.js", "evaluations.js", "tokens.js", "facts.js", "page.js")
+SCRIPTS = ("elements.js", "chart.js", "figures.js", "study.js", "evaluations.js", "tokens.js", "facts.js", "page.js")
 
 
 def default_place(folders: Sequence[Path]) -> Path:
@@ -33,23 +34,25 @@ def write_page(folders: Sequence[Path], out: Path, version: str) -> list[str]:
     """Write the page of these runs to `out`; the notes on what is missing, each with its run.
 
     Args:
+        folders: of runs, or of studies.
         version: of wmtp; the page names it.
 
     Raises:
-        UsageError: a folder that is no run; `out` cannot be a file.
+        UsageError: a folder that is neither; `out` cannot be a file.
         WmtpError: `out` cannot be written.
     """
-    runs = read_runs(folders)
+    inside, studies = opened(folders)
+    runs = read_runs(inside)
     if out.is_dir():
         raise UsageError(f"{out} is a folder; name a file with --out, for example {out / 'report.html'}")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"{out} cannot be written: the folder {out.absolute().parent} does not exist")
-    write_atomic(out, render(runs, version))
+    write_atomic(out, render(runs, version, studies))
     return [f"{run['label']}: {note}" for run in runs for note in run["notes"]]
 
 
-def render(runs: Sequence[dict[str, Any]], version: str) -> str:
-    """The HTML of runs as `read_runs` gives them. The same runs give the same page."""
+def render(runs: Sequence[dict[str, Any]], version: str, studies: Sequence[dict[str, Any]] = ()) -> str:
+    """The HTML of runs as `read_runs` gives them, and of studies as `opened` does. The same runs give the same page."""
     style = _asset("style.css")
     script = "(() => {\n'use strict';\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
     return Template(_asset("page.html")).substitute(
@@ -57,7 +60,7 @@ def render(runs: Sequence[dict[str, Any]], version: str) -> str:
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=embedded_json({"version": version, "runs": list(runs)}),
+        data=embedded_json({"version": version, "runs": list(runs), "studies": list(studies)}),
     )
 
 

@@ -19,7 +19,7 @@ const days = [...new Set([started[0], started[started.length - 1]].filter(Boolea
 document.getElementById('subtitle').textContent =
   [names.length > 4 ? names.join(', ') : null, days.join(' to ') || null, `wmtp ${data.version}`].filter(Boolean).join(' · ');
 
-const PARTS = {glance: atAGlance, curves, weights, values, evaluation: evaluations, tokens, facts, limits};
+const PARTS = {study: studies, glance: atAGlance, curves, weights, values, evaluation: evaluations, tokens, facts, limits};
 
 // A file may be other than it should be in ways that only show here: then its section says so, and the others stand.
 function drawn([name, part]) {

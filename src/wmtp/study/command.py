@@ -1,0 +1,84 @@
+"""`wmtp study`, past its options."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from wmtp.errors import UsageError
+from wmtp.storage import write_atomic
+from wmtp.study.analysis import figures
+from wmtp.study.results import Result, read_result
+from wmtp.study.running import Launch, Runner, in_child
+from wmtp.study.settings import Study
+from wmtp.supervisor import Options
+
+Say = Callable[[str], None]
+
+
+def run_all(study: Study, options: Options, say: Say, launch: Launch = in_child) -> dict[str, Any]:
+    """Run what has no result yet, and write `study.json` of all that has.
+
+    Raises:
+        UsageError: the folder cannot be made, or a run's config cannot be.
+        Interrupted: a signal; the state was saved.
+    """
+    _make(study)
+    runner = Runner(study, options, say, launch)
+    runner.all()
+    found = figures(study, results_of(study), runner.failed)
+    write_atomic(study.folder / "study.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    return found
+
+
+def run_only(study: Study, number: int, options: Options, say: Say, launch: Launch = in_child) -> Result:
+    """Run number `number` of the list, counted from 1, for a job array.
+
+    Raises:
+        UsageError: there is no such run.
+        WmtpError: it failed.
+    """
+    _make(study)
+    runs = study.runs
+    if not 1 <= number <= len(runs):
+        raise UsageError(f"--only {number}: the study has runs 1 to {len(runs)}")
+    return Runner(study, options, say, launch).one(runs[number - 1])
+
+
+def check(study: Study) -> None:
+    """Raise `UsageError` if a run's config cannot be."""
+    for run in study.runs:
+        study.run_config(run)
+
+
+def _make(study: Study) -> None:
+    check(study)
+    try:
+        study.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(f"the study's folder {study.folder} cannot be made: {problem}") from problem
+
+
+def results_of(study: Study) -> list[Result]:
+    """Every stored result."""
+    found = [read_result(study.file("results", run.name)) for run in study.runs]
+    return [result for result in found if result is not None]
+
+
+def commands(study: Study, file: str) -> list[str]:
+    """One command a line, each of which does one run."""
+    common = ["wmtp", "study", "--study", file, "--out", str(study.folder)]
+    return [shlex.join([*common, "--only", str(number)]) for number in range(1, len(study.runs) + 1)]
+
+
+def waves(study: Study) -> list[list[int]]:
+    """The numbers of the runs that can go at the same time, one wave after another."""
+    depth: dict[str, int] = {}
+    for name in study.arms:  # each after those that it needs
+        depth[name] = 1 + max((depth[other] for other in study.needs[name]), default=-1)
+    return [
+        [number for number, run in enumerate(study.runs, 1) if depth[run.arm.name] == wave]
+        for wave in range(max(depth.values()) + 1)
+    ]

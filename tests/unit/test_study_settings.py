@@ -1,0 +1,112 @@
+"""A study's file: what it means, and what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from wmtp.errors import ConfigError, UsageError
+from wmtp.study.command import commands, waves
+from wmtp.study.settings import Study, read_study
+
+RECIPE = """
+model: {architecture: embedded://tiny-llama}
+data: {train: {path: "embedded://problems_train.jsonl"}}
+objective: {kind: mtp}
+train: {epochs: 2}
+"""
+RHO1 = {"objective": {"weighting": {"scheme": "rho1", "reference": "study://baseline/final"}}}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """A study from the parts that a test changes."""
+
+    def made(**parts: Any) -> Study:
+        (tmp_path / "recipe.yaml").write_text(RECIPE)
+        given = {"name": "s", "recipes": [str(tmp_path / "recipe.yaml")], "seeds": [3, 4], "baseline": "baseline"}
+        file = tmp_path / "study.yaml"
+        file.write_text(yaml.safe_dump({**given, "arms": {"baseline": {}, "rho1": {"config": RHO1}}, **parts}))
+        return read_study(file, str(tmp_path / "out"))
+
+    return made
+
+
+def test_every_arm_runs_with_every_seed_seed_by_seed(write: Any) -> None:
+    assert [run.name for run in write().runs] == ["baseline-seed3", "rho1-seed3", "baseline-seed4", "rho1-seed4"]
+
+
+def test_an_arm_changes_the_shared_recipe_and_the_seed_is_the_studys(write: Any) -> None:
+    study = write(config={"optim": {"lr": 0.5}})
+    config = study.run_config(study.runs[3])
+    assert (config.arm, config.optim.lr, config.train.seed, config.train.epochs) == ("rho1", 0.5, 4, 2)
+    assert config.name == "rho1-seed4"
+
+
+def test_a_pointer_is_the_run_of_the_same_seed(write: Any) -> None:
+    study = write()
+    weighting: Any = study.run_config(study.runs[3]).objective
+    assert weighting.weighting.reference == str(study.folder / "runs" / "baseline-seed4" / "final")
+
+
+def test_an_arm_comes_after_those_that_it_needs(write: Any) -> None:
+    study = write(arms={"rho1": {"config": RHO1}, "baseline": {}})
+    assert list(study.arms) == ["baseline", "rho1"]
+    assert waves(study) == [[1, 3], [2, 4]]
+
+
+def test_a_grid_makes_an_arm_of_every_point(write: Any) -> None:
+    grid = {"optim.lr": [0.1, 0.2], "train.batch_size": [4, 8]}
+    study = write(arms={"baseline": {}, "tuned": {"grid": grid}})
+    assert list(study.arms) == ["baseline", "tuned-1", "tuned-2", "tuned-3", "tuned-4"]
+    assert study.arms["tuned-3"].about == "optim.lr=0.2, train.batch_size=4"
+    config = study.run_config(study.runs[3])
+    assert (config.optim.lr, config.train.batch_size) == (0.2, 4)
+
+
+def test_a_budget_takes_the_place_of_the_recipes_length_where_arms_are_compared(write: Any) -> None:
+    arms = {"baseline": {}, "critic": {"compare": False}}
+    study = write(budget={"tokens": 1000}, arms=arms)
+    baseline, critic = (study.run_config(run, 17 if run.arm.compare else None) for run in study.runs[:2])
+    assert (baseline.train.steps, baseline.train.epochs) == (17, None)
+    assert (critic.train.steps, critic.train.epochs) == (None, 2)
+
+
+def test_a_job_array_gets_one_command_a_run(write: Any) -> None:
+    study = write()
+    assert len(commands(study, "a study.yaml")) == 4
+    assert commands(study, "a study.yaml")[2] == f"wmtp study --study 'a study.yaml' --out {study.folder} --only 3"
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"seeds": [1, 1]}, "seeds holds a seed twice"),
+        ({"baseline": "rho2"}, "must be one of the arms"),
+        ({"arms": {"baseline": {"compare": False}}}, "must be one of the arms"),
+        ({"budget": {"tokens": 1, "flops": 1.0}}, "exactly one of tokens, flops and seconds"),
+        ({"arms": {"baseline": {"config": {"optim": {"lrr": 1}}}}}, "arm baseline"),
+        ({"arms": {"baseline": {"config": {"model": {"path": "study://nobody/final"}}}}}, "arm baseline"),
+        ({"arms": {"baseline": {}, "rho1": {"config": RHO1, "recipe": "x"}}}, "did you mean 'recipes'"),
+        ({"arms": {"baseline": {}, "a": {"grid": {"optim.lr": [1e-3]}}, "a-1": {}}}, "two arms have the same name"),
+        ({"evaluate": [{"benchmark": "embedded"}, {"benchmark": "embedded"}]}, "names a benchmark twice"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(parts: dict[str, Any], said: str, write: Any) -> None:
+    with pytest.raises(ConfigError, match=said):
+        write(**parts)
+
+
+def test_arms_that_need_one_another_are_refused(write: Any) -> None:
+    circle = {"objective": {"weighting": {"scheme": "rho1", "reference": "study://rho1/final"}}}
+    with pytest.raises(ConfigError, match="rho1 need one another in a circle"):
+        write(arms={"baseline": {}, "rho1": {"config": circle}})
+
+
+def test_a_pointer_to_no_arm_is_refused(write: Any) -> None:
+    other = {"objective": {"weighting": {"scheme": "rho1", "reference": "study://bseline/final"}}}
+    with pytest.raises(UsageError, match="study://bseline, which is no arm"):
+        write(arms={"baseline": {}, "rho1": {"config": other}})
