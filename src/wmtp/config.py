@@ -154,6 +154,8 @@ class CriticConfig(_Part):
     scheme: Literal["critic"]
     critic: ModelLocation
     """The `final/` folder of a run with objective.kind = value."""
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: the critic is then not loaded."""
     gamma: Share = 1.0
     lam: Share = 0.95
     terminal: Literal["value", "reward"] = "value"
@@ -169,6 +171,8 @@ class Rho1Config(_Part):
     scheme: Literal["rho1"]
     reference: ModelLocation
     alignment: Literal["next", "matched"] = "next"
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: the reference is then not loaded."""
     mode: Literal["select", "skip", "soft"] = "select"
     ratio: Within | ScheduleConfig[Within] | None = None
     """Share kept by `select` (default 0.6) or dropped by `skip` (default 0.3)."""
@@ -221,6 +225,8 @@ class OwnConfig(_Part):
     reference: ModelLocation | None = None
     """Where the scheme needs `reference_nll_BTK`."""
     alignment: Literal["next", "matched"] = "next"
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: critic and reference are then not loaded."""
 
 
 SimpleConfig = UniformConfig | CriticConfig | Rho1Config | GradientConfig | GRPOConfig | OwnConfig
@@ -242,7 +248,7 @@ class HybridConfig(_Part):
             raise ValueError("shares do nothing in a product; leave them out")
         if self.shares is not None and (len(self.shares) != len(self.parts) or abs(sum(self.shares) - 1) > 1e-6):
             raise ValueError(f"shares must be {len(self.parts)} numbers that add up to 1")
-        for name, what in (("critic", ("critic",)), ("reference", ("reference", "alignment"))):
+        for name, what in (("critic", ("critic", "scores")), ("reference", ("reference", "alignment", "scores"))):
             scored = {tuple(getattr(part, field) for field in what) for part in self.parts if getattr(part, name, None)}
             if len(scored) > 1:
                 raise ValueError(f"the parts of a hybrid share one {name}, got {len(scored)}")

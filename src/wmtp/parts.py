@@ -63,6 +63,11 @@ class Data:
     """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def rows(self) -> list[Row]:
+        """Those of training, then those held out."""
+        return [*self.train.rows, *(self.validation.rows if self.validation is not None else ())]
+
 
 @dataclass
 class Parts:
@@ -75,7 +80,7 @@ class Parts:
     tokenizer_fingerprint: str
     model: MTPModel | ValueModel
     frozen: list[MTPModel | ValueModel]
-    """The critic and the reference, where the scheme has them."""
+    """The critic and the reference, where the scheme has them and their scores are not stored."""
     objective: Objective
     optimizer: AdamW
     data: Data
@@ -128,11 +133,15 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         _check_loss(config, model, device)
     steps = number_of_steps(config, len(data.train))
     scorers, objective = build_objective(config, tokenizer, device, steps, when)
+    for scorer in scorers:
+        if scorer.stored is not None:
+            scorer.stored.check_rows(data.rows)
     if how is not None:
         precision = nullcontext  # the mixed-precision policy casts what it gathers
         spread(model, how, fill_model, device)
         for scorer in scorers:
-            spread(scorer.model, how, stored_in(scorer.source), device)
+            if scorer.model is not None:
+                spread(scorer.model, how, stored_in(scorer.wanted.source), device)
         devices.seed_everything(config.train.seed + world.rank)  # own dropout; weights and order are drawn already
     optimizer = optim.build_adamw(
         model,
@@ -141,7 +150,7 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
     )
-    frozen = [scorer.model for scorer in scorers]
+    frozen = [scorer.model for scorer in scorers if scorer.model is not None]
     identity = hf.tokenizer_fingerprint(tokenizer)
     return Parts(
         config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world
