@@ -43,7 +43,11 @@ def build_objective(
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
         return [], ValueObjective(
-            objective.loss, gamma=objective.gamma, lam=objective.lam, huber_delta=objective.huber_delta
+            objective.loss,
+            gamma=objective.gamma,
+            lam=_scheduled(objective.lam, steps),
+            huber_delta=objective.huber_delta,
+            returns_share=objective.returns_share,
         )
     num_heads = config.model.heads.num_heads
     scheme = build_scheme(objective.weighting, config.train.seed, steps)

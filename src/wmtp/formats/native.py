@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from wmtp.adapters import merged
 from wmtp.errors import ModelError, WmtpError
 from wmtp.formats.hf import first_line, load_causal_lm, locate
 from wmtp.model import MTPModel
@@ -50,7 +51,7 @@ class ValueCard(BaseModel):
     format: Literal[1] = 1
     kind: Literal["value"] = "value"
     head: Literal["linear", "mlp", "sigmoid"]
-    loss: Literal["pairwise", "lambda_return"]
+    loss: Literal["pairwise", "lambda_return", "monte_carlo", "combined"]
     """What trained it: pairwise values are defined up to a constant only."""
 
 
@@ -159,6 +160,8 @@ def save_model(
     try:
         temporary.mkdir(parents=True)
         state = model.state_dict() if tensors is None else tensors
+        if isinstance(model, ValueModel) and model.adapter_scale is not None:
+            state = merged(state, model.adapter_scale)
         _write_base(model, state, temporary)
         _write_extra(model, state, temporary)
         if tokenizer is not None:
@@ -170,6 +173,24 @@ def save_model(
             raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
         raise
     return folder
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    """The same model folder once more; it appears whole or not at all, replacing the model that was there.
+
+    Raises:
+        ModelError: there is something else than a model folder at `target`.
+        WmtpError: the folder cannot be written.
+    """
+    _check_replaceable(target)
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(source, temporary)
+        _publish(temporary, target)
+    except OSError as problem:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise WmtpError(f"cannot write the model folder {target}: {problem}") from problem
+    return target
 
 
 def _check_replaceable(folder: Path) -> None:
