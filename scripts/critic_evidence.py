@@ -4,9 +4,10 @@
     python scripts/critic_evidence.py mutants --data pairs.jsonl --model FOLDER --layers 12 --json mutants.json
     python scripts/critic_evidence.py condefects --data condefects.jsonl.gz --model FOLDER --layers 12 --json lines.json
 
-The backbone is the first layers of a language model, frozen: hidden states are computed once, and value heads are
-trained on them with the product's own losses, as `objective.backbone = frozen` does. Which step's head is kept is
-decided by the pair accuracy on part of the *training* problems; figures are over problems that no head has seen.
+The backbone is the first layers of a Llama-like language model, frozen, in bf16: hidden states are computed once, and
+value heads are trained on them with the product's own losses, as `objective.backbone = frozen` does. Which step's head
+is kept is decided by the pair accuracy on problems set aside for that; figures are over problems that no head has seen
+and nothing was chosen by.
 
     pairs      share of (correct, wrong) pairs of one problem whose mean response values are in this order
     AUC        chance that a token of the mistake (or the faulty line) has a lower advantage than another token (line)
@@ -152,9 +153,11 @@ def split(programs: Sequence[Program], seed: int) -> tuple[list[Program], list[P
         return int.from_bytes(digest[:8], "big") / 2**64
 
     dated = any(not program.later for program in programs)
-    training = [p for p in programs if share(p) < 0.55 and not (dated and p.later)]
-    selection = [p for p in programs if 0.55 <= share(p) < 0.7 and not (dated and p.later)]
-    return training, selection, [p for p in programs if share(p) >= 0.7 and p.later]
+    low, high = (0.5, 0.6) if dated else (0.6, 0.7)
+    early = [program for program in programs if not (dated and program.later)]
+    training = [program for program in early if share(program) < low]
+    selection = [program for program in early if low <= share(program) < high]
+    return training, selection, [program for program in programs if share(program) >= high and program.later]
 
 
 # The frozen backbone
@@ -174,13 +177,19 @@ def shortened(model: Any, layers: int) -> Any:
 def look(model: Any, programs: Sequence[Program], layers: int, scored: set[int]) -> None:
     """Fill in hidden states, and losses where they are wanted (by `id`)."""
     short = shortened(model, layers)
-    for program in programs:
+    started = time.perf_counter()
+    for number, program in enumerate(programs, 1):
         tokens = torch.from_numpy(program.row.tokens.astype(np.int64)).unsqueeze(0)
-        program.hidden_TD = short(input_ids=tokens, use_cache=False).last_hidden_state[0].half()
         if id(program) in scored:
-            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+            out = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+            program.hidden_TD = model.base_model.norm(out.hidden_states[layers])[0].half()
+            logits = model.lm_head(out.last_hidden_state[0, :-1]).float()
             nll = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
             program.nll_T = torch.cat([torch.zeros(1), nll])
+        else:
+            program.hidden_TD = short(input_ids=tokens, use_cache=False).last_hidden_state[0].half()
+        if number % 50 == 0:
+            print(f"{number} of {len(programs)}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 # Heads
@@ -322,7 +331,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     started = time.perf_counter()
     tokenizer = hf.load_tokenizer(settings.model)
-    model = hf.load_causal_lm(settings.model).eval()
+    model = hf.load_causal_lm(settings.model, torch.bfloat16).eval()
     read = {"mutants": mutants, "condefects": condefects}[settings.task]
     training, selection, test = (
         with_places(part) for part in split(read(settings.data, tokenizer, settings), settings.seed)
@@ -364,7 +373,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int, default=256, help="longer programs are left out")
     parser.add_argument("--max-characters", type=int, default=500, help="condefects: longer programs are left out")
-    parser.add_argument("--programs", type=int, default=300, help="condefects: at most so many submissions")
+    parser.add_argument("--programs", type=int, default=400, help="condefects: at most so many submissions")
     parser.add_argument("--json", type=Path)
     settings = parser.parse_args()
     result = measure(settings)

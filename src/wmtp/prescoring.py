@@ -95,7 +95,7 @@ def score_in(
     job = world.together(lambda: prepare(config, mesh, dtype, batch_tokens))
     file = ScoreFile(folder, job.card, job.scored_spans())
     todo = world.first(file.begin)
-    _score_batches(job, file, todo, world, report)
+    score_batches(job, file, todo, world, report)
     world.together(lambda: None)  # all parts are there
     return world.first(file.finish)
 
@@ -154,7 +154,7 @@ def batches_of(lengths: Sequence[int], most_tokens: int) -> list[range]:
     return batches
 
 
-def _score_batches(job: Job, file: ScoreFile, todo: Sequence[int], world: World, report: Report) -> None:
+def score_batches(job: Job, file: ScoreFile, todo: Sequence[int], world: World, report: Report) -> None:
     """Every rank takes one of the next batches; one without joins in with nothing, as sharded models need all."""
     for first in range(0, len(todo), world.size):
         turn = todo[first : first + world.size]
