@@ -1,57 +1,37 @@
-"""From an objective's config to the objective: its scheme, head coefficients, and the frozen models that it reads."""
+"""From an objective's config to the objective: its scheme, head coefficients, and the scores that it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from wmtp.config import (
     Config,
     ControlConfig,
-    CriticConfig,
     HybridConfig,
     MTPObjectiveConfig,
     OwnConfig,
-    Rho1Config,
     ScheduleConfig,
     SimpleConfig,
     ValueObjectiveConfig,
     WeightingConfig,
-    simple_schemes,
 )
 from wmtp.data.batches import Batch
-from wmtp.distributed import release
-from wmtp.errors import ConfigError, ModelError
-from wmtp.formats import hf
-from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
-from wmtp.formats.streamed import Weights, asked, empty_model, missing
-from wmtp.model import MTPModel
-from wmtp.objective import MTPObjective, Objective, Score, ValueObjective
-from wmtp.probing import without_weights
+from wmtp.errors import ConfigError
+from wmtp.formats.streamed import Weights
+from wmtp.frozen import REFERENCE, VALUES, Scorer, build_scorers
+from wmtp.objective import MTPObjective, Objective, ValueObjective
 from wmtp.schedule import Schedule, value_at
-from wmtp.scoring import critic_values, reference_nll
-from wmtp.value import ValueModel
 from wmtp.weighting import SCHEMES, Hybrid, Scheme
-
-M = TypeVar("M", bound=nn.Module)
-
-
-class Scorer(NamedTuple):
-    """A frozen model and what it says about a batch."""
-
-    model: MTPModel | ValueModel
-    source: str
-    score: Score
 
 
 def build_objective(
     config: Config, tokenizer: Any, device: torch.device, steps: int, weights: Weights = "now"
 ) -> tuple[list[Scorer], Objective]:
-    """The objective, and the frozen models its scores come from.
+    """The objective, and where its scores come from.
 
     Args:
         steps: of the run, for schedules.
@@ -63,14 +43,19 @@ def build_objective(
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
         return [], ValueObjective(
-            objective.loss, gamma=objective.gamma, lam=objective.lam, huber_delta=objective.huber_delta
+            objective.loss,
+            gamma=objective.gamma,
+            lam=_scheduled(objective.lam, steps),
+            huber_delta=objective.huber_delta,
+            returns_share=objective.returns_share,
         )
     num_heads = config.model.heads.num_heads
     scheme = build_scheme(objective.weighting, config.train.seed, steps)
-    scorers = _scorers(objective, scheme, num_heads, tokenizer, device, weights)
+    scorers = build_scorers(config, tokenizer, device, weights)
+    _check_scores(scheme, scorers)
 
     def scores(batch: Batch) -> dict[str, torch.Tensor]:
-        return {name: value for scorer in scorers for name, value in scorer.score(batch).items()}
+        return {name: value for scorer in scorers for name, value in scorer.fields(batch, num_heads).items()}
 
     return scorers, MTPObjective(
         scheme,
@@ -103,8 +88,8 @@ def build_scheme(weighting: WeightingConfig, seed: int, steps: int) -> Scheme:
 
 
 def scheme_options(weighting: SimpleConfig, steps: int) -> dict[str, Any]:
-    """The scheme's own arguments: its config without its name and its frozen model."""
-    others = {"scheme", "critic", "reference", "alignment"}
+    """The scheme's own arguments: its config without its name and what concerns its frozen model."""
+    others = {"scheme", "critic", "reference", "alignment", "scores"}
     return {name: _scheduled(value, steps) for name, value in weighting if name not in others}
 
 
@@ -161,109 +146,14 @@ def head_coefficients(
     return at
 
 
-# Frozen models
-
-
-def _scorers(
-    objective: MTPObjectiveConfig,
-    scheme: Scheme,
-    num_heads: int,
-    tokenizer: Any,
-    device: torch.device,
-    weights: Weights,
-) -> list[Scorer]:
-    """One critic and one reference at most, as the schemes need them."""
-    found: dict[str, Scorer] = {}
-    parts = simple_schemes(objective.weighting)
-    by_reward = any(isinstance(part, CriticConfig) and part.terminal == "reward" for part in parts)
-    for part in parts:
-        if isinstance(part, CriticConfig | OwnConfig) and part.critic is not None and "values_BT" not in found:
-            found["values_BT"] = _critic_scorer(part.critic, by_reward, tokenizer, device, weights)
-        if isinstance(part, Rho1Config | OwnConfig) and part.reference and "reference_nll_BTK" not in found:
-            found["reference_nll_BTK"] = _reference_scorer(
-                part.reference, part.alignment, objective, num_heads, tokenizer, device, weights
-            )
+def _check_scores(scheme: Scheme, scorers: Sequence[Scorer]) -> None:
+    """Raise `ConfigError` unless the frozen models give what the scheme reads, and nothing else."""
+    fields = {VALUES: "values_BT", REFERENCE: "reference_nll_BTK"}
+    found = {fields[scorer.wanted.name] for scorer in scorers}
     frozen = scheme.needs - {"gradient_norm_BTK"}
-    if frozen != found.keys():
+    if frozen != found:
         needed, given = (", ".join(sorted(names)) or "nothing" for names in (frozen, found))
         raise ConfigError(
             f"objective.weighting: the scheme needs {needed}, but what is given provides {given}; `critic` provides "
             "values_BT, `reference` provides reference_nll_BTK"
         )
-    return list(found.values())
-
-
-def _critic_scorer(source: str, by_reward: bool, tokenizer: Any, device: torch.device, weights: Weights) -> Scorer:
-    _check_tokenizer(source, tokenizer, "objective.weighting.critic")
-    critic = _empty(source, ValueModel, weights)
-    critic = _freeze(critic or load_value_model(source), device)
-    if by_reward and critic.loss == "pairwise":
-        raise ConfigError(
-            "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined up "
-            "to a constant and cannot be compared with rewards; use terminal 'value'"
-        )
-
-    def score(batch: Batch) -> dict[str, torch.Tensor]:
-        values_BT = critic_values(critic, batch)
-        release(critic)
-        return {"values_BT": finite(values_BT, source)}
-
-    return Scorer(critic, source, score)
-
-
-def _reference_scorer(
-    source: str,
-    alignment: str,
-    objective: MTPObjectiveConfig,
-    num_heads: int,
-    tokenizer: Any,
-    device: torch.device,
-    weights: Weights,
-) -> Scorer:
-    _check_tokenizer(source, tokenizer, "objective.weighting.reference")
-    card = read_card(source)
-    own_heads = card.num_heads if card is not None and not isinstance(card, ValueCard) else 1
-    needed = num_heads if alignment == "matched" else 1
-    if own_heads < needed:
-        raise ConfigError(
-            f"objective.weighting.alignment = 'matched' needs a reference with {needed} heads; {source} has {own_heads}"
-        )
-    reference = _empty(source, MTPModel, weights, needed)
-    reference = _freeze(reference or load_model(source, num_heads=needed), device)
-
-    def score(batch: Batch) -> dict[str, torch.Tensor]:
-        nll_BTK = reference_nll(
-            reference, batch, num_heads, alignment=alignment, kind=objective.loss, chunk=objective.logits_chunk
-        )
-        release(reference)
-        return {"reference_nll_BTK": finite(nll_BTK, source)}
-
-    return Scorer(reference, source, score)
-
-
-def finite(score: torch.Tensor, source: str) -> torch.Tensor:
-    """The score of a frozen model; weights made from a NaN would look like weights.
-
-    Raises:
-        ModelError: it is not finite somewhere.
-    """
-    if not bool(score.isfinite().all()):
-        raise ModelError(f"the frozen model {source} gives scores that are not finite: its weights are damaged")
-    return score
-
-
-def _check_tokenizer(source: str, tokenizer: Any, what: str) -> None:
-    hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(source), what)
-
-
-def _empty(source: str, kind: type[M], weights: Weights, num_heads: int | None = None) -> M | None:
-    """A frozen model without weights; None where the ordinary way must load it, or say what is wrong."""
-    if weights == "now" or not asked(hf.model_config(source), weights):
-        return None
-    model = empty_model(source, num_heads)
-    return model if isinstance(model, kind) and not missing(model, source) else None
-
-
-def _freeze(model: M, device: torch.device) -> M:
-    placed = model if without_weights(model) else model.to(device)
-    return placed.eval().requires_grad_(False)

@@ -238,6 +238,39 @@ def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: boo
 
 
 @app.command()
+def score(
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option("--config", help="Where: device, folders.")] = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="What: data, and frozen models to ask.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the scores; default the recipe's objective.weighting.scores.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or float16: half the size, to 3 digits.")] = "float32",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Positions of a scoring batch, padding included.")] = 8192,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a recipe's critic or reference about all of its data once; training then reads the scores instead.
+
+    Run it again after an interruption and it goes on; under torchrun the ranks share the work.
+    Example: wmtp score --recipe recipes/verifiable_embedded_cpu.yaml objective.weighting.scores=scores/critic
+    """
+    from wmtp.prescoring import score as work
+    from wmtp.terminal import Latest
+
+    if config is None and recipe is None:
+        raise UsageError("nothing to score: give --recipe FILE (and --config FILE)")
+    settings = _settings(config, recipe, overrides or [], None, None, None)
+    _quiet_libraries()
+    with Latest(quiet=as_json) as report:
+        folder, card = work(settings, out=out, dtype=dtype, batch_tokens=batch_tokens, report=report)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "bytes": size, **card.model_dump()}))
+    else:
+        typer.echo(f"{folder}: {card.rows:,} rows, {card.tokens:,} tokens, {size / card.tokens:.2f} bytes a token")
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Option(help="A checkpoint, a run folder (its newest checkpoint), or a model folder.")],
     out: Annotated[str, typer.Option(help="Folder to write; a model that is there is replaced.")],

@@ -166,6 +166,8 @@ class CriticConfig(_Part):
     scheme: Literal["critic"]
     critic: ModelLocation
     """The `final/` folder of a run with objective.kind = value."""
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: the critic is then not loaded."""
     gamma: Share = 1.0
     lam: Share = 0.95
     terminal: Literal["value", "reward"] = "value"
@@ -181,6 +183,8 @@ class Rho1Config(_Part):
     scheme: Literal["rho1"]
     reference: ModelLocation
     alignment: Literal["next", "matched"] = "next"
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: the reference is then not loaded."""
     mode: Literal["select", "skip", "soft"] = "select"
     ratio: Within | ScheduleConfig[Within] | None = None
     """Share kept by `select` (default 0.6) or dropped by `skip` (default 0.3)."""
@@ -233,6 +237,8 @@ class OwnConfig(_Part):
     reference: ModelLocation | None = None
     """Where the scheme needs `reference_nll_BTK`."""
     alignment: Literal["next", "matched"] = "next"
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: critic and reference are then not loaded."""
 
 
 SimpleConfig = UniformConfig | CriticConfig | Rho1Config | GradientConfig | GRPOConfig | OwnConfig
@@ -254,7 +260,7 @@ class HybridConfig(_Part):
             raise ValueError("shares do nothing in a product; leave them out")
         if self.shares is not None and (len(self.shares) != len(self.parts) or abs(sum(self.shares) - 1) > 1e-6):
             raise ValueError(f"shares must be {len(self.parts)} numbers that add up to 1")
-        for name, what in (("critic", ("critic",)), ("reference", ("reference", "alignment"))):
+        for name, what in (("critic", ("critic", "scores")), ("reference", ("reference", "alignment", "scores"))):
             scored = {tuple(getattr(part, field) for field in what) for part in self.parts if getattr(part, name, None)}
             if len(scored) > 1:
                 raise ValueError(f"the parts of a hybrid share one {name}, got {len(scored)}")
@@ -307,17 +313,61 @@ class MTPObjectiveConfig(_Part):
         return self
 
 
+class LoraConfig(_Part):
+    """Adapters of `objective.backbone = lora`."""
+
+    rank: Positive = 8
+    alpha: AboveZero = 16.0
+    """Their product is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Ends of module names; default: every linear layer but the unembedding."""
+
+
+class ValueRatesConfig(_Part):
+    """Peak learning rates of the parts of a critic; default: optim.lr."""
+
+    head: AboveZero | None = None
+    adapters: AboveZero | None = None
+    backbone: AboveZero | None = None
+
+
 class ValueObjectiveConfig(_Part):
-    """Training of a critic."""
+    """Training of a critic (docs/math.md 4.2)."""
 
     kind: Literal["value"]
-    loss: Literal["pairwise", "lambda_return"] = "pairwise"
+    loss: Literal["pairwise", "lambda_return", "monte_carlo", "combined"] = "pairwise"
     head: Literal["linear", "mlp", "sigmoid"] = "mlp"
-    backbone: Literal["full", "frozen"] = "full"
+    backbone: Literal["full", "frozen", "lora"] = "full"
+    lora: LoraConfig | None = None
+    """Of backbone = lora."""
+    rates: ValueRatesConfig = ValueRatesConfig()
     gamma: Share = 1.0
-    lam: Share = 0.95
+    lam: Share | ScheduleConfig[Share] = 0.95
+    """Of lambda_return and combined; monte_carlo is lam = 1."""
     huber_delta: Annotated[float, Field(gt=0.0)] | None = 0.5
-    """Of lambda_return; null for the squared error."""
+    """Of all losses but pairwise; null for the squared error."""
+    returns_share: Within = 0.5
+    """Of combined: (1 - share) * pairwise + share * lambda_return."""
+
+    @model_validator(mode="after")
+    def _is_used(self) -> ValueObjectiveConfig:
+        if self.loss == "monte_carlo" and "lam" in self.model_fields_set and self.lam != 1.0:
+            raise ValueError("loss 'monte_carlo' is lam = 1; leave lam out, or use lambda_return")
+        if self.loss != "combined" and self.returns_share != 0.5:
+            raise ValueError("returns_share does nothing but in loss 'combined'; leave it out")
+        if self.lora is not None and self.backbone != "lora":
+            raise ValueError("lora does nothing with this backbone; leave it out, or set backbone to lora")
+        trained = {"adapters": self.backbone == "lora", "backbone": self.backbone == "full"}
+        for name, is_trained in trained.items():
+            if getattr(self.rates, name) is not None and not is_trained:
+                raise ValueError(f"rates.{name} does nothing with backbone {self.backbone!r}; leave it out")
+        return self
+
+    @property
+    def pairs(self) -> bool:
+        """Whether rows must come as pairs."""
+        return self.loss in ("pairwise", "combined")
 
 
 ObjectiveConfig = Annotated[MTPObjectiveConfig | ValueObjectiveConfig, Field(discriminator="kind")]
@@ -338,13 +388,19 @@ class OptimConfig(_Part):
 
 
 class EarlyStoppingConfig(_Part):
-    """Stop when a validation metric no longer falls."""
+    """Stop when a validation metric no longer falls, or training has become unsteady."""
 
     metric: str | None = None
     """One that falls. Default: `loss/nll`, which no weighting moves; for a critic `loss/weighted`, what it trains."""
     patience: Positive = 3
     """Evaluations in a row without improvement."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    gradient_spread: AboveZero | None = None
+    """Largest standard deviation of the gradient norm between evaluations, over its mean; default: not watched."""
+    value_std: Clip | None = None
+    """Of a critic: lowest and highest standard deviation of its values; default: not watched."""
+    mode: Literal["any", "all"] = "any"
+    """One of the watched criteria is enough, or it takes all."""
 
 
 class TrainConfig(_Part):
@@ -405,6 +461,8 @@ class CheckpointConfig(_Part):
     keep_last: Positive = 2
     save_final: bool = True
     """Write `final/`, the trained model."""
+    select: Literal["last", "best"] = "last"
+    """What `final/` is: the last step's model; or, of a critic, that of the evaluation with the best pair accuracy."""
 
 
 class Config(_Part):
@@ -440,14 +498,18 @@ class Config(_Part):
             )
         if train.early_stopping:
             self._fits_early_stopping(train.early_stopping)
+        if self.checkpoint.select == "best":
+            self._fits_selection(has_validation)
         if isinstance(objective, ValueObjectiveConfig):
             if data.solutions == "correct":
                 raise ValueError(
                     "objective.kind = value learns from incorrect solutions too; data.solutions must be all"
                 )
             sizes = (train.batch_size, train.micro_batch_size or 2)
-            if objective.loss == "pairwise" and any(size % 2 for size in sizes):
-                raise ValueError("objective.loss = pairwise: train.batch_size and micro_batch_size must be even")
+            if objective.pairs and any(size % 2 for size in sizes):
+                raise ValueError(
+                    f"objective.loss = {objective.loss}: train.batch_size and micro_batch_size must be even"
+                )
         else:
             self._fits_heads(objective)
         return self
@@ -460,6 +522,19 @@ class Config(_Part):
             known += ["loss/nll", *(f"loss/nll_head_{k}" for k in range(1, self.model.heads.num_heads + 1))]
         if options.metric is not None and options.metric not in known:
             raise ValueError(f"train.early_stopping.metric = {options.metric!r} must be one of {', '.join(known)}")
+        if options.value_std is not None and self.arm != "critic":
+            raise ValueError("train.early_stopping.value_std is for objective.kind = value; leave it out")
+        if options.mode == "all" and options.gradient_spread is None and options.value_std is None:
+            raise ValueError("train.early_stopping.mode = all needs gradient_spread or value_std beside the metric")
+
+    def _fits_selection(self, has_validation: bool) -> None:
+        if self.arm != "critic" or not has_validation:
+            raise ValueError(
+                "checkpoint.select = best goes by the pair accuracy of held-out problems: it needs objective.kind = "
+                "value, and data.validation or data.validation_fraction"
+            )
+        if not self.checkpoint.save_final:
+            raise ValueError("checkpoint.select does nothing without checkpoint.save_final; leave it out")
 
     def _fits_heads(self, objective: MTPObjectiveConfig) -> None:
         num_heads = self.model.heads.num_heads

@@ -24,8 +24,10 @@ from wmtp.loss import LossSum
 from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.ranks import Reduce, alone
+from wmtp.schedule import Scheduled, value_at
 from wmtp.targets import IGNORE
-from wmtp.value import ValueModel, lambda_return_loss, mean_response_value, pairwise_loss
+from wmtp.value import LOSSES, ValueModel, lambda_return_loss, pairwise_loss
+from wmtp.value_stats import ratio, value_meter, value_metrics
 from wmtp.weight_stats import weight_meter, weight_metrics
 from wmtp.weighting.base import Scheme, SchemeInput, When
 
@@ -335,14 +337,14 @@ class MTPObjective:
         """`loss/*`, `acc/*` (where the loss tells), `weight/*`. nll is always unweighted."""
         nll_K, count_K = (totals[n].tolist() for n in ("nll_sum_K", "count_K"))
         out = {
-            "loss/weighted": _ratio(float(totals["weighted_sum"]), float(totals["weight_total"])),
-            "loss/nll": _ratio(sum(nll_K), sum(count_K)),
+            "loss/weighted": ratio(float(totals["weighted_sum"]), float(totals["weight_total"])),
+            "loss/nll": ratio(sum(nll_K), sum(count_K)),
         }
         for k, (nll, count) in enumerate(zip(nll_K, count_K, strict=True), 1):
-            out[f"loss/nll_head_{k}"] = _ratio(nll, count)
+            out[f"loss/nll_head_{k}"] = ratio(nll, count)
         if "correct_K" in totals:
             pairs = enumerate(zip(totals["correct_K"].tolist(), count_K, strict=True), 1)
-            out |= {f"acc/head_{k}": _ratio(correct, count) for k, (correct, count) in pairs}
+            out |= {f"acc/head_{k}": ratio(correct, count) for k, (correct, count) in pairs}
         return out | weight_metrics(totals, meter)
 
     def _coefficients(self, batch: Batch, head: int | None = None) -> Tensor | None:
@@ -393,23 +395,38 @@ class ValueObjective:
     """Training of a critic.
 
     Args:
-        loss: `pairwise` (batches of pairs) or `lambda_return` (any rows with a reward).
-        gamma, lam: of the lambda-return.
+        loss: one of `wmtp.value.LOSSES`; `pairwise` and `combined` need batches of pairs.
+        gamma, lam: of the lambda-return; lam may be scheduled. `monte_carlo` is lam = 1.
         huber_delta: None for the squared error.
+        returns_share: of `combined`: `(1 - share) * pairwise + share * lambda_return`.
     """
 
     def __init__(
-        self, loss: str = "pairwise", *, gamma: float = 1.0, lam: float = 0.95, huber_delta: float | None = 0.5
+        self,
+        loss: str = "pairwise",
+        *,
+        gamma: float = 1.0,
+        lam: Scheduled = 0.95,
+        huber_delta: float | None = 0.5,
+        returns_share: float = 0.5,
     ) -> None:
-        if loss not in ("pairwise", "lambda_return"):
-            raise ValueError(f"value loss must be 'pairwise' or 'lambda_return', got {loss!r}")
-        self.loss, self.gamma, self.lam, self.huber_delta = loss, gamma, lam, huber_delta
+        if loss not in LOSSES:
+            raise ValueError(f"value loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        self.loss, self.gamma, self.huber_delta = loss, gamma, huber_delta
+        self.lam: Scheduled = 1.0 if loss == "monte_carlo" else lam
+        self.share = {"pairwise": 0.0, "combined": returns_share}.get(loss, 1.0)
+        self.step = 1
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the loss compares a correct with an incorrect response."""
+        return self.loss in ("pairwise", "combined")
 
     def known_total(self, model: ValueModel, batches: Sequence[Batch]) -> Tensor:
         """Number of pairs or rows."""
         rows = sum(len(batch.row_B) for batch in batches)
         device = batches[0].tokens_BT.device
-        return torch.tensor(float(rows // 2 if self.loss == "pairwise" else rows), device=device)
+        return torch.tensor(float(rows // 2 if self.needs_pairs else rows), device=device)
 
     def plan(self, model: ValueModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[None]:
         """Nothing to prepare."""
@@ -419,20 +436,22 @@ class ValueObjective:
         """Loss over pairs or rows; pair figures wherever the rows come as pairs."""
         rows = len(batch.row_B)  # none in a filler
         values_BT = model(batch.tokens_BT)[:rows]
-        response = batch.trainable_BT[:rows]
-        meter = value_meter(values_BT.detach(), response)
+        response, reward_B = batch.trainable_BT[:rows], batch.reward_B[:rows]
+        meter = value_meter(values_BT.detach(), response, reward_B)
         paired = batch.paired
-        if self.loss == "pairwise" and not paired:
-            raise ValueError("the pairwise loss needs batches of pairs: a correct row, then an incorrect one")
+        if self.needs_pairs and not paired:
+            raise ValueError(f"the {self.loss} loss needs batches of pairs: a correct row, then an incorrect one")
         pairs = pairwise_loss(values_BT if paired else values_BT[:0], response if paired else response[:0])
         count = torch.tensor(rows // 2 if paired else 0, device=values_BT.device)
         meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
-        if self.loss == "pairwise":
-            loss_sum = pairs.loss_sum
-        else:
-            loss_sum = lambda_return_loss(
-                values_BT, response, batch.reward_B[:rows], gamma=self.gamma, lam=self.lam, huber_delta=self.huber_delta
+        terms = [(1 - self.share) * pairs.loss_sum] if self.share < 1 else []
+        if self.share > 0:
+            lam = value_at(self.lam, self.step)
+            returns = lambda_return_loss(
+                values_BT, response, reward_B, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
             )
+            terms.append(self.share * returns / (2 if self.needs_pairs else 1))
+        loss_sum = torch.stack(terms).sum()
         total = self.known_total(model, [batch])
         meter.add(weighted_sum=loss_sum.detach(), weight_total=total)
         return Sums(loss_sum, total, meter)
@@ -455,22 +474,13 @@ class ValueObjective:
         return sums.meter
 
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
-        """`loss/weighted` (the loss that is trained), `value/*`, and pair figures where there were pairs."""
-        figures = {name: float(value) for name, value in totals.items()}
-        mean = _ratio(figures["value_sum"], figures["value_count"])
-        out = {
-            "loss/weighted": _ratio(figures["weighted_sum"], figures["weight_total"]),
-            "value/mean": mean,
-            "value/std": math.sqrt(max(0.0, _ratio(figures["value_squares"], figures["value_count"]) - mean * mean)),
-            "value/response_mean": _ratio(figures["value_row_sum"], figures["value_rows"]),
-        }
-        if figures["pair_count"]:
-            out["value/pair_accuracy"] = _ratio(figures["pair_correct"], figures["pair_count"])
-            out["value/margin"] = _ratio(figures["pair_margin"], figures["pair_count"])
-        return out
+        """`loss/weighted` (the loss that is trained), and what `value_metrics` says of the values."""
+        loss = ratio(float(totals["weighted_sum"]), float(totals["weight_total"]))
+        return {"loss/weighted": loss, **value_metrics(totals, calibrated=self.share > 0)}
 
     def begin(self, step: int) -> None:
-        """Nothing is scheduled."""
+        """A scheduled lam takes the value of this step."""
+        self.step = step
 
     def observe(self, totals: Mapping[str, Tensor]) -> None:
         """No memory."""
@@ -481,21 +491,3 @@ class ValueObjective:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """No memory."""
-
-
-def value_meter(values_BT: Tensor, response_BT: Tensor) -> Meter:
-    """Sums that describe the values of the response tokens."""
-    meter = Meter()
-    meter.add(
-        value_sum=(values_BT * response_BT).sum(),
-        value_squares=(values_BT.square() * response_BT).sum(),
-        value_count=response_BT.sum(),
-        value_row_sum=mean_response_value(values_BT, response_BT).sum(),
-        value_rows=torch.tensor(len(values_BT), device=values_BT.device),
-    )
-    return meter
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    """NaN where there is nothing to divide by: a figure that does not exist is not 0."""
-    return numerator / denominator if denominator else math.nan

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 from torch.optim import AdamW
 
 from wmtp.schedule import remaining
 
 
-def build_adamw(model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> AdamW:
-    """Fused AdamW over the trainable parameters; matrices decay, vectors (norms, biases) do not."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+def build_adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
+) -> AdamW:
+    """Fused AdamW over the trainable parameters; matrices decay, vectors (norms, biases) do not.
+
+    Args:
+        lr_factor: of a parameter, by its name: its learning rate is so many times `lr`.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for factor in sorted({lr_factor(name) for name, _ in named}):
+        for decays in (True, False):
+            own = [p for name, p in named if lr_factor(name) == factor and (p.ndim >= 2) == decays]
+            groups |= {(decays, factor): own} if own else {}
+    made = [_group(own, weight_decay if decays else 0.0, factor) for (decays, factor), own in groups.items()]
+    return AdamW(made, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def _group(parameters: list[nn.Parameter], weight_decay: float, factor: float) -> dict[str, Any]:
+    group: dict[str, Any] = {"params": parameters, "weight_decay": weight_decay}
+    return group if factor == 1 else group | {"lr_factor": factor}
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: str, floor: float) -> float:
@@ -38,6 +60,6 @@ def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: 
 
 
 def set_learning_rate(optimizer: AdamW, lr: float) -> None:
-    """Give every group this rate."""
+    """Give every group this rate, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)

@@ -16,17 +16,19 @@ import torch
 from torch.optim import AdamW
 
 from wmtp import devices, optim
+from wmtp.adapters import add_adapters, is_adapter
 from wmtp.arms import build_objective
 from wmtp.config import (
     Config,
     CriticConfig,
     GRPOConfig,
     HeadsConfig,
+    LoraConfig,
     MTPObjectiveConfig,
     SourceConfig,
     ValueObjectiveConfig,
 )
-from wmtp.data.batches import Batches, Item, pair_items, single_items
+from wmtp.data.batches import Batches, Item, pair_items, rows_by_label, single_items
 from wmtp.data.groups import require_mixed, reward_groups, with_groups
 from wmtp.data.records import Record
 from wmtp.data.sources import read_records
@@ -63,6 +65,11 @@ class Data:
     """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def rows(self) -> list[Row]:
+        """Those of training, then those held out."""
+        return [*self.train.rows, *(self.validation.rows if self.validation is not None else ())]
+
 
 @dataclass
 class Parts:
@@ -75,7 +82,7 @@ class Parts:
     tokenizer_fingerprint: str
     model: MTPModel | ValueModel
     frozen: list[MTPModel | ValueModel]
-    """The critic and the reference, where the scheme has them."""
+    """The critic and the reference, where the scheme has them and their scores are not stored."""
     objective: Objective
     optimizer: AdamW
     data: Data
@@ -130,11 +137,15 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         _check_loss(config, model, device)
     steps = number_of_steps(config, len(data.train))
     scorers, objective = build_objective(config, tokenizer, device, steps, when)
+    for scorer in scorers:
+        if scorer.stored is not None:
+            scorer.stored.check_rows(data.rows)
     if how is not None:
         precision = nullcontext  # the mixed-precision policy casts what it gathers
         spread(model, how, fill_model, device)
         for scorer in scorers:
-            spread(scorer.model, how, stored_in(scorer.source), device)
+            if scorer.model is not None:
+                spread(scorer.model, how, stored_in(scorer.wanted.source), device)
         devices.seed_everything(config.train.seed + world.rank)  # own dropout; weights and order are drawn already
     optimizer = optim.build_adamw(
         model,
@@ -142,12 +153,28 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         betas=config.optim.betas,
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
+        lr_factor=rate_factor(config),
     )
-    frozen = [scorer.model for scorer in scorers]
+    frozen = [scorer.model for scorer in scorers if scorer.model is not None]
     identity = hf.tokenizer_fingerprint(tokenizer)
     return Parts(
         config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world
     )
+
+
+def rate_factor(config: Config) -> Callable[[str], float]:
+    """By how much a parameter's learning rate differs from optim.lr."""
+    objective = config.objective
+    if not isinstance(objective, ValueObjectiveConfig):
+        return lambda name: 1.0
+    rates = objective.rates
+
+    def factor(name: str) -> float:
+        backbone = rates.adapters if is_adapter(name) else rates.backbone
+        own = rates.head if name.startswith("value_head.") else backbone
+        return 1.0 if own is None else own / config.optim.lr
+
+    return factor
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -181,7 +208,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
     batches = Batches(train_rows, _items(config, train_rows), batch_size=size, seed=config.train.seed, pad_id=pad_id)
     held_out = None
     if validation_rows:
-        items = _items(config, validation_rows)
+        items = _held_out_items(config, validation_rows, train_rows)
         held_out = Batches(validation_rows, items, batch_size=size, seed=None, pad_id=pad_id)
     return Data(batches, held_out, fingerprint(train_rows, validation_rows), notes)
 
@@ -241,10 +268,36 @@ def _items(config: Config, rows: list[Row]) -> list[Item]:
             if isinstance(scheme, GRPOConfig):
                 _require_labels(rows, "objective.weighting.scheme = grpo")
         return single_items(rows)
-    if config.objective.loss == "pairwise":
+    if config.objective.pairs:
         return pair_items(rows)
-    _require_labels(rows, "objective.loss = lambda_return")
+    _require_labels(rows, f"objective.loss = {config.objective.loss}")
     return single_items(rows)
+
+
+def _held_out_items(config: Config, rows: list[Row], trained: list[Row]) -> list[Item]:
+    """As `_items`; a critic's held-out rows come as pairs wherever they can, so that they have a pair accuracy.
+
+    Raises:
+        DataError: a critic would be judged by problems that it is trained on.
+    """
+    if not isinstance(config.objective, ValueObjectiveConfig):
+        return _items(config, rows)
+    seen = {row.name for row in trained} & {row.name for row in rows}
+    if seen:
+        raise DataError(
+            f"data.validation shares {len(seen):,} problems with data.train, the first is {min(seen)!r}: a critic is "
+            "judged by problems it has not seen; split by problem, or set data.validation_fraction"
+        )
+    sizes = (config.train.batch_size, config.train.micro_batch_size or 2)
+    both = any(good and bad for good, bad in rows_by_label(rows).values())
+    if both and not any(size % 2 for size in sizes):
+        return pair_items(rows)
+    if config.checkpoint.select == "best":
+        raise DataError(
+            "checkpoint.select = best goes by held-out pairs, but there are none: it takes a held-out problem with a "
+            "response whose is_correct is true and one whose is false, and even train.batch_size and micro_batch_size"
+        )
+    return _items(config, rows)
 
 
 def _require_prompts(rows: Sequence[Row]) -> None:
@@ -303,9 +356,17 @@ def build_model(config: Config, tokenizer: Any, weights: Weights = "now") -> tup
 def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
-        return ValueModel(base, objective.head, objective.backbone, objective.loss)
+        scale = _adapted(base, objective) if objective.backbone == "lora" else None
+        return ValueModel(base, objective.head, objective.backbone, objective.loss, scale)
     heads = config.model.heads
     return MTPModel(base, heads.num_heads, heads.init, family=heads.family, depth=heads.depth)
+
+
+def _adapted(base: Any, objective: ValueObjectiveConfig) -> float:
+    """Add adapters to a backbone; what their product is scaled by."""
+    lora = objective.lora or LoraConfig()
+    add_adapters(base, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
+    return lora.alpha / lora.rank
 
 
 def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
@@ -354,6 +415,8 @@ def _empty_policy(
 ) -> tuple[MTPModel | ValueModel, Fill | None] | None:
     """The policy without weights; None where it needs them at once, or they are not in a folder as they are needed."""
     model, objective = config.model, config.objective
+    if isinstance(objective, ValueObjectiveConfig) and objective.backbone == "lora":
+        return None  # adapters are drawn around weights that are there
     if model.path is None:
         return _drawn_policy(config, vocabulary, weights)
     if meta.holds(model.path) or not asked(hf.model_config(model.path), weights):

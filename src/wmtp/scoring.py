@@ -1,6 +1,7 @@
 """Frozen scorers: what a critic or a reference model says about a batch, without gradients.
 
-Their scores are functions of the data alone.
+Their scores are functions of the data alone, and belong to tokens: `scores_BTC[b, j]` are those of token j, 0 where
+nothing reads them. So they can be asked for now or have been stored (`wmtp.scores`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 from wmtp.data.batches import Batch
 from wmtp.model import MTPModel, batch_targets, hidden_loss
 from wmtp.targets import align_to_targets
-from wmtp.value import ValueModel
+from wmtp.value import ValueModel, with_state_before
 
 ALIGNMENTS = ("next", "matched")
 
@@ -39,6 +40,55 @@ def model_nll(
     return hidden_loss(hidden_K, model.unembedding(), targets, kind=kind, chunk=chunk).nll_BTK
 
 
+def critic_scores(model: ValueModel, batch: Batch) -> Tensor:
+    """`values_BTC` with C = 1: of the response's tokens and the token before them."""
+    values_BT = critic_values(model, batch)
+    return torch.where(with_state_before(batch.trainable_BT), values_BT, 0.0).unsqueeze(-1)
+
+
+def reference_scores(
+    model: MTPModel,
+    batch: Batch,
+    num_heads: int,
+    *,
+    alignment: str = "next",
+    kind: str = "fused",
+    chunk: int | None = None,
+) -> Tensor:
+    """The reference's nll of every response token, `[B, T, C]`.
+
+    Args:
+        alignment: `next` asks its next-token head (C = 1), `matched` each of its first K heads (C = K).
+        kind, chunk: of the loss, as the policy's: then equal models have equal losses, to the last bit.
+
+    Raises:
+        ValueError: an unknown alignment, or `matched` with a reference of fewer heads.
+    """
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
+    if alignment == "matched" and model.num_heads < num_heads:
+        raise ValueError(f"alignment 'matched' needs {num_heads} heads, the reference has {model.num_heads}")
+    asked = num_heads if alignment == "matched" else 1
+    nll_BTC = model_nll(model, batch, num_heads=asked, kind=kind, chunk=chunk)
+    scores_BTC = torch.zeros_like(nll_BTC)
+    for k in range(1, min(asked, nll_BTC.shape[1] - 1) + 1):
+        scores_BTC[:, k:, k - 1] = nll_BTC[:, :-k, k - 1]
+    return scores_BTC
+
+
+def of_pairs(scores_BTC: Tensor, num_heads: int) -> Tensor:
+    """Scores of tokens as those of the (position, head) that predict them: `out[b, t, k] = scores[b, t+k, k]`.
+
+    One score per token (C = 1) is every head's.
+    """
+    if scores_BTC.shape[2] == 1:
+        return align_to_targets(scores_BTC[:, :, 0], num_heads)
+    out_BTK = torch.zeros_like(scores_BTC[:, :, :num_heads])
+    for k in range(1, min(num_heads, scores_BTC.shape[1] - 1) + 1):
+        out_BTK[:, :-k, k - 1] = scores_BTC[:, k:, k - 1]
+    return out_BTK
+
+
 def reference_nll(
     model: MTPModel,
     batch: Batch,
@@ -50,20 +100,8 @@ def reference_nll(
 ) -> Tensor:
     """The reference's nll of every target, `[B, T, K]`.
 
-    Args:
-        alignment: `next` is the reference's next-token nll of x[t+k] (it has seen k-1 tokens more than head k);
-            `matched` is that of the reference's own head k.
-        kind, chunk: of the loss, as the policy's: then equal models have equal losses, to the last bit.
-
-    Raises:
-        ValueError: an unknown alignment, or `matched` with a reference of fewer heads.
+    With alignment `next` it has seen k-1 tokens more than the policy's head k. Arguments and errors as
+    `reference_scores`.
     """
-    if alignment == "matched":
-        if model.num_heads < num_heads:
-            raise ValueError(f"alignment 'matched' needs {num_heads} heads, the reference has {model.num_heads}")
-        return model_nll(model, batch, num_heads=num_heads, kind=kind, chunk=chunk)
-    if alignment != "next":
-        raise ValueError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
-    next_BT = model_nll(model, batch, num_heads=1, kind=kind, chunk=chunk)[:, :, 0]
-    of_token_BT = torch.cat([torch.zeros_like(next_BT[:, :1]), next_BT[:, :-1]], 1)
-    return align_to_targets(of_token_BT, num_heads)
+    scores_BTC = reference_scores(model, batch, num_heads, alignment=alignment, kind=kind, chunk=chunk)
+    return of_pairs(scores_BTC, num_heads)

@@ -9,7 +9,6 @@ A run folder is described in the README. What makes a resumed run the same run:
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
@@ -35,10 +34,11 @@ from wmtp import checkpoint, devices, optim, outcome, provenance
 from wmtp.config import Config, dump, load
 from wmtp.data.batches import Batch, Batches
 from wmtp.distributed import World, joined, local, whole_state
+from wmtp.early_stopping import EarlyStopping
 from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, UsageError
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
-from wmtp.formats.native import save_model
+from wmtp.formats.native import copy_model, save_model
 from wmtp.parts import Parts, build, sharding_of
 from wmtp.runfolder import (
     check_disk,
@@ -118,8 +118,10 @@ class Progress:
     """Spent in steps, over all starts of the run."""
     nonfinite: int = 0
     """Steps in a row whose gradient norm was not finite."""
-    best: float = math.inf
-    bad_evaluations: int = 0
+    stopping: dict[str, Any] = field(default_factory=dict)
+    """See `early_stopping.EarlyStopping.state_dict`."""
+    selected: tuple[float, float] | None = None
+    """Of the model in `best/`: pair accuracy, and the loss that decides among equals."""
     stopped_early: bool = False
     weight_streaks: dict[str, int] = field(default_factory=dict)
     """See `weight_stats.streaks_after`."""
@@ -294,6 +296,7 @@ class Loop:
         self.progress = Progress()
         self.run_id = self.world.first(self._find_run_id)
         self.failed_saves, self.under_way = 0, False
+        self.stopping = self._early_stopping()
         self.saver = checkpoint.Saver(
             self.checkpoints, keep_last=self.config.checkpoint.keep_last, group=self.world.background
         )
@@ -381,6 +384,8 @@ class Loop:
             journal.log(step, "train", progress.train)
         self._watch_weights(journal, step)
         self._count_nonfinite(result, step)
+        if self.stopping is not None:
+            self.stopping.stepped(result.grad_norm)
 
     def _watch_weights(self, journal: Journal | NoJournal, step: int) -> None:
         """Tell once if the weights have long been worth nothing; a baseline's are uniform on purpose."""
@@ -441,23 +446,26 @@ class Loop:
         progress.validation = {"tokens": progress.tokens, **metrics, "time/eval_s": time.perf_counter() - started}
         journal.log(progress.step, "validation", progress.validation)
         self.reporter.evaluated(progress.step, progress.validation)
-        self._early_stopping(metrics)
-
-    def _early_stopping(self, metrics: dict[str, float]) -> None:
-        options, progress = self.config.train.early_stopping, self.progress
-        if options is None:
-            return
-        watched = self.config.watched
-        if metrics[watched] < progress.best - options.min_delta:
-            progress.best, progress.bad_evaluations = metrics[watched], 0
-            return
-        progress.bad_evaluations += 1
-        if progress.bad_evaluations >= options.patience:
+        if self.config.checkpoint.select == "best":
+            self._select(metrics)
+        reason = self.stopping.evaluated(metrics) if self.stopping is not None else None
+        if reason is not None:
             progress.stopped_early = True
-            self.reporter.note(
-                f"stopped early at step {progress.step}: {watched} has not fallen below {progress.best:.4f} in "
-                f"{progress.bad_evaluations} evaluations"
-            )
+            self.reporter.note(f"stopped early at step {progress.step}: {reason}")
+
+    def _early_stopping(self) -> EarlyStopping | None:
+        options = self.config.train.early_stopping
+        if options is None:
+            return None
+        given = {**dict(options), "metric": self.config.watched}
+        return EarlyStopping(**given)
+
+    def _select(self, metrics: dict[str, float]) -> None:
+        """Keep this step's model in `best/` if no earlier one told held-out pairs apart better."""
+        found, before = (metrics["value/pair_accuracy"], metrics["loss/weighted"]), self.progress.selected
+        if before is None or (found[0], -found[1]) > (before[0], -before[1]):
+            self.progress.selected = found
+            self._save_model("best")
 
     # Checkpoints
 
@@ -504,11 +512,18 @@ class Loop:
         self.under_way = False
 
     def _save_final(self) -> None:
-        """`final/`: put together from all ranks, written by the first."""
+        """`final/`: the last step's model, or the best."""
+        if self.config.checkpoint.select == "best":
+            self.world.first(lambda: copy_model(self.folder / "best", self.folder / "final"))
+        else:
+            self._save_model("final")
+
+    def _save_model(self, name: str) -> None:
+        """A model folder, put together from all ranks, written by the first."""
         parts = self.parts
-        self.watchdog.beat("final")
+        self.watchdog.beat(name)
         tensors = whole_state(parts.model, self.world)
-        self.world.first(lambda: save_model(parts.model, self.folder / "final", parts.tokenizer, tensors=tensors))
+        self.world.first(lambda: save_model(parts.model, self.folder / name, parts.tokenizer, tensors=tensors))
 
     def save(self, *, wait: bool = False) -> Path:
         """A checkpoint of the current step, written in the background unless `wait`.
@@ -520,6 +535,8 @@ class Loop:
         self.watchdog.beat(f"save {progress.step}")
         fault("before_save")
         self._check_finite()
+        if self.stopping is not None:
+            progress.stopping = self.stopping.state_dict()
         state: dict[str, dict[str, Any]] = {
             "model": get_model_state_dict(parts.model),
             "optimizer": get_optimizer_state_dict(parts.model, parts.optimizer),
@@ -562,6 +579,8 @@ class Loop:
             set_optimizer_state_dict(parts.model, parts.optimizer, saved.parts["optimizer"])
             parts.objective.load_state_dict(saved.parts["objective"])
             self.progress = Progress(**saved.parts["progress"])
+            if self.stopping is not None and self.progress.stopping:
+                self.stopping.load_state_dict(self.progress.stopping)
         except (RuntimeError, ValueError, KeyError, TypeError) as problem:
             raise ModelError(f"{path} is a checkpoint of another model: {problem}") from problem
         if saved.per_rank is None:

@@ -16,6 +16,9 @@ from wmtp.heads import layer_list
 from wmtp.probing import check_causal
 
 HEADS = ("linear", "mlp", "sigmoid")
+LOSSES = ("pairwise", "lambda_return", "monte_carlo", "combined")
+"""What may train a critic; only `pairwise` leaves its values open by a constant."""
+BACKBONES = ("full", "frozen", "lora")
 
 
 class ValueHead(nn.Module):
@@ -54,18 +57,30 @@ class ValueModel(nn.Module):
     Args:
         base: a `transformers` `...ForCausalLM`; its unembedding is kept but neither run nor trained.
         head: see `ValueHead`.
-        backbone: `full` trains the decoder too, `frozen` the head alone.
-        loss: what trains it (`pairwise` or `lambda_return`), kept with the saved model: it decides whether the
-            values can be compared with rewards.
+        backbone: `full` trains the decoder too, `frozen` the head alone, `lora` the head and the adapters that
+            `wmtp.adapters` has put into `base`.
+        loss: what trains it (one of `LOSSES`), kept with the saved model: it decides whether the values can be
+            compared with rewards.
+        adapter_scale: what the adapters' product is multiplied by; None where there are none.
     """
 
-    def __init__(self, base: Any, head: str = "mlp", backbone: str = "full", loss: str = "pairwise") -> None:
+    def __init__(
+        self,
+        base: Any,
+        head: str = "mlp",
+        backbone: str = "full",
+        loss: str = "pairwise",
+        adapter_scale: float | None = None,
+    ) -> None:
         super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {backbone!r}")
         check_causal(base)
         self.base = base
         self.value_head = ValueHead(base.config.hidden_size, head)
         self.backbone = backbone
         self.loss = loss
+        self.adapter_scale = adapter_scale
         tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
         if not tied:
             base.get_output_embeddings().requires_grad_(False)

@@ -21,6 +21,7 @@ from wmtp.config import load
 from wmtp.distributed import World, joined, leave, local, release, whole
 from wmtp.formats.streamed import fill, fill_rows
 from wmtp.parts import Parts, build, sharding_of
+from wmtp.prescoring import score_in
 from wmtp.step import evaluate, train_step
 
 STEPS = 3
@@ -62,6 +63,10 @@ def main(cases_file: str, out: str) -> None:
             result["drawn"] = len(drawn)
             if world.leads:
                 torch.save(result, Path(out) / f"{name}.pt")
+        scored = next((case for name, case in cases.items() if name.startswith("stored")), None)
+        if scored is not None:
+            config = load([Path(scored["recipe"])], scored["overrides"])
+            score_in(world, config, Path(out) / "scores", "float32", 512)
 
 
 def train(parts: Parts, world: World) -> dict[str, Any]:

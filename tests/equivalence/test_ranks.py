@@ -19,6 +19,7 @@ from wmtp.formats.native import save_model
 from wmtp.memory import gradient_bytes, layout, optimiser_bytes, weight_bytes
 from wmtp.model import MTPModel
 from wmtp.parts import build
+from wmtp.prescoring import score
 from wmtp.rehearsal import units_of
 from wmtp.value import ValueModel
 
@@ -43,6 +44,11 @@ ARMS: dict[str, list[str]] = {
     "hybrid": [
         "objective={{weighting: {{scheme: hybrid, parts: [{{scheme: critic, critic: '{models}/critic', whiten: ema}}, "
         "{{scheme: rho1, reference: '{models}/reference', mode: soft}}, {{scheme: gradient}}]}}}}"
+    ],
+    "stored": [
+        "objective={{weighting: {{scheme: hybrid, parts: [{{scheme: critic, critic: '{models}/critic', whiten: ema, "
+        "scores: '{models}/scores'}}, {{scheme: rho1, reference: '{models}/reference', mode: soft, "
+        "scores: '{models}/scores'}}, {{scheme: gradient}}]}}}}"
     ],
     "random_matched": [
         "objective={{weighting: {{scheme: random_matched, of: {{scheme: critic, critic: '{models}/critic'}}}}}}"
@@ -75,7 +81,7 @@ TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
     (arm, other) for arm in ("baseline", "select", "tied", "critic", "bf16") for other in STRATEGIES[1:]
 ]
 FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + [
-    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted")
+    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted", "stored")
 ]
 CASES = {2: TWO, 4: FOUR}
 
@@ -118,12 +124,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     save_model(MTPModel(base(2), 1, "copy"), folder / "reference", tokenizer)
     save_model(MTPModel(base(3), 3, "fresh"), folder / "heads", tokenizer)
     save_model(MTPModel(base(3), 3, "fresh", family="chain"), folder / "chain", tokenizer)
+    score(load([RECIPE], recipe_of("stored", "FULL_SHARD", folder)["overrides"]), batch_tokens=2048)
     one = launch(1, {arm: recipe_of(arm, "FULL_SHARD", folder) for arm in ARMS}, folder / "1")
     many = {
         ranks: launch(ranks, {f"{a}-{s}": recipe_of(a, s, folder) for a, s in cases}, folder / str(ranks))
         for ranks, cases in CASES.items()
     }
-    return {0: {"models": folder}, 1: one, **many}
+    scored = {ranks: folder / str(ranks) / "scores" for ranks in (1, *CASES)}
+    return {0: {"models": folder, "scored": scored}, 1: one, **many}
 
 
 STREAMED = {"from_base": 1, "from_heads": 1, "from_chain": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
@@ -157,6 +165,24 @@ def test_weights_gradients_and_optimiser_take_the_bytes_that_a_dry_run_says(
     pieces = layout(strategy, 2 if strategy == "HYBRID_SHARD" else ranks).pieces
     said = sum(term(units_of(model), pieces) for term in (weight_bytes, gradient_bytes, optimiser_bytes))
     assert results[ranks][f"{arm}-{strategy}"]["state_bytes"] == said
+
+
+def test_stored_scores_train_as_the_models_themselves_do(results: dict[int, dict[str, Any]]) -> None:
+    online, stored = results[1]["hybrid"], results[1]["stored"]
+    for figures, expected in [
+        *zip(stored["steps"], online["steps"], strict=True),
+        (stored["validation"], online["validation"]),
+    ]:
+        assert figures == {name: close(value, 1e-5) for name, value in expected.items()}
+    for parameter, expected in online["weights"].items():
+        torch.testing.assert_close(stored["weights"][parameter], expected, rtol=1e-4, atol=3e-5, msg=parameter)
+
+
+@pytest.mark.parametrize("ranks", CASES)
+def test_any_number_of_ranks_writes_the_same_scores(results: dict[int, dict[str, Any]], ranks: int) -> None:
+    one, many = ({f.name: f.read_bytes() for f in results[0]["scored"][n].iterdir()} for n in (1, ranks))
+    assert sorted(one) == ["index.npy", "reference_nll.npy", "scores.json", "values.npy"]
+    assert many == one
 
 
 def close(expected: Any, relative: float) -> Any:

@@ -112,3 +112,24 @@ def test_shapes_that_differ_are_refused(
 def test_an_unknown_terminal_is_refused_and_named() -> None:
     with pytest.raises(ValueError, match="'rewards'"):
         gae(VALUES, MASK, torch.ones(1), gamma=1.0, lam=1.0, terminal="rewards")
+
+
+# gamma, lam, values of the states before each token, advantages by stable-baselines3 2.9.2
+# (`RolloutBuffer.compute_returns_and_advantage`, one episode whose last step has reward 1)
+STABLE_BASELINES = [
+    (1.0, 0.95, [0.001, 0.299, -0.274, -0.891, -0.455, -0.992], [0.674605, 0.396426, 1.020448, 1.72363, 1.3554, 1.992]),
+    (0.9, 0.5, [0.06, 1.34, -0.492, -0.62, 0.49, 0.357], [0.432006, -1.586653, 0.435882, 1.115292, 0.12065, 0.643]),
+    (1.0, 1.0, [0.105, -0.93, -0.029, 0.695, -1.344, -0.458], [0.895, 1.93, 1.029, 0.305, 2.344, 1.458]),
+    (0.99, 0.0, [-1.901, -1.29, -1.842, -0.235, -1.267, 0.271], [0.6239, -0.53358, 1.60935, -1.01933, 1.53529, 0.729]),
+]
+
+
+@pytest.mark.parametrize(("gamma", "lam", "before", "expected"), STABLE_BASELINES)
+def test_an_independent_library_has_the_same_advantages(
+    gamma: float, lam: float, before: list[float], expected: list[float]
+) -> None:
+    values = torch.tensor([[*before, 0.0]])  # what is read after the last token does not count for terminal "reward"
+    mask = torch.ones(1, 7, dtype=torch.bool)
+    mask[0, 0] = False
+    got = gae(values, mask, torch.ones(1), gamma=gamma, lam=lam, terminal="reward")
+    torch.testing.assert_close(got[0, 1:], torch.tensor(expected), atol=1e-6, rtol=0)

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "packing": "Micro-batches by token budget beside packed rows and padded ones.",
     "ranks": "Memory of a rank, predicted and measured; time of every strategy beside plain replicated training.",
     "sandbox": "Programs per second in the sandbox beside fresh interpreters, and verdicts under load.",
+    "scores": "Steps that read stored scores beside the baseline's; scoring beside bare forward passes.",
     "faults": "A supervised training that is killed again and again, beside one that is not.",
 }
 """Every benchmark: the module of this package, and what it measures."""

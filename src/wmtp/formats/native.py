@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from wmtp.adapters import merged
 from wmtp.errors import ModelError, WmtpError
 from wmtp.formats import meta
 from wmtp.formats.hf import first_line, load_causal_lm, locate
@@ -52,7 +53,7 @@ class ValueCard(BaseModel):
     format: Literal[1] = 1
     kind: Literal["value"] = "value"
     head: Literal["linear", "mlp", "sigmoid"]
-    loss: Literal["pairwise", "lambda_return"]
+    loss: Literal["pairwise", "lambda_return", "monte_carlo", "combined"]
     """What trained it: pairwise values are defined up to a constant only."""
 
 
@@ -166,6 +167,8 @@ def save_model(
 
     def write(folder: Path) -> None:
         state = model.state_dict() if tensors is None else tensors
+        if isinstance(model, ValueModel) and model.adapter_scale is not None:
+            state = merged(state, model.adapter_scale)
         _write_base(model, state, folder)
         _write_extra(model, state, folder)
         if tokenizer is not None:
@@ -196,6 +199,24 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
             raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
         raise
     return folder
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    """The same model folder once more; it appears whole or not at all, replacing the model that was there.
+
+    Raises:
+        ModelError: there is something else than a model folder at `target`.
+        WmtpError: the folder cannot be written.
+    """
+    _check_replaceable(target)
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        shutil.copytree(source, temporary)
+        _publish(temporary, target)
+    except OSError as problem:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise WmtpError(f"cannot write the model folder {target}: {problem}") from problem
+    return target
 
 
 def _check_replaceable(folder: Path) -> None:

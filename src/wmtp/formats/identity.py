@@ -1,0 +1,31 @@
+"""What a model is, whatever its folder is called."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from wmtp.errors import ModelError
+from wmtp.formats.hf import locate, model_config
+from wmtp.storage import sha256_file
+
+_CONTENT = ("config.json", "wmtp.json", "*.safetensors")
+
+
+def model_fingerprint(source: str) -> str:
+    """sha256 over the names and contents of a model folder's config and weights; of a hub model, over id and commit.
+
+    Raises:
+        ModelError: no such model.
+    """
+    digest = hashlib.sha256()
+    folder = Path(locate(source))
+    if folder.is_dir():
+        for path in sorted({path for pattern in _CONTENT for path in folder.glob(pattern)}):
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+        return digest.hexdigest()
+    commit = getattr(model_config(source), "_commit_hash", None)
+    if commit is None:
+        raise ModelError(f"the hub does not say which commit {source} is; download the model and give its folder")
+    digest.update(f"{source}@{commit}".encode())
+    return digest.hexdigest()

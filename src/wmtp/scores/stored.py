@@ -1,0 +1,88 @@
+"""Reading stored scores: mapped into memory, found by the content of a row."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wmtp.data.batches import Batch
+from wmtp.data.text import Row
+from wmtp.errors import DataError
+from wmtp.scores.card import ColumnCard, Key, check_column, check_key, read_card
+from wmtp.scores.rows import row_key, spans_of
+from wmtp.storage import sha256_file
+
+INDEX = "index.npy"
+
+
+def column_file(name: str) -> str:
+    """The file of a column."""
+    return f"{name}.npy"
+
+
+class StoredScores:
+    """One column of a folder of scores.
+
+    Args:
+        key: what the run has, to be compared with what was scored.
+        name: of the column.
+        wanted: the model that the run would ask, and how.
+
+    Raises:
+        DataError: no scores, scores of something else (the message names what differs), or damaged files.
+    """
+
+    def __init__(self, folder: Path, key: Key, name: str, wanted: ColumnCard) -> None:
+        self.folder, card = folder, read_card(folder)
+        check_key(folder, card, key)
+        check_column(folder, card, name, wanted)
+        for file in (INDEX, column_file(name)):
+            if not (folder / file).is_file() or sha256_file(folder / file) != card.sha256.get(file):
+                raise DataError(f"{folder / file} is missing or damaged: it is not what was written; score again")
+        self._index: NDArray[Any] = np.load(folder / INDEX, mmap_mode="r")
+        self._scores: NDArray[Any] = np.load(folder / column_file(name), mmap_mode="r")
+        self._width = wanted.width
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Raise `DataError` if a row has no scores: the data are others than those that were scored."""
+        known = {key.tobytes() for key in self._index["key"]}
+        unknown = [row for row in rows if row_key(row.tokens, row.response_start) not in known]
+        if unknown:
+            raise DataError(
+                f"the scores in {self.folder} were made from other data: {len(unknown):,} of {len(rows):,} rows have "
+                f"none, the first is of problem {unknown[0].name!r}; score again with the run's recipe"
+            )
+
+    def of(self, batch: Batch) -> Tensor:
+        """Scores of tokens, `[B, T, C]`, fp32; 0 outside the responses and the token before each.
+
+        Raises:
+            DataError: a row that was not scored.
+        """
+        scores_BTC = torch.zeros(*batch.tokens_BT.shape, self._width)
+        for b, span in enumerate(spans_of(batch)):
+            if span is None:
+                continue
+            start = self._start(span.key)
+            if start is None:
+                raise DataError(f"the scores in {self.folder} were made from other data: row {b} of a batch has none")
+            found = self._scores[start : start + span.length, : self._width].astype(np.float32)
+            scores_BTC[b, span.start : span.end] = torch.from_numpy(found)
+        return scores_BTC.to(batch.tokens_BT.device)
+
+    def _start(self, key: bytes) -> int | None:
+        """Where a row's scores start."""
+        place = bisect.bisect_left(range(len(self._index)), key, key=self._key)
+        found = place < len(self._index) and self._key(place) == key
+        return int(self._index["start"][place]) if found else None
+
+    def _key(self, place: int) -> bytes:
+        key: bytes = self._index["key"][place].tobytes()
+        return key

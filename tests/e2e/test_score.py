@@ -1,0 +1,271 @@
+"""`wmtp score`, and training that reads what it wrote: the same weights, no frozen model, every mismatch named."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wmtp import frozen
+from wmtp.config import load
+from wmtp.formats.hf import load_tokenizer, random_causal_lm
+from wmtp.formats.native import save_model
+from wmtp.model import MTPModel
+from wmtp.objective import MTPObjective, Seen
+from wmtp.parts import Parts, build
+from wmtp.value import ValueModel
+
+Command = Callable[..., tuple[int, str, str]]
+RECIPE = Path(__file__).with_name("small_recipe.yaml")
+SCHEMES = {
+    "critic": "{scheme: critic, critic: MODELS/critic}",
+    "next": "{scheme: rho1, reference: MODELS/heads}",
+    "matched": "{scheme: rho1, reference: MODELS/heads, alignment: matched, mode: soft}",
+    "hybrid": "{scheme: hybrid, parts: [{scheme: critic, critic: MODELS/critic, whiten: ema}, "
+    "{scheme: rho1, reference: MODELS/heads, mode: soft}]}",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A critic and a reference with heads, of random weights that are large enough to tell tokens apart."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = load_tokenizer("embedded://tiny-llama")
+    architecture = {**(load([RECIPE]).model.architecture or {}), "initializer_range": 0.2}  # type: ignore[dict-item]
+    torch.manual_seed(0)
+    save_model(ValueModel(random_causal_lm(architecture, len(tokenizer), 1), "mlp"), folder / "critic", tokenizer)
+    save_model(MTPModel(random_causal_lm(architecture, len(tokenizer), 2), 3, "fresh"), folder / "heads", tokenizer)
+    return folder
+
+
+def weighting(name: str, models: Path, scores: Path | None = None) -> str:
+    text = SCHEMES[name].replace("MODELS", str(models))
+    if scores is not None:
+        for model in ("critic", "heads"):
+            text = text.replace(f"{models}/{model}", f"{models}/{model}, scores: '{scores}'")
+    return f"objective={{weighting: {text}}}"
+
+
+@pytest.fixture(scope="module")
+def scored(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of scores for every scheme, made by the command."""
+    from wmtp.cli import run_command
+
+    folders = {name: tmp_path_factory.mktemp("scores") / name for name in SCHEMES}
+    for name, folder in folders.items():
+        arguments = ["--recipe", str(RECIPE), "--out", str(folder), "--batch-tokens", "2000"]
+        assert run_command(["score", *arguments, weighting(name, models)]) == 0
+    return folders
+
+
+def seen(parts: Parts, number: int) -> Seen:
+    """Weights and scores of one training batch."""
+    (batch,) = parts.data.train.at(number)
+    assert isinstance(parts.objective, MTPObjective)
+    assert isinstance(parts.model, MTPModel)
+    return parts.objective.look(parts.model, batch)
+
+
+def built(*overrides: str) -> Parts:
+    return build(load([RECIPE], overrides))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_stored_scores_give_the_weights_that_the_models_give(
+    name: str, models: Path, scored: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = built(weighting(name, models))
+    for loader in ("load_value_model", "load_model", "empty_model"):
+        monkeypatch.delattr(frozen, loader)  # nothing may be loaded
+    stored = built(weighting(name, models, scored[name]))
+    assert stored.frozen == []
+    for number in range(6):
+        expected, got = seen(online, number), seen(stored, number)
+        for field in ("values_BT", "reference_nll_BTK"):
+            one, other = getattr(expected.scheme_input, field), getattr(got.scheme_input, field)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert float(one.abs().max()) > 0.1
+                torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+        if name == "next":
+            check_selected(expected, got)
+        else:
+            assert float(expected.weight_BTK.std()) > 0.01
+            torch.testing.assert_close(got.weight_BTK, expected.weight_BTK, rtol=1e-4, atol=1e-5)
+
+
+def check_selected(expected: Seen, got: Seen) -> None:
+    """A pair may be kept by one and dropped by the other only where rounding decides: at the threshold itself."""
+    known = expected.scheme_input
+    assert known.nll_BTK is not None
+    assert known.reference_nll_BTK is not None
+    excess = known.nll_BTK - known.reference_nll_BTK
+    for k in range(excess.shape[2]):
+        kept = excess[:, :, k][expected.weight_BTK[:, :, k] == 1]
+        differ: Tensor = excess[:, :, k][expected.weight_BTK[:, :, k] != got.weight_BTK[:, :, k]]
+        assert len(differ) <= 2
+        assert bool(((differ - kept.min()).abs() < 1e-5).all())
+
+
+def test_a_run_from_stored_scores_needs_no_memory_for_the_frozen_model(
+    models: Path, scored: dict[str, Path], wmtp_command: Command
+) -> None:
+    figures = []
+    for scores in (None, scored["hybrid"]):
+        code, out, _ = wmtp_command(
+            "train", "--recipe", RECIPE, weighting("hybrid", models, scores), "--dry-run", "--json"
+        )
+        assert code == 0
+        figures.append(json.loads(out))
+    assert figures[0]["frozen_parameters"] > 0
+    assert figures[1]["frozen_parameters"] == 0
+
+
+def test_a_subset_of_the_rows_reads_from_the_same_scores(models: Path, scored: dict[str, Path]) -> None:
+    parts = built(weighting("critic", models, scored["critic"]), "data.validation=null", "data.validation_fraction=0.5")
+    assert float(seen(parts, 0).weight_BTK.std()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.template='{prompt}'", "another data.template"),
+        ("data.max_length=100", "another data.max_length"),
+        ("data.on_long_row=drop", "another data.on_long_row"),
+        ("precision=bf16", "another precision"),
+        ("data.solutions=all", "other data"),
+        ("objective.weighting.critic=MODELS/heads", "another model of values"),
+        ("objective.weighting.scores=/nowhere", "no scores in /nowhere"),
+    ],
+)
+def test_whatever_does_not_match_is_named_and_nothing_is_trained(
+    override: str, told: str, models: Path, scored: dict[str, Path], wmtp_command: Command, tmp_path: Path
+) -> None:
+    code, _, error = wmtp_command(
+        "train", "--recipe", RECIPE, "--out", tmp_path / "run", weighting("critic", models, scored["critic"]),
+        override.replace("MODELS", str(models)),
+    )  # fmt: skip
+    assert code == 2
+    assert told in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_says_where_the_scores_go_and_scoring_again_is_done_at_once(
+    models: Path, wmtp_command: Command, tmp_path: Path
+) -> None:
+    arguments = ["score", "--recipe", RECIPE, weighting("critic", models, tmp_path / "s"), "--json"]
+    first, again = wmtp_command(*arguments), wmtp_command(*arguments)
+    assert first[0] == again[0] == 0
+    assert json.loads(first[1]) == json.loads(again[1])
+    assert json.loads(first[1])["folder"] == str(tmp_path / "s")
+    code, _, error = wmtp_command(*arguments, "data.max_length=100")
+    assert code == 2
+    assert "something else" in error
+    assert "key.data.max_length" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--recipe", RECIPE], "nothing to score: the arm baseline"),
+        ([], "nothing to score: give --recipe"),
+        (["--recipe", RECIPE, "CRITIC"], "say where"),
+        (["--recipe", RECIPE, "CRITIC", "--out", "s", "--dtype", "int8"], "float32, float16"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(arguments: list[Any], told: str, models: Path, wmtp_command: Command) -> None:
+    given = [weighting("critic", models) if argument == "CRITIC" else argument for argument in arguments]
+    code, _, error = wmtp_command("score", *given)
+    assert code == 2
+    assert told in error
+
+
+# killed
+
+DRIVER = """
+import os, signal, sys
+from wmtp.scores.writing import ScoreFile
+from wmtp.cli import main
+
+left = int(sys.argv[1])
+
+def write(self, number, scores, original=ScoreFile.write):
+    global left
+    original(self, number, scores)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ScoreFile.write = write
+main(sys.argv[2:])
+"""
+"""Kills its own process with SIGKILL after so many batches."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.fault
+def test_killed_and_resumed_scoring_writes_the_same_files(
+    models: Path, scored: dict[str, Path], wmtp_command: Command, tmp_path: Path
+) -> None:
+    arguments = ["score", "--recipe", RECIPE, "--out", tmp_path / "s", "--batch-tokens", "2000"]
+    arguments = [str(part) for part in [*arguments, weighting("critic", models)]]
+    done = subprocess.run([sys.executable, "-c", DRIVER, "3", *arguments], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list((tmp_path / "s" / "parts").glob("*.part"))) == 3
+    assert wmtp_command(*arguments)[0] == 0
+    assert contents(tmp_path / "s") == contents(scored["critic"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_a_million_tokens_killed_at_random_end_with_the_same_files(
+    models: Path, wmtp_command: Command, tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    words = ["alpha", "beta", "gamma", "return", "def", "for", "if", "sum", "x", "y", "+", "="]
+    rows = [
+        {
+            "problem_id": f"p{i}",
+            "prompt": f"task {i}",
+            "response": " ".join(draw.choices(words, k=120)),
+            "is_correct": True,
+        }
+        for i in range(10_500)
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        f"data.train={{path: '{data}'}}",
+        "data.validation=null",
+        "train.eval_every=null",
+        weighting("critic", models),
+    ]
+
+    def arguments(folder: str) -> list[str]:
+        return ["score", "--recipe", str(RECIPE), "--out", str(tmp_path / folder), *given]
+
+    assert wmtp_command(*arguments("whole"))[0] == 0
+    assert json.loads((tmp_path / "whole" / "scores.json").read_text())["tokens"] >= 1_000_000
+    kills = 0
+    while True:
+        try:
+            ended = subprocess.run([sys.executable, "-m", "wmtp", *arguments("broken")], timeout=draw.uniform(8, 25))
+        except subprocess.TimeoutExpired:  # run() has killed it
+            kills += 1
+            continue
+        assert ended.returncode == 0
+        break
+    assert kills >= 2
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
