@@ -45,7 +45,7 @@ def build_objective(
         return [], ValueObjective(
             objective.loss,
             gamma=objective.gamma,
-            lam=_scheduled(objective.lam, steps),
+            lam=scheduled(objective.lam, steps),
             huber_delta=objective.huber_delta,
             returns_share=objective.returns_share,
         )
@@ -90,7 +90,7 @@ def build_scheme(weighting: WeightingConfig, seed: int, steps: int) -> Scheme:
 def scheme_options(weighting: SimpleConfig, steps: int) -> dict[str, Any]:
     """The scheme's own arguments: its config without its name and what concerns its frozen model."""
     others = {"scheme", "critic", "reference", "alignment", "scores"}
-    return {name: _scheduled(value, steps) for name, value in weighting if name not in others}
+    return {name: scheduled(value, steps) for name, value in weighting if name not in others}
 
 
 def own_scheme(builder: str, options: dict[str, Any]) -> Scheme:
@@ -122,7 +122,8 @@ def own_scheme(builder: str, options: dict[str, Any]) -> Scheme:
     return scheme
 
 
-def _scheduled(value: Any, steps: int) -> Any:
+def scheduled(value: Any, steps: int) -> Any:
+    """A number of a config as the parts take it; `steps` is where a schedule ends that does not say."""
     if isinstance(value, ScheduleConfig):
         return Schedule(value.start, value.end, value.steps or steps, value.shape)
     return value
@@ -133,14 +134,14 @@ def head_coefficients(
 ) -> Callable[[int], torch.Tensor] | None:
     """c_k at a step, `[K]`; None for 1 each."""
     given = objective.head_coefficients
-    decay = _scheduled(objective.head_decay, steps)
+    decay = scheduled(objective.head_decay, steps)
     if given is None and decay is None:
         return None
-    scheduled = [_scheduled(value, steps) for value in given or []]
+    coefficients = [scheduled(value, steps) for value in given or []]
 
     def at(step: int) -> torch.Tensor:
         if given is not None:
-            return torch.tensor([value_at(value, step) for value in scheduled], device=device)
+            return torch.tensor([value_at(value, step) for value in coefficients], device=device)
         return torch.tensor([value_at(decay, step) ** k for k in range(num_heads)], device=device)
 
     return at

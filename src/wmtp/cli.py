@@ -402,7 +402,9 @@ def evaluate(
         evaluation_table(suite, result, path)
 
 
-data = typer.Typer(help="Records: verdicts by running tests, wrong variants by mutation.", no_args_is_help=True)
+data = typer.Typer(
+    help="Records: verdicts by running tests, wrong variants by mutation, an index.", no_args_is_help=True
+)
 app.add_typer(data, name="data")
 
 Source = Annotated[str, typer.Option("--data", help="Records, or MBPP's file; JSON Lines or one array, gzip or not.")]
@@ -470,6 +472,27 @@ def mutate(
             require=_required(require), report=report,
         )  # fmt: skip
     typer.echo(json.dumps(found)) if as_json else curation_table(found, out)
+
+
+@data.command(name="index")
+def index_records(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Records, as JSON Lines that are not compressed.")],
+    out: Annotated[str | None, typer.Option(help="Folder to write; default FILE.index, beside it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where every row is and what sampling needs of it, so that training reads only its own rows (data.index).
+
+    Example: wmtp data index records.jsonl
+    """
+    from wmtp.data.index import Index, build_index, default_folder, describe
+    from wmtp.storage import resolve
+
+    path = resolve(file)
+    folder = resolve(out) if out is not None else default_folder(path)
+    counts = build_index(path, folder)
+    with Index(path, folder) as index:
+        found = {"folder": str(folder), **counts, **describe(index)}
+    typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
 def _required(require: str) -> Requirement:

@@ -7,6 +7,7 @@ at once. Past `train.py` no config travels: parts take plain arguments.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -132,6 +133,56 @@ class SourceConfig(_Part):
     """Our field name -> the file's."""
 
 
+Level = Annotated[int, Field(ge=0)]
+
+
+class DifficultyBinConfig(_Part):
+    """Problems of some difficulties, and their share of every batch."""
+
+    levels: Annotated[tuple[Level, Level], Field(strict=False)]
+    """The lowest and the highest difficulty. 0 means unknown, and has a bin of its own."""
+    weight: NotNegative | ScheduleConfig[NotNegative] = 1.0
+    """Beside the other bins' weights; a schedule makes a curriculum."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> DifficultyBinConfig:
+        lowest, highest = self.levels
+        if lowest > highest:
+            raise ValueError(f"the lowest difficulty {lowest} is above the highest {highest}")
+        if lowest == 0 < highest:
+            raise ValueError("difficulty 0 means unknown, not easy: give it a bin of its own, levels [0, 0]")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The weight at the run's start and end."""
+        weight = self.weight
+        return (weight.start, weight.end) if isinstance(weight, ScheduleConfig) else (weight, weight)
+
+
+class SamplingConfig(_Part):
+    """Which training rows an epoch has, and when. Validation has all of its rows."""
+
+    pairs: Literal["cycled", "unique", "length"] = "cycled"
+    """Of a pairwise critic. `cycled`: every labelled row at least once; `unique`: at most once, matched anew in each
+    epoch; `length`: the same among responses whose lengths differ by less than a quarter."""
+    max_per_problem: Positive | None = None
+    """At most so many rows, or pairs, of a problem in an epoch, drawn anew in each; default: all."""
+    difficulty: Annotated[list[DifficultyBinConfig], Field(min_length=1)] | None = None
+    """Bins; rows in none of them are not trained on. Default: difficulty plays no part."""
+
+    @model_validator(mode="after")
+    def _bins_are_apart(self) -> SamplingConfig:
+        bins = sorted(self.difficulty or [], key=lambda b: b.levels)
+        for one, other in itertools.pairwise(bins):
+            if other.levels[0] <= one.levels[1]:
+                raise ValueError(f"difficulty bins {list(one.levels)} and {list(other.levels)} overlap")
+        for weights in zip(*(b.ends for b in bins), strict=True):
+            if not any(weights):
+                raise ValueError("all difficulty bins have weight 0 at one end of the run: nothing could be drawn")
+        return self
+
+
 class DataConfig(_Part):
     """Rows in."""
 
@@ -146,6 +197,26 @@ class DataConfig(_Part):
     """In tokens, EOS included."""
     on_bad_row: Literal["error", "skip"] = "error"
     on_long_row: Literal["truncate", "drop", "error"] = "truncate"
+    sampling: SamplingConfig = SamplingConfig()
+    index: Location | None = None
+    """Of `data.train.path`, as `wmtp data index` writes it: then only the rows that the run trains on are read."""
+    cache: Location | None = None
+    """Folder of tokenised rows, written once and memory-mapped by every rank; default: each rank has all in memory."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes that tokenise rows for `data.cache`, and threads that prepare coming batches; 0: neither."""
+
+    @model_validator(mode="after")
+    def _fits_the_index(self) -> DataConfig:
+        if self.index is None:
+            return self
+        if self.train.split is not None or self.train.fields is not None:
+            raise ValueError("data.index is of records in our own schema: data.train.split and fields do nothing")
+        if self.on_long_row == "drop":
+            raise ValueError(
+                "data.index decides what is read before lengths in tokens are known: data.on_long_row must be truncate "
+                "or error"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_validation(self) -> DataConfig:
@@ -512,6 +583,9 @@ class Config(_Part):
                 )
         else:
             self._fits_heads(objective)
+        in_pairs = isinstance(objective, ValueObjectiveConfig) and objective.loss == "pairwise"
+        if data.sampling.pairs != "cycled" and not in_pairs:
+            raise ValueError(f"data.sampling.pairs = {data.sampling.pairs!r} is for objective.loss = pairwise")
         return self
 
     def _fits_early_stopping(self, options: EarlyStoppingConfig) -> None:

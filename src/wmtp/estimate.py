@@ -100,7 +100,7 @@ def estimate(parts: Parts, ranks: int = 1) -> Estimate:
     model, train = parts.model, parts.data.train
     units = units_of(model)
     rows, length, micro_batches = largest_share(parts, ranks)
-    per_epoch = sum(len(train.rows[row].tokens) for item in train.items for row in item)
+    per_epoch = train.tokens_per_epoch
     shape = (rows, length)
     kept, recomputed = (rehearsed(parts, shape, ranks, recomputed=choice) for choice in (False, True))
     state = weight_bytes(units, 1) + optimiser_bytes(units, 1)
@@ -158,11 +158,9 @@ def largest_share(parts: Parts, ranks: int) -> tuple[int, int, int]:
     """(rows, length) of the micro-batch with the most positions that a rank can be given, and how many micro-batches
     of such rows it takes in a step."""
     train, options = parts.data.train, parts.config.train
-    per_item = len(train.items[0])
-    items = min(train.items_per_batch, len(train.items))
-    share = -(-items // ranks) * per_item
+    per_item, longest = train.rows_per_item, train.longest
+    share = -(-train.largest_batch // ranks) * per_item
     rows = min(options.micro_batch_size or share, share)
-    longest = max(len(train.rows[row].tokens) for item in train.items for row in item)
     if options.micro_batch_tokens is not None:
         rows = min(rows, max(per_item, options.micro_batch_tokens // longest // per_item * per_item))
     return rows, longest, -(-share // rows)

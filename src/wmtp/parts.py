@@ -5,9 +5,7 @@ Everything that can be wrong with a run's input is found here, before anything i
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,23 +16,10 @@ from torch.optim import AdamW
 from wmtp import devices, optim
 from wmtp.adapters import add_adapters, is_adapter
 from wmtp.arms import build_objective
-from wmtp.config import (
-    Config,
-    CriticConfig,
-    GRPOConfig,
-    HeadsConfig,
-    LoraConfig,
-    MTPObjectiveConfig,
-    SourceConfig,
-    ValueObjectiveConfig,
-)
-from wmtp.data.batches import Batches, Item, pair_items, rows_by_label, single_items
-from wmtp.data.groups import require_mixed, reward_groups, with_groups
-from wmtp.data.records import Record
-from wmtp.data.sources import read_records
-from wmtp.data.text import Row, check_template, encode
+from wmtp.config import Config, HeadsConfig, LoraConfig, MTPObjectiveConfig, ValueObjectiveConfig
+from wmtp.dataset import Data, build_data, number_of_steps
 from wmtp.distributed import Sharding, World, shard, sharding
-from wmtp.errors import ConfigError, DataError, ModelError
+from wmtp.errors import ConfigError, ModelError
 from wmtp.formats import hf, meta
 from wmtp.formats.drawn import Drawn
 from wmtp.formats.native import MTPCard, ValueCard, load_model, read_card
@@ -51,24 +36,7 @@ from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
 from wmtp.objective import Objective
 from wmtp.probing import without_weights
-from wmtp.storage import resolve
 from wmtp.value import ValueModel
-
-
-@dataclass
-class Data:
-    """Rows of a run, and what reading them has to say."""
-
-    train: Batches
-    validation: Batches | None
-    fingerprint: str
-    """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def rows(self) -> list[Row]:
-        """Those of training, then those held out."""
-        return [*self.train.rows, *(self.validation.rows if self.validation is not None else ())]
 
 
 @dataclass
@@ -175,155 +143,6 @@ def rate_factor(config: Config) -> Callable[[str], float]:
         return 1.0 if own is None else own / config.optim.lr
 
     return factor
-
-
-def number_of_steps(config: Config, batches_per_epoch: int) -> int:
-    """Optimiser steps of the run."""
-    if config.train.steps is not None:
-        return config.train.steps
-    epochs = config.train.epochs or 0.0
-    return max(1, round(epochs * batches_per_epoch))
-
-
-# Data
-
-
-def build_data(config: Config, tokenizer: Any) -> Data:
-    """Read, split, encode and order the rows."""
-    check_template(config.data.template)
-    notes: list[str] = []
-    train = _records(config, config.data.train, "train", notes)
-    validation: list[Record] = []
-    if config.data.validation is not None:
-        validation = _records(config, config.data.validation, "validation", notes)
-    elif config.data.validation_fraction is not None:
-        train, validation = hold_out(train, config.data.validation_fraction, config.train.seed)
-        notes.append(f"held out {len(validation):,} rows whose problems are not trained on")
-    train_rows = _encode(config, tokenizer, train, "train", notes)
-    validation_rows = _encode(config, tokenizer, validation, "validation", notes) if validation else []
-    if any(isinstance(scheme, GRPOConfig) for scheme in config.schemes):
-        require_mixed(train_rows)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    size = config.train.batch_size
-    batches = Batches(train_rows, _items(config, train_rows), batch_size=size, seed=config.train.seed, pad_id=pad_id)
-    held_out = None
-    if validation_rows:
-        items = _held_out_items(config, validation_rows, train_rows)
-        held_out = Batches(validation_rows, items, batch_size=size, seed=None, pad_id=pad_id)
-    return Data(batches, held_out, fingerprint(train_rows, validation_rows), notes)
-
-
-def _records(config: Config, source: SourceConfig, role: str, notes: list[str]) -> list[Record]:
-    records, report = read_records(
-        resolve(source.path), role=role, split=source.split, fields=source.fields, on_bad_row=config.data.on_bad_row
-    )
-    notes.append(f"{role}: {report.summary()}")
-    return records
-
-
-def hold_out(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Split by problem, never by row: a problem goes where the hash of (seed, its id) says.
-
-    Raises:
-        DataError: one side would be empty.
-    """
-    sides: tuple[list[Record], list[Record]] = ([], [])
-    for record in records:
-        digest = hashlib.sha256(f"{seed}\0{record.problem_id}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < fraction * 2**64].append(record)
-    if not sides[0] or not sides[1]:
-        raise DataError(
-            f"data.validation_fraction = {fraction} leaves {len(sides[0])} training and {len(sides[1])} validation rows"
-        )
-    return sides
-
-
-def _wanted(config: Config, records: list[Record]) -> list[Record]:
-    if config.solutions == "all":
-        return records
-    kept = [record for record in records if record.is_correct is not False]
-    if not kept:
-        raise DataError("no rows left: all of them have is_correct = false (data.solutions=all would keep them)")
-    return kept
-
-
-def _encode(config: Config, tokenizer: Any, records: list[Record], role: str, notes: list[str]) -> list[Row]:
-    data = config.data
-    wanted = _wanted(config, records)
-    rows, report = encode(
-        wanted, tokenizer, template=data.template, max_length=data.max_length, on_long_row=data.on_long_row
-    )
-    notes.append(f"{role}: {report.summary()}")
-    return with_groups(rows, reward_groups(records))
-
-
-def _items(config: Config, rows: list[Row]) -> list[Item]:
-    """Rows that share a batch: pairs for a pairwise critic, else single rows."""
-    if not isinstance(config.objective, ValueObjectiveConfig):
-        for scheme in config.schemes:
-            if isinstance(scheme, CriticConfig):
-                _require_prompts(rows)
-                if scheme.terminal == "reward":
-                    _require_labels(rows, "objective.weighting.terminal = reward")
-            if isinstance(scheme, GRPOConfig):
-                _require_labels(rows, "objective.weighting.scheme = grpo")
-        return single_items(rows)
-    if config.objective.pairs:
-        return pair_items(rows)
-    _require_labels(rows, f"objective.loss = {config.objective.loss}")
-    return single_items(rows)
-
-
-def _held_out_items(config: Config, rows: list[Row], trained: list[Row]) -> list[Item]:
-    """As `_items`; a critic's held-out rows come as pairs wherever they can, so that they have a pair accuracy.
-
-    Raises:
-        DataError: a critic would be judged by problems that it is trained on.
-    """
-    if not isinstance(config.objective, ValueObjectiveConfig):
-        return _items(config, rows)
-    seen = {row.name for row in trained} & {row.name for row in rows}
-    if seen:
-        raise DataError(
-            f"data.validation shares {len(seen):,} problems with data.train, the first is {min(seen)!r}: a critic is "
-            "judged by problems it has not seen; split by problem, or set data.validation_fraction"
-        )
-    sizes = (config.train.batch_size, config.train.micro_batch_size or 2)
-    both = any(good and bad for good, bad in rows_by_label(rows).values())
-    if both and not any(size % 2 for size in sizes):
-        return pair_items(rows)
-    if config.checkpoint.select == "best":
-        raise DataError(
-            "checkpoint.select = best goes by held-out pairs, but there are none: it takes a held-out problem with a "
-            "response whose is_correct is true and one whose is false, and even train.batch_size and micro_batch_size"
-        )
-    return _items(config, rows)
-
-
-def _require_prompts(rows: Sequence[Row]) -> None:
-    merged = sum(row.response_start == 0 for row in rows)
-    if merged:
-        raise DataError(
-            f"{merged:,} rows start with a response token: their prompt merges into it and there is no BOS, so the "
-            "state before the response has no value; end data.template with a newline, or use a tokenizer with a BOS"
-        )
-
-
-def _require_labels(rows: Sequence[Row], who: str) -> None:
-    unlabelled = sum(math.isnan(row.reward) for row in rows)
-    if unlabelled:
-        raise DataError(f"{who} needs is_correct on every row; {unlabelled:,} of {len(rows):,} rows have none")
-
-
-def fingerprint(*row_sets: Sequence[Row]) -> str:
-    """sha256 over ids, response starts, rewards and groups of all rows in order."""
-    digest = hashlib.sha256()
-    for rows in row_sets:
-        digest.update(len(rows).to_bytes(8, "little"))
-        for row in rows:
-            digest.update(f"{len(row.tokens)} {row.response_start} {row.problem} {row.reward} {row.group}".encode())
-            digest.update(row.tokens.tobytes())
-    return digest.hexdigest()
 
 
 # Models

@@ -22,12 +22,13 @@ from wmtp import devices
 from wmtp.config import Config
 from wmtp.data.batches import Batch, collate
 from wmtp.data.text import Row
+from wmtp.dataset import build_data
 from wmtp.distributed import Sharding, World, joined
 from wmtp.errors import ConfigError
 from wmtp.formats import hf
 from wmtp.frozen import Scorer, build_scorers, column_card, columns_wanted, score_key
 from wmtp.objective import Precision
-from wmtp.parts import build_data, sharding_of, spread, stored_in
+from wmtp.parts import sharding_of, spread, stored_in
 from wmtp.scores import Card, ScoreFile, Span
 from wmtp.scores.rows import span_of
 from wmtp.storage import resolve

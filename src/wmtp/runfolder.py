@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "run_name",
     "tags",
     "checkpoint",
+    "data.cache",
+    "data.workers",
     "train.log_every",
     "train.max_nonfinite",
     "train.watchdog_s",

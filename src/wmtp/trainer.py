@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from wmtp import checkpoint, devices, optim, outcome, provenance
 from wmtp.config import Config, dump, load
+from wmtp.data.ahead import Ahead
 from wmtp.data.batches import Batch, Batches
 from wmtp.distributed import World, joined, local, whole_state
 from wmtp.early_stopping import EarlyStopping
@@ -297,6 +298,7 @@ class Loop:
         self.run_id = self.world.first(self._find_run_id)
         self.failed_saves, self.under_way = 0, False
         self.stopping = self._early_stopping()
+        self.ahead = Ahead(lambda n: self._batches(parts.data.train, n), parts.steps, self.config.data.workers)
         self.saver = checkpoint.Saver(
             self.checkpoints, keep_last=self.config.checkpoint.keep_last, group=self.world.background
         )
@@ -309,7 +311,7 @@ class Loop:
         progress, parts = self.progress, self.parts
         self.reporter.start(progress.step + 1, parts.steps)
         try:
-            with self._journal() as journal, self.saver:
+            with self._journal() as journal, self.saver, self.ahead:
                 while progress.step < parts.steps and not progress.stopped_early:
                     self._one_step(journal)
                     self._evaluate_if_due(journal)
@@ -342,9 +344,11 @@ class Loop:
         return Journal(self.folder / "metrics.jsonl", keep_until=self.progress.step)
 
     def _batches(self, of: Batches, number: int) -> list[Batch]:
-        """This rank's share of a batch, on its device."""
+        """This rank's share of a batch."""
         train, world = self.config.train, self.world
-        batches = of.at(number, train.micro_batch_size, train.micro_batch_tokens, rank=world.rank, ranks=world.size)
+        return of.at(number, train.micro_batch_size, train.micro_batch_tokens, rank=world.rank, ranks=world.size)
+
+    def _here(self, batches: list[Batch]) -> list[Batch]:
         return [batch.to(self.parts.device) for batch in batches]
 
     def _one_step(self, journal: Journal | NoJournal) -> None:
@@ -353,7 +357,7 @@ class Loop:
         step = progress.step + 1
         self.watchdog.beat(f"step {step}")
         fault("step_begin")
-        batches = self._batches(parts.data.train, step - 1)
+        batches = self._here(self.ahead(step - 1))
         lr = self._learning_rate(step)
         optim.set_learning_rate(parts.optimizer, lr)
         parts.objective.begin(step)
@@ -441,7 +445,7 @@ class Loop:
         fault("eval")
         started = time.perf_counter()
         count = min(len(validation), self.config.train.eval_batches or len(validation))
-        batches = (self._batches(validation, number) for number in range(count))
+        batches = (self._here(self._batches(validation, number)) for number in range(count))
         metrics = evaluate(parts.model, parts.objective, batches, reduce=self.world, precision=parts.precision)
         progress.validation = {"tokens": progress.tokens, **metrics, "time/eval_s": time.perf_counter() - started}
         journal.log(progress.step, "validation", progress.validation)

@@ -13,7 +13,11 @@ import torch
 
 from wmtp import trainer
 from wmtp.config import load
+from wmtp.data.sources import read_records
+from wmtp.dataset import held_out
 from wmtp.errors import NonFiniteError
+from wmtp.parts import build
+from wmtp.storage import resolve
 from wmtp.trainer import Silent, run
 
 Command = Callable[..., tuple[int, str, str]]
@@ -110,15 +114,12 @@ def test_micro_batches_change_nothing_but_rounding(recipe: Path, tmp_path: Path)
 
 
 def test_a_held_out_fraction_shares_no_problem_with_training(recipe: Path) -> None:
-    from wmtp.data.sources import read_records
-    from wmtp.parts import hold_out
-    from wmtp.storage import resolve
-
+    parts = build(load([recipe], ["data.validation=null", "data.validation_fraction=0.2", "data.max_length=512"]))
+    train, held = parts.data.train.rows, parts.data.validation.rows
     records, _ = read_records(resolve("embedded://problems_train.jsonl"))
-    train, held = hold_out(records, 0.2, seed=3)
-    assert len(train) + len(held) == len(records)
-    assert not {r.problem_id for r in train} & {r.problem_id for r in held}
-    assert hold_out(records, 0.2, seed=3) == (train, held)
+    assert len(train) + len(held) == len([record for record in records if record.is_correct is not False])
+    assert not {row.name for row in train} & {row.name for row in held}
+    assert {row.name for row in held} == {r.problem_id for r in records if held_out(r.problem_id, 0.2, 7)}
 
 
 def test_a_trained_model_with_heads_can_be_trained_on(recipe: Path, tmp_path: Path) -> None:

@@ -35,13 +35,14 @@ from torch import Tensor
 
 from wmtp.bench import measuring
 from wmtp.config import load
-from wmtp.data.batches import POOL, Batch, Batches, collate, single_items
+from wmtp.data.batches import Batch, Batches, collate, single_items
+from wmtp.data.orders import POOL
 from wmtp.data.text import Row
+from wmtp.dataset import build_data
 from wmtp.errors import WmtpError
 from wmtp.formats import hf
 from wmtp.model import MTPModel, mtp_loss
 from wmtp.objective import MTPObjective
-from wmtp.parts import build_data
 from wmtp.ranks import alone
 from wmtp.storage import resolve
 from wmtp.weighting import Uniform

@@ -1,8 +1,4 @@
-"""Which rows form which batch, and batches as tensors.
-
-The order is a pure function of (seed, batch number): nothing is consumed, so a run that resumes at step n asks for
-batch n and gets the one it would have got. Rows of similar length share a batch and are padded to its longest row.
-"""
+"""Batches as tensors, and each rank's share of them. Which rows form which batch, `orders` says."""
 
 from __future__ import annotations
 
@@ -15,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wmtp.data.facts import facts_of
+from wmtp.data.orders import Order, Sequential, Shuffled
+from wmtp.data.sampling import Integers
 from wmtp.data.text import Row
 from wmtp.errors import DataError
 
 Item = tuple[int, ...]
 """Rows that must stay together: one row, or a (correct, incorrect) pair."""
-
-POOL = 32
-"""Batches that are sorted by length together: enough to even out lengths, few enough to keep the order random."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +40,6 @@ class Batch:
     """None: every row is one document."""
     group_B2: Tensor | None = None
     """fp32: mean and standard deviation of the rewards of all responses to the row's problem; NaN unknown."""
-
-    def filler(self) -> Batch:
-        """Rows of the same kind with nothing to train on: for a rank that has no rows left while others have."""
-        rows = 2 if self.paired else 1
-        return replace(
-            self,
-            tokens_BT=self.tokens_BT[:rows, :2],
-            trainable_BT=torch.zeros_like(self.trainable_BT[:rows, :2]),
-            reward_B=torch.zeros_like(self.reward_B[:rows]),
-            row_B=(),
-            num_tokens=0,
-            document_BT=None if self.document_BT is None else self.document_BT[:rows, :2],
-            group_B2=None if self.group_B2 is None else torch.zeros_like(self.group_B2[:rows]),
-        )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -122,28 +104,66 @@ class Batches:
     def __init__(
         self, rows: Sequence[Row], items: Sequence[Item], *, batch_size: int, seed: int | None, pad_id: int
     ) -> None:
-        per_item = len(items[0])
-        if batch_size % per_item:
-            raise DataError(f"train.batch_size must be even (rows come in pairs), got {batch_size}")
-        self.rows, self.items = rows, items
-        self.items_per_batch = batch_size // per_item
-        self.seed, self.pad_id = seed, pad_id
-        self._lengths = np.array([max(len(rows[i].tokens) for i in item) for item in items])
-        self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
+        array, per_batch = np.asarray(items, np.int64), items_per_batch(batch_size, len(items[0]))
+        lengths = facts_of(rows).length_R
+        order = Sequential(array, per_batch) if seed is None else Shuffled(lambda _: array, lengths, per_batch, seed)
+        self._begin(rows, order, lengths, pad_id, None)
+
+    @classmethod
+    def ordered(cls, rows: Sequence[Row], order: Order, *, pad_id: int, place_R: Integers | None = None) -> Batches:
+        """Batches of an order over rows.
+
+        Args:
+            place_R: where the order's rows are among `rows`; default: they are the same.
+        """
+        batches = cls.__new__(cls)
+        batches._begin(rows, order, facts_of(rows).length_R, pad_id, place_R)
+        return batches
+
+    def _begin(
+        self,
+        rows: Sequence[Row],
+        order: Order,
+        length_R: NDArray[np.int32],
+        pad_id: int,
+        place_R: Integers | None,
+    ) -> None:
+        self.rows, self.order, self.pad_id = rows, order, pad_id
+        self._length_R, self._place_R = length_R, place_R
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.items) // self.items_per_batch)
+        return len(self.order)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self._length_R.max())
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of the first epoch's rows, padding left out."""
+        return sum(int(self._length_R[self._items(number)].sum()) for number in range(len(self)))
+
+    @property
+    def rows_per_item(self) -> int:
+        """Rows that stay together: 2 for pairs."""
+        return int(self._items(0).shape[1])
+
+    @property
+    def largest_batch(self) -> int:
+        """Items of a batch, at most."""
+        return max(len(self._items(number)) for number in range(min(2, len(self))))
 
     def rows_of(self, number: int) -> list[int]:
         """The rows of batch `number`, counted from 0 over all epochs."""
-        epoch, place = divmod(number, len(self))
-        return [row for item in self._order(epoch)[place] for row in self.items[item]]
+        rows: list[int] = self._items(number).ravel().tolist()
+        return rows
 
     def at(
         self, number: int, rows: int | None = None, tokens: int | None = None, *, rank: int = 0, ranks: int = 1
     ) -> list[Batch]:
-        """Batch `number` as micro-batches: one rank's share of it.
+        """Batch `number` as micro-batches: one rank's share of it, whose rows are the only ones that are read.
 
         The union of the ranks' rows is the batch, and all ranks get the same number of micro-batches (a rank with
         too few rows gets fillers), each known without asking the others.
@@ -156,50 +176,56 @@ class Batches:
         Raises:
             DataError: `rows` would tear pairs apart.
         """
-        paired = len(self.items[0]) == 2
-        if rows is not None and rows % len(self.items[0]):
+        items = self._items(number)
+        per_item = items.shape[1]
+        if rows is not None and rows % per_item:
             raise DataError(f"train.micro_batch_size must be even (rows come in pairs), got {rows}")
-        epoch, place = divmod(number, len(self))
-        items = self._order(epoch)[place]
-        shares = [self._groups(items[r::ranks], rows or len(self.rows) * 2, tokens) for r in range(ranks)]
+        shares = [self._groups(items[r::ranks], rows or items.size, tokens) for r in range(ranks)]
+        paired = per_item == 2
         own = [collate(self.rows, group, self.pad_id, paired) for group in shares[rank]]
         missing = max(len(groups) for groups in shares) - len(own)
-        if not missing:
-            return own
-        like = own[0] if own else collate(self.rows, self.items[items[0]], self.pad_id, paired)
-        return [*own, *[like.filler()] * missing]
+        return [*own, *[filler(per_item, self.pad_id)] * missing]
 
-    def _groups(self, items: NDArray[np.int64], most_rows: int, most_tokens: int | None) -> list[list[int]]:
+    def _items(self, number: int) -> Integers:
+        items = self.order.items(number)
+        return items if self._place_R is None else self._place_R[items]
+
+    def _groups(self, items: Integers, most_rows: int, most_tokens: int | None) -> list[list[int]]:
         """Rows of the micro-batches, whole items each."""
         groups: list[list[int]] = []
         longest = 0
-        for item in items:
-            rows = list(self.items[item])
-            longest = max(longest, int(self._lengths[item]))
-            count = (len(groups[-1]) if groups else most_rows) + len(rows)
+        for item, length in zip(items.tolist(), self._length_R[items].max(axis=1).tolist(), strict=True):
+            longest = max(longest, length)
+            count = (len(groups[-1]) if groups else most_rows) + len(item)
             if count > most_rows or (most_tokens is not None and count * longest > most_tokens):
                 groups.append([])
-                longest = int(self._lengths[item])
-            groups[-1] += rows
+                longest = length
+            groups[-1] += item
         return groups
 
-    def _order(self, epoch: int) -> list[NDArray[np.int64]]:
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._shuffled(epoch))
-        return self._epoch[1]
 
-    def _shuffled(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Items per batch: shuffled, sorted by length within pools, batches shuffled again."""
-        size, total = self.items_per_batch, len(self.items)
-        if self.seed is None:
-            return [np.arange(i, min(i + size, total)) for i in range(0, total, size)]
-        random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        order = random.permutation(total)
-        pool = POOL * size
-        pools = [order[i : i + pool] for i in range(0, total, pool)]
-        order = np.concatenate([p[np.argsort(self._lengths[p], kind="stable")] for p in pools])
-        batches = [order[i : i + size] for i in range(0, total, size)]
-        return [batches[i] for i in random.permutation(len(batches))]
+def items_per_batch(batch_size: int, per_item: int) -> int:
+    """Items of a batch of so many rows.
+
+    Raises:
+        DataError: items do not fill it evenly.
+    """
+    if batch_size % per_item:
+        raise DataError(f"train.batch_size must be even (rows come in pairs), got {batch_size}")
+    return batch_size // per_item
+
+
+def filler(rows: int, pad_id: int) -> Batch:
+    """Rows with nothing to train on: for a rank that has no rows left while others have."""
+    return Batch(
+        torch.full((rows, 2), pad_id),
+        torch.zeros(rows, 2, dtype=torch.bool),
+        torch.zeros(rows),
+        (),
+        0,
+        rows == 2,
+        group_B2=torch.zeros(rows, 2),
+    )
 
 
 def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int, paired: bool = False) -> Batch:

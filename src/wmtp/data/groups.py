@@ -18,14 +18,30 @@ Groups = Mapping[str, tuple[float, float]]
 """Mean and (population) standard deviation of the rewards, by problem."""
 
 
+class GroupCounts:
+    """Correct and labelled responses by problem, counted one after another."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, int]] = {}
+
+    def add(self, problem: str, is_correct: bool | None) -> None:
+        """One more response."""
+        if is_correct is not None:
+            correct, labelled = self._counts.get(problem, (0, 0))
+            self._counts[problem] = (correct + is_correct, labelled + 1)
+
+    def groups(self) -> Groups:
+        """The groups so far. Equal rewards have a deviation of exactly 0."""
+        shares = {problem: correct / labelled for problem, (correct, labelled) in self._counts.items()}
+        return {problem: (share, sqrt(share * (1 - share))) for problem, share in shares.items()}
+
+
 def reward_groups(records: Sequence[Record]) -> Groups:
-    """The groups of a data set. Equal rewards have a deviation of exactly 0."""
-    rewards: dict[str, list[bool]] = {}
+    """The groups of a data set."""
+    counts = GroupCounts()
     for record in records:
-        if record.is_correct is not None:
-            rewards.setdefault(record.problem_id, []).append(record.is_correct)
-    shares = {problem: sum(verdicts) / len(verdicts) for problem, verdicts in rewards.items()}
-    return {problem: (share, sqrt(share * (1 - share))) for problem, share in shares.items()}
+        counts.add(record.problem_id, record.is_correct)
+    return counts.groups()
 
 
 def with_groups(rows: Sequence[Row], groups: Groups) -> list[Row]:

@@ -70,8 +70,10 @@ def _text(value: Any, name: str) -> str:
 
 
 def _unicode(value: str, name: str) -> str:
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise BadRow(f"field {name!r} holds half of a surrogate pair: it is not valid Unicode text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as problem:
+        raise BadRow(f"field {name!r} holds half of a surrogate pair: it is not valid Unicode text") from problem
     return value
 
 

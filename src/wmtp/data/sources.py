@@ -210,7 +210,7 @@ def rows(path: Path) -> Iterator[tuple[int, Decode]]:
                         f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; is this JSON Lines?"
                     )
                 if line.strip():
-                    yield number, _decoder(line)
+                    yield number, partial(decode_line, line)
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise DataError(f"{path} is a broken gzip file ({problem}); was it copied whole?") from problem
     except OSError as problem:
@@ -223,23 +223,21 @@ def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if compressed else path.open("rb")
 
 
-def _decoder(line: bytes) -> Decode:
-    def decode() -> Any:
-        try:
-            return json.loads(line.decode("utf-8-sig").rstrip(), object_pairs_hook=_unique)
-        except UnicodeDecodeError as problem:
-            raise BadRow(f"broken UTF-8 at byte {problem.start} of the line") from problem
-        except RecursionError as problem:
-            raise BadRow("brackets nested too deeply") from problem
-        except json.JSONDecodeError as problem:
-            place = f"line {problem.lineno} of it, " if problem.lineno > 1 else ""
-            raise BadRow(f"not valid JSON: {problem.msg} at {place}column {problem.colno}") from problem
-        except BadRow:
-            raise
-        except ValueError as problem:
-            raise BadRow("a number has too many digits") from problem
-
-    return decode
+def decode_line(line: bytes) -> Any:
+    """The JSON value of a line. Raises `BadRow`: it is none, or cannot be held."""
+    try:
+        return json.loads(line.decode("utf-8-sig").rstrip(), object_pairs_hook=_unique)
+    except UnicodeDecodeError as problem:
+        raise BadRow(f"broken UTF-8 at byte {problem.start} of the line") from problem
+    except RecursionError as problem:
+        raise BadRow("brackets nested too deeply") from problem
+    except json.JSONDecodeError as problem:
+        place = f"line {problem.lineno} of it, " if problem.lineno > 1 else ""
+        raise BadRow(f"not valid JSON: {problem.msg} at {place}column {problem.colno}") from problem
+    except BadRow:
+        raise
+    except ValueError as problem:
+        raise BadRow("a number has too many digits") from problem
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -253,7 +251,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _array_rows(path: Path, data: bytes) -> Iterator[tuple[int, Decode]]:
     """Rows of one JSON array; the number is the row's place in it, from 1."""
     try:
-        rows = _decoder(data)()
+        rows = decode_line(data)
     except BadRow as problem:
         raise DataError(f"{path}: {problem}") from problem
     for number, row in enumerate(rows, 1):

@@ -7,7 +7,7 @@ EOS after a complete response is trainable too. Padding never is, even where its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from string import Formatter
@@ -38,6 +38,10 @@ class Row:
     """Mean and standard deviation of the rewards of the labelled responses to the problem; NaN: nobody looked."""
 
 
+Offsets = Sequence[tuple[int, int]]
+"""Where the characters of each token begin and end."""
+
+
 @dataclass
 class TextReport:
     """What encoding changed or left out."""
@@ -49,6 +53,13 @@ class TextReport:
     dropped_long: int = 0
     straddling: int = 0
     """Rows whose first response token also holds prompt characters."""
+
+    def count(self, length: int, straddles: bool) -> None:
+        """One more row."""
+        self.rows += 1
+        self.tokens += length
+        self.longest = max(self.longest, length)
+        self.straddling += straddles
 
     def summary(self) -> str:
         """One line for people."""
@@ -76,6 +87,81 @@ def check_template(template: str) -> None:
         raise ConfigError(f"data.template = {template!r}: {{prompt}} is missing")
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What a tokenizer makes of a prompt in its template and the response behind it."""
+
+    ids: Sequence[int]
+    first: int | None
+    """The first token that holds a character of the response."""
+    straddles: bool
+    """Whether that token also holds one of the prompt."""
+
+
+def tokenised(encoding: Iterable[tuple[Sequence[int], Offsets]], prompt_lengths: Iterable[int]) -> list[Tokens]:
+    """From ids and character offsets of each text, and the characters of its prompt."""
+    found = []
+    for (ids, offsets), length in zip(encoding, prompt_lengths, strict=True):
+        first = _boundary(offsets, length)
+        found.append(Tokens(ids, first, first is not None and offsets[first][0] < length))
+    return found
+
+
+class Encoder:
+    """Rows of records, one after another; `report` says what was changed or left out.
+
+    Args: as `encode`.
+    """
+
+    def __init__(self, tokenizer: Any, *, template: str, max_length: int, on_long_row: str = "truncate") -> None:
+        self.tokenizer, self.template = tokenizer, template
+        self.max_length, self.on_long_row = max_length, on_long_row
+        self.before, self.after = bos(tokenizer), [tokenizer.eos_token_id]
+        self.problems: dict[str, int] = {}
+        """Numbers of the problems that have rows."""
+        self.report = TextReport()
+
+    def prompt(self, record: Record) -> str:
+        """In its template."""
+        return self.template.format(prompt=record.prompt)
+
+    def tokens(self, records: Sequence[Record]) -> list[Tokens]:
+        """What the tokenizer makes of them."""
+        prompts = [self.prompt(record) for record in records]
+        texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
+        encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return tokenised(pairs, map(len, prompts))
+
+    def row(self, record: Record, tokens: Tokens) -> Row | None:
+        """A record as it is trained on; None if it is left out.
+
+        Raises:
+            DataError: it is too long (`error`), or has no response token, or none that is left.
+        """
+        ids = [*self.before, *tokens.ids, *self.after]
+        if tokens.first is None:
+            raise DataError(f"problem {record.problem_id!r}: the tokenizer makes no token of {record.response!r:.60}")
+        start = tokens.first + len(self.before)
+        if len(ids) > self.max_length:
+            if self.on_long_row == "drop":
+                self.report.dropped_long += 1
+                return None
+            _check_cut(record, len(ids), start, self.max_length, self.on_long_row)
+            ids = ids[: self.max_length]
+            self.report.truncated += 1
+        self.report.count(len(ids), tokens.straddles)
+        problem = self.problems.setdefault(record.problem_id, len(self.problems))
+        reward = nan if record.is_correct is None else float(record.is_correct)
+        return Row(np.asarray(ids, dtype=np.int32), start, problem, reward, record.difficulty, record.problem_id)
+
+    def check_any(self) -> None:
+        """Raise `DataError` if no row was made."""
+        if not self.report.rows:
+            left_out = self.report.dropped_long
+            raise DataError(f"no rows left: all {left_out:,} are longer than data.max_length = {self.max_length}")
+
+
 def encode(
     records: Sequence[Record], tokenizer: Any, *, template: str, max_length: int, on_long_row: str = "truncate"
 ) -> tuple[list[Row], TextReport]:
@@ -89,35 +175,10 @@ def encode(
     Raises:
         DataError: a row too long (`error`), no response token in it or left of it, or no row left at all.
     """
-    prompts = [template.format(prompt=record.prompt) for record in records]
-    texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
-    encoded = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
-    before, after = bos(tokenizer), [tokenizer.eos_token_id]
-    problems: dict[str, int] = {}
-    rows: list[Row] = []
-    report = TextReport()
-    for i, record in enumerate(records):
-        ids, offsets = [*before, *encoded["input_ids"][i], *after], encoded["offset_mapping"][i]
-        first = _boundary(offsets, len(prompts[i]))
-        if first is None:
-            raise DataError(f"problem {record.problem_id!r}: the tokenizer makes no token of {record.response!r:.60}")
-        start = first + len(before)
-        if len(ids) > max_length:
-            if on_long_row == "drop":
-                report.dropped_long += 1
-                continue
-            _check_cut(record, len(ids), start, max_length, on_long_row)
-            ids = ids[:max_length]
-            report.truncated += 1
-        report.straddling += offsets[first][0] < len(prompts[i])
-        problem = problems.setdefault(record.problem_id, len(problems))
-        reward = float("nan") if record.is_correct is None else float(record.is_correct)
-        rows.append(Row(np.asarray(ids, dtype=np.int32), start, problem, reward, record.difficulty, record.problem_id))
-    if not rows:
-        raise DataError(f"no rows left: all {len(records):,} are longer than data.max_length = {max_length}")
-    report.rows, report.tokens = len(rows), sum(len(row.tokens) for row in rows)
-    report.longest = max(len(row.tokens) for row in rows)
-    return rows, report
+    encoder = Encoder(tokenizer, template=template, max_length=max_length, on_long_row=on_long_row)
+    made = [encoder.row(*pair) for pair in zip(records, encoder.tokens(records), strict=True)]
+    encoder.check_any()
+    return [row for row in made if row is not None], encoder.report
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -132,7 +193,7 @@ def bos(tokenizer: Any) -> list[int]:
     return special[:1] if special and special[0] == tokenizer.bos_token_id else []
 
 
-def _boundary(offsets: list[tuple[int, int]], prompt_length: int) -> int | None:
+def _boundary(offsets: Offsets, prompt_length: int) -> int | None:
     """Index of the first token that holds a response character; None if no token does."""
     return next((i for i, (_, end) in enumerate(offsets) if end > prompt_length), None)
 

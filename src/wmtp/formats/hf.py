@@ -206,6 +206,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
+def backend_fingerprint(tokenizer: Any) -> str:
+    """sha256 over all that decides which ids a text becomes: vocabulary, merges, rules, BOS and EOS."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
+    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("")["input_ids"]]
+    return hashlib.sha256(json.dumps([rules, ends], sort_keys=True).encode()).hexdigest()
+
+
 def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:
     """Raise `ModelError` unless every id means the same token in both; names the first that does not."""
     ours, theirs = policy.get_vocab(), other.get_vocab()

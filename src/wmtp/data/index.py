@@ -1,0 +1,257 @@
+"""Where each row of a records file is, and what sampling must know of it, so that rows are read by position.
+
+The index of a file is a folder of columns: per row the offset and size of its line, the line's CRC-32, its problem,
+`is_correct`, `difficulty`, and the characters of prompt and response; and the problems' names. It belongs to one
+content: opening it compares size and, where the file was touched since, the SHA-256 of the whole; reading compares
+every line with its CRC. Records that are not in our own schema are made so first (`wmtp data prepare`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmtp.data.columns import ColumnWriter, append_texts, new_folder, open_folder, text_at
+from wmtp.data.records import BadRow, Record, parse
+from wmtp.data.sampling import UNKNOWN, Integers, RowFacts
+from wmtp.data.sources import MAX_LINE_BYTES, decode_line
+from wmtp.data.stored import blocks
+from wmtp.errors import DataError
+from wmtp.storage import sha256_file
+
+KIND, VERSION = "index of records", 1
+MAX_DIFFICULTY = 2**31 - 1
+_COLUMNS = {
+    "offset": np.int64,
+    "size": np.int32,
+    "crc": np.uint32,
+    "problem": np.int32,
+    "correct": np.int8,
+    "difficulty": np.int32,
+    "prompt": np.int32,
+    "response": np.int32,
+}
+
+
+def default_folder(path: Path) -> Path:
+    """Where the index of a file is unless somebody says otherwise: beside it."""
+    return path.with_name(f"{path.name}.index")
+
+
+def build_index(path: Path, out: Path) -> dict[str, Any]:
+    """Read a records file once and write its index; what is in it, as counts.
+
+    Holds some 200 bytes for every problem, and nothing for rows.
+
+    Raises:
+        DataError: no plain JSON Lines, or a row that is no record; with file and line.
+        UsageError: `out` is there and is no index.
+    """
+    state = _state(path)
+    with new_folder(out, KIND) as writer:
+        digest, problems = hashlib.sha256(), _Problems(writer)
+        counts = {"rows": 0, "correct": 0, "incorrect": 0, "unlabelled": 0}
+        for block in blocks(_lines(path, digest, problems)):
+            columns = np.array(block, np.int64).T
+            for (name, kind), column in zip(_COLUMNS.items(), columns, strict=True):
+                writer.append(name, column.astype(kind))
+            labels = np.bincount(columns[list(_COLUMNS).index("correct")] - UNKNOWN, minlength=3)
+            for name, count in zip(("unlabelled", "incorrect", "correct"), labels.tolist(), strict=True):
+                counts[name] += count
+            counts["rows"] += len(block)
+        if not counts["rows"]:
+            raise DataError(f"{path} has no rows")
+        if _state(path) != state:
+            raise DataError(f"{path} was written to while it was read; run it again when it is complete")
+        about = {"kind": KIND, "version": VERSION, **state, "sha256": digest.hexdigest()}
+        counts["problems"] = problems.finish()
+        writer.finish(about | counts)
+    return counts
+
+
+class Index:
+    """An index and its file, open for reading.
+
+    Args:
+        path: of the records.
+        folder: of the index; default beside the records.
+
+    Raises:
+        DataError: no index, a damaged one, or one of another file or content.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
+        self.path, self.folder = path, folder or default_folder(path)
+        self._columns = open_folder(self.folder, KIND, VERSION, f"make it with: wmtp data index {path}")
+        self._arrays = self._columns.arrays
+        self._check()
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return len(self._arrays["offset"])
+
+    @property
+    def sha256(self) -> str:
+        """Of the records file."""
+        return str(self._columns.about["sha256"])
+
+    @cached_property
+    def facts(self) -> RowFacts:
+        """Of all rows, lengths in characters."""
+        arrays = self._arrays
+        lengths = arrays["prompt"] + arrays["response"]
+        return RowFacts(arrays["problem"], arrays["correct"], arrays["difficulty"], lengths, arrays["response"])
+
+    def name(self, problem: int) -> str:
+        """Of a problem."""
+        return text_at(self._arrays, "name", problem)
+
+    def names(self) -> Iterator[str]:
+        """Of all problems, by number."""
+        return map(self.name, range(len(self._arrays["name_end"])))
+
+    def read(self, rows: Sequence[int] | Integers) -> Iterator[Record]:
+        """The records of some rows, counted from 0, in the order asked for; each is read by itself.
+
+        Raises:
+            DataError: a line is not what was indexed.
+        """
+        places = np.asarray(rows, np.int64)
+        columns = [self._arrays[name][places].tolist() for name in ("offset", "size", "crc")]
+        for row, offset, size, crc in zip(places.tolist(), *columns, strict=True):
+            line = os.pread(self._descriptor, size, offset)
+            if crc32(line) != crc:
+                raise DataError(
+                    f"row {row} of {self.path}, at byte {offset}, is not what it was when {self.folder} was made; make "
+                    f"the index anew: wmtp data index {self.path}"
+                )
+            yield parse(decode_line(line))
+
+    def _check(self) -> None:
+        about, now = self._columns.about, _state(self.path)
+        remedy = f"make the index anew: wmtp data index {self.path}"
+        if now["bytes"] != about["bytes"]:
+            raise DataError(
+                f"{self.folder} is the index of a file of {about['bytes']:,} bytes; {self.path} has {now['bytes']:,}; "
+                f"{remedy}"
+            )
+        if now["mtime_ns"] != about["mtime_ns"] and sha256_file(self.path) != about["sha256"]:
+            raise DataError(f"{self.folder} is the index of another content than {self.path} has now; {remedy}")
+
+
+class _Problems:
+    """Numbers for problems, in the order in which they come; names go to the disk at once."""
+
+    def __init__(self, writer: ColumnWriter) -> None:
+        self._writer, self._numbers, self._waiting = writer, dict[bytes, int](), list[str]()
+
+    def number(self, name: str) -> int:
+        """Of a problem, old or new."""
+        key = blake2b(name.encode(), digest_size=16).digest()  # a name may be a whole prompt
+        if key not in self._numbers:
+            self._numbers[key] = len(self._numbers)
+            self._waiting.append(name)
+            if len(self._waiting) == 4096:
+                self._write()
+        return self._numbers[key]
+
+    def finish(self) -> int:
+        """How many there are."""
+        self._write()
+        return len(self._numbers)
+
+    def _write(self) -> None:
+        append_texts(self._writer, "name", self._waiting)
+        self._waiting = []
+
+
+def _state(path: Path) -> dict[str, int]:
+    try:
+        status = path.stat()
+    except OSError as problem:
+        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[int, ...]]:
+    """The columns of each row; `digest` is given every byte."""
+    try:
+        with path.open("rb") as file:
+            _require_lines(path, file.read(4096))
+            file.seek(0)
+            number, offset = 0, 0
+            while line := file.readline(MAX_LINE_BYTES):
+                number += 1
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    raise DataError(f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes")
+                digest.update(line)
+                if line.strip():
+                    yield (offset, len(line), crc32(line), *_row(path, number, line, problems))
+                offset += len(line)
+    except OSError as problem:
+        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+
+
+def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[int, int, int, int, int]:
+    try:
+        record = parse(decode_line(line))
+        if record.difficulty > MAX_DIFFICULTY:
+            raise BadRow(f"field 'difficulty' must be at most {MAX_DIFFICULTY:,} for an index, got {record.difficulty}")
+    except BadRow as problem:
+        raise DataError(
+            f"{path}:{number}: {problem}\n(an index needs records in our own schema; make them with: wmtp data prepare)"
+        ) from problem
+    correct = UNKNOWN if record.is_correct is None else int(record.is_correct)
+    lengths = len(record.prompt), len(record.response)
+    return problems.number(record.problem_id), correct, record.difficulty, *lengths
+
+
+def _require_lines(path: Path, start: bytes) -> None:
+    """Raise `DataError` unless rows can be found again by their position."""
+    if start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+        raise DataError(
+            f"{path} is compressed: what is in the middle cannot be read without all that comes before it; unpack it "
+            "before it is indexed"
+        )
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start and not text.startswith(b"{"):
+        raise DataError(
+            f"{path} is not JSON Lines: one object per line was expected, got {text[:20]!r}; make records with: "
+            "wmtp data prepare"
+        )
+
+
+def describe(index: Index) -> dict[str, Any]:
+    """Figures of an index beyond its counts: problems with both kinds of responses, and difficulties."""
+    facts = index.facts
+    size = int(facts.problem_R.max()) + 1
+    both = [np.bincount(facts.problem_R[facts.correct_R == label], minlength=size) for label in (1, 0)]
+    levels, counts = _counted(facts.difficulty_R)
+    return {
+        "problems_with_both": int(((both[0] > 0) & (both[1] > 0)).sum()),
+        "unique_pairs": int(np.minimum(*both).sum()),
+        "difficulties": dict(zip(map(str, levels), counts, strict=True)),
+    }
+
+
+def _counted(values: NDArray[np.int32]) -> tuple[list[int], list[int]]:
+    levels, counts = np.unique(values, return_counts=True)
+    return levels.tolist(), counts.tolist()

@@ -1,0 +1,410 @@
+"""From a config to rows and the order of their batches.
+
+    whole file      every record is read and encoded, in memory or in `data.cache`; then the order is made
+    data.index      the order is made from the index; then the rows that the run will train on are read by position
+
+Either way the order is a pure function of the data, the config and the step. No rank asks another: where rows come
+from `data.cache`, whoever comes first makes them and the others wait for its lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmtp.arms import scheduled
+from wmtp.config import Config, CriticConfig, GRPOConfig, SourceConfig, ValueObjectiveConfig
+from wmtp.data.batches import Batches, items_per_batch
+from wmtp.data.cache import cached_rows, code_version
+from wmtp.data.columns import Columns, ColumnWriter
+from wmtp.data.facts import facts_of
+from wmtp.data.groups import GroupCounts, Groups, require_mixed, with_groups
+from wmtp.data.index import Index
+from wmtp.data.orders import DifficultyBin, Mixed, Order, Sequential, Shuffled
+from wmtp.data.records import Record
+from wmtp.data.sampling import UNKNOWN, Integers, Kind, RowFacts, Selection
+from wmtp.data.sources import SourceReport, stream_records
+from wmtp.data.stored import StoredRows, write_problems, write_rows
+from wmtp.data.text import Encoder, Row, check_template
+from wmtp.data.tokenising import with_tokens
+from wmtp.errors import DataError
+from wmtp.formats.hf import backend_fingerprint
+from wmtp.storage import resolve, sha256_file
+
+
+@dataclass
+class Data:
+    """Rows of a run, and what reading them has to say."""
+
+    train: Batches
+    validation: Batches | None
+    fingerprint: str
+    """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those of training, then those held out."""
+        return [*self.train.rows, *(self.validation.rows if self.validation is not None else ())]
+
+
+def build_data(config: Config, tokenizer: Any) -> Data:
+    """Read, split, encode and order the rows.
+
+    Raises:
+        DataError: a file, an index or a row that is wrong, or rows that the objective cannot use.
+        ConfigError: a template that is none.
+    """
+    check_template(config.data.template)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if config.data.index is None:
+        rows = _rows(config, tokenizer, [_Side(config, name) for name in _sides(config)])
+        order, place_R = order_of(config, facts_of(rows.train)), None
+    else:
+        with Index(resolve(config.data.train.path), resolve(config.data.index)) as index:
+            plan = _Plan(config, index)
+            rows = _rows(config, tokenizer, plan.sides())
+            order, place_R = plan.order, plan.place_R
+    _check_rows(config, rows.train)
+    batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
+    held_out = None
+    if len(rows.validation):
+        facts = facts_of(rows.validation)
+        _check_rows(config, rows.validation)
+        items = Selection(facts, _held_out_kind(config, facts, rows)).items(0)
+        sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
+        held_out = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
+    return Data(batches, held_out, rows.fingerprint, rows.notes)
+
+
+def number_of_steps(config: Config, batches_per_epoch: int) -> int:
+    """Optimiser steps of the run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    epochs = config.train.epochs or 0.0
+    return max(1, round(epochs * batches_per_epoch))
+
+
+# Which rows are trained on, and when
+
+
+def order_of(config: Config, facts: RowFacts) -> Order:
+    """The order of training batches over rows of which these are the facts.
+
+    Raises:
+        DataError: nothing can be selected.
+    """
+    sampling, seed = config.data.sampling, config.train.seed
+    kind: Kind = sampling.pairs if _in_pairs(config) else "rows"
+    selection = Selection(facts, kind, sampling.max_per_problem, seed)
+    per_batch = items_per_batch(config.train.batch_size, 1 if kind == "rows" else 2)
+    bins = sampling.difficulty
+    if bins is None:
+        return Shuffled(selection.items, facts.length_R, per_batch, seed)
+
+    def mixed(steps: int) -> Mixed:
+        parts = [DifficultyBin(*b.levels, scheduled(b.weight, steps)) for b in bins]
+        return Mixed(selection.items, facts.length_R, facts.levels(), parts, per_batch, seed)
+
+    return mixed(number_of_steps(config, len(mixed(1))))
+
+
+def rows_used(order: Order, steps: int, rows: int) -> Integers:
+    """The rows that the first `steps` batches are made of, in order."""
+    used = np.zeros(rows, bool)
+    for number in range(steps):
+        used[order.items(number)] = True
+        if number % len(order) == len(order) - 1 and used.all():
+            break
+    return np.flatnonzero(used)
+
+
+def _in_pairs(config: Config) -> bool:
+    """Whether rows are trained on as (correct, incorrect) pairs."""
+    return isinstance(config.objective, ValueObjectiveConfig) and config.objective.pairs
+
+
+def _held_out_kind(config: Config, facts: RowFacts, rows: _Rows) -> Kind:
+    """Pairs or rows; a critic's held-out rows come as pairs wherever they can, so that they have a pair accuracy.
+
+    Raises:
+        DataError: a critic would be judged by problems that it is trained on.
+    """
+    if not isinstance(config.objective, ValueObjectiveConfig):
+        return "rows"
+    seen = {row.name for row in rows.train} & {row.name for row in rows.validation}
+    if seen:
+        raise DataError(
+            f"data.validation shares {len(seen):,} problems with data.train, the first is {min(seen)!r}: a critic is "
+            "judged by problems it has not seen; split by problem, or set data.validation_fraction"
+        )
+    sizes = (config.train.batch_size, config.train.micro_batch_size or 2)
+    mixed = np.intersect1d(facts.problem_R[facts.correct_R == 1], facts.problem_R[facts.correct_R == 0])
+    if len(mixed) and not any(size % 2 for size in sizes):
+        return "cycled"
+    if config.checkpoint.select == "best":
+        raise DataError(
+            "checkpoint.select = best goes by held-out pairs, but there are none: it takes a held-out problem with a "
+            "response whose is_correct is true and one whose is false, and even train.batch_size and micro_batch_size"
+        )
+    return "cycled" if _in_pairs(config) else "rows"
+
+
+def _check_rows(config: Config, rows: Sequence[Row]) -> None:
+    """Raise `DataError` if the objective cannot use the rows."""
+    facts = facts_of(rows)
+    if isinstance(config.objective, ValueObjectiveConfig):
+        if not _in_pairs(config):
+            _require_labels(facts, f"objective.loss = {config.objective.loss}")
+        return
+    for scheme in config.schemes:
+        if isinstance(scheme, CriticConfig):
+            _require_prompts(facts)
+            if scheme.terminal == "reward":
+                _require_labels(facts, "objective.weighting.terminal = reward")
+        if isinstance(scheme, GRPOConfig):
+            _require_labels(facts, "objective.weighting.scheme = grpo")
+
+
+def _require_prompts(facts: RowFacts) -> None:
+    merged = int((facts.response_R == facts.length_R).sum())
+    if merged:
+        raise DataError(
+            f"{merged:,} rows start with a response token: their prompt merges into it and there is no BOS, so the "
+            "state before the response has no value; end data.template with a newline, or use a tokenizer with a BOS"
+        )
+
+
+def _require_labels(facts: RowFacts, who: str) -> None:
+    unlabelled = int((facts.correct_R == UNKNOWN).sum())
+    if unlabelled:
+        raise DataError(f"{who} needs is_correct on every row; {unlabelled:,} of {len(facts):,} rows have none")
+
+
+# Records
+
+
+def held_out(problem_id: str, fraction: float | None, seed: int) -> bool:
+    """Whether a problem is held out for validation, all its rows with it: the hash of (seed, its id) says."""
+    if fraction is None:
+        return False
+    digest = hashlib.sha256(f"{seed}\0{problem_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _sides(config: Config) -> list[str]:
+    has_validation = config.data.validation is not None or config.data.validation_fraction is not None
+    return ["train", "validation"] if has_validation else ["train"]
+
+
+class _Side:
+    """The records of one side, training or validation, as a file gives them."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        own = config.data.validation if name == "validation" else None
+        self.config, self.name = config, name
+        self.source: SourceConfig = own or config.data.train
+        self.role = "validation" if own is not None else "train"
+        self.is_held_out = self.name != self.role
+        self.notes: list[str] = []
+        self.groups: Groups = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which records these are."""
+        source = self.source
+        return {
+            "file": sha256_file(resolve(source.path)), "role": self.role, "split": source.split,
+            "fields": source.fields,
+        }  # fmt: skip
+
+    def records(self) -> Iterator[Record]:
+        """Those that take part; `groups` and `notes` are there when all have come.
+
+        Raises:
+            DataError: the file or a row is wrong, or nothing is left.
+        """
+        data, path, counts, kept, own = self.config.data, resolve(self.source.path), GroupCounts(), 0, 0
+        report = SourceReport(str(path))
+        for record in stream_records(
+            path, report, role=self.role, split=self.source.split, fields=self.source.fields,
+            on_bad_row=data.on_bad_row,
+        ):  # fmt: skip
+            if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
+                continue
+            own += 1
+            counts.add(record.problem_id, record.is_correct)
+            if self.config.solutions == "all" or record.is_correct is not False:
+                kept += 1
+                yield record
+        check_kept(self.config, own, report.kept - own, kept, self.is_held_out)
+        self.groups, self.notes = counts.groups(), self._notes(report, own)
+
+    def _notes(self, report: SourceReport, own: int) -> list[str]:
+        if self.is_held_out:
+            return [f"held out {own:,} rows whose problems are not trained on"]
+        return [f"{self.role}: {report.summary()}"]
+
+
+def check_kept(config: Config, own: int, others: int, kept: int, is_held_out: bool = False) -> None:
+    """Raise `DataError` if a side has no rows: `own` are on it, of which `kept` take part, `others` on the other."""
+    if not own:
+        train, validation = (others, own) if is_held_out else (own, others)
+        fraction = config.data.validation_fraction
+        raise DataError(
+            f"data.validation_fraction = {fraction} leaves {train} training and {validation} validation rows"
+        )
+    if not kept:
+        raise DataError("no rows left: all of them have is_correct = false (data.solutions=all would keep them)")
+
+
+class _IndexedSide:
+    """Records of one side that are read by their position."""
+
+    def __init__(self, index: Index, name: str, rows: Integers, groups: Groups, note: str) -> None:
+        self.index, self.name, self._rows = index, name, rows
+        self.groups, self.notes = groups, [note]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which records these are."""
+        return {"file": self.index.sha256, "rows": hashlib.sha256(self._rows.tobytes()).hexdigest()}
+
+    def records(self) -> Iterator[Record]:
+        """One after another."""
+        return self.index.read(self._rows)
+
+
+class _Plan:
+    """What a run reads of an indexed file, known before any of it is read."""
+
+    def __init__(self, config: Config, index: Index) -> None:
+        self.config, self.index = config, index
+        facts, fraction = index.facts, config.data.validation_fraction
+        names = index.names() if fraction is not None else ()
+        out_P = np.fromiter((held_out(name, fraction, config.train.seed) for name in names), bool)
+        self._held_R = out_P[facts.problem_R] if fraction is not None else np.zeros(len(facts), bool)
+        taking_part = self._taking_part()
+        candidates = np.flatnonzero(taking_part & ~self._held_R)
+        held = int(self._held_R.sum())
+        check_kept(config, len(facts) - held, held, len(candidates))
+        self.order = order_of(config, facts.take(candidates))
+        steps = number_of_steps(config, len(self.order))
+        used = rows_used(self.order, steps, len(candidates))
+        self.train = candidates[used]
+        self.validation = np.flatnonzero(taking_part & self._held_R)
+        self.place_R = np.full(len(candidates), -1, np.int64)
+        self.place_R[used] = np.arange(len(used))
+
+    def sides(self) -> list[_Side | _IndexedSide]:
+        """Training, and validation where the run has one."""
+        size = len(self.index)
+        note = f"train: {self.index.path}: {len(self.train):,} of {size:,} rows are trained on, read by position"
+        sides: list[_Side | _IndexedSide] = [
+            _IndexedSide(self.index, "train", self.train, self._groups(self.train, ~self._held_R), note)
+        ]
+        if self.config.data.validation is not None:
+            sides.append(_Side(self.config, "validation"))
+        elif self.config.data.validation_fraction is not None:
+            held = int(self._held_R.sum())
+            check_kept(self.config, held, size - held, len(self.validation), is_held_out=True)
+            note = f"held out {held:,} rows whose problems are not trained on"
+            groups = self._groups(self.validation, self._held_R)
+            sides.append(_IndexedSide(self.index, "validation", self.validation, groups, note))
+        return sides
+
+    def _taking_part(self) -> NDArray[np.bool_]:
+        if self.config.solutions == "all":
+            return np.ones(len(self.index), bool)
+        return np.asarray(self.index.facts.correct_R != 0)
+
+    def _groups(self, rows: Integers, side_R: NDArray[np.bool_]) -> Groups:
+        """Of the problems of these rows, over all labelled rows of their side, read or not."""
+        facts = self.index.facts
+        labelled = side_R & (facts.correct_R != UNKNOWN)
+        size = int(facts.problem_R.max()) + 1
+        count_P = np.bincount(facts.problem_R[labelled], minlength=size)
+        right_P = np.bincount(facts.problem_R[side_R & (facts.correct_R == 1)], minlength=size)
+        problems = [p for p in np.unique(facts.problem_R[rows]).tolist() if count_P[p]]
+        shares = {self.index.name(p): int(right_P[p]) / int(count_P[p]) for p in problems}
+        return {name: (share, sqrt(share * (1 - share))) for name, share in shares.items()}
+
+
+# Rows
+
+
+@dataclass
+class _Rows:
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    fingerprint: str
+    notes: list[str]
+
+
+def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide]) -> _Rows:
+    """The rows of all sides, encoded."""
+    data = config.data
+    encoders = {
+        side.name: Encoder(tokenizer, template=data.template, max_length=data.max_length, on_long_row=data.on_long_row)
+        for side in sides
+    }
+
+    def encoded(side: _Side | _IndexedSide) -> Iterator[Row]:
+        encoder = encoders[side.name]
+        for record, tokens in with_tokens(side.records(), encoder, data.workers if data.cache else 0):
+            row = encoder.row(record, tokens)
+            if row is not None:
+                yield row
+        encoder.check_any()
+
+    def notes() -> list[str]:
+        read = [note for side in sides for note in side.notes]
+        return [*read, *(f"{name}: {encoder.report.summary()}" for name, encoder in encoders.items())]
+
+    def check(rows: Sequence[Row]) -> None:
+        if any(isinstance(scheme, GRPOConfig) for scheme in config.schemes):
+            require_mixed(rows)
+
+    if data.cache is None:
+        made = {side.name: with_groups(list(encoded(side)), side.groups) for side in sides}
+        check(made["train"])
+        both = made["train"], made.get("validation", [])
+        return _Rows(*both, fingerprint(*both), notes())
+    key = {
+        "code": code_version(), "tokenizer": backend_fingerprint(tokenizer), "template": data.template,
+        "max_length": data.max_length, "on_long_row": data.on_long_row, "on_bad_row": data.on_bad_row,
+        "solutions": config.solutions, "validation_fraction": data.validation_fraction,
+        "seed": config.train.seed if data.validation_fraction is not None else None,
+        "sides": {side.name: side.identity() for side in sides},
+    }  # fmt: skip
+
+    def write(writer: ColumnWriter) -> dict[str, Any]:
+        for side in sides:
+            write_rows(writer, f"{side.name}.", encoded(side))
+            write_problems(writer, f"{side.name}.", list(encoders[side.name].problems), side.groups)
+        return {"fingerprint": fingerprint(*_both(writer.columns())), "notes": notes()}
+
+    columns, is_new = cached_rows(resolve(data.cache), key, write)
+    train, validation = _both(columns)
+    check(train)
+    about = f"data.cache: rows {'written to' if is_new else 'found in'} {resolve(data.cache)}"
+    return _Rows(train, validation, columns.about["fingerprint"], [*columns.about["notes"], about])
+
+
+def _both(columns: Columns) -> tuple[StoredRows, StoredRows]:
+    return StoredRows(columns, "train."), StoredRows(columns, "validation.")
+
+
+def fingerprint(*row_sets: Sequence[Row]) -> str:
+    """sha256 over ids, response starts, rewards and groups of all rows in order."""
+    digest = hashlib.sha256()
+    for rows in row_sets:
+        digest.update(len(rows).to_bytes(8, "little"))
+        for row in rows:
+            digest.update(f"{len(row.tokens)} {row.response_start} {row.problem} {row.reward} {row.group}".encode())
+            digest.update(row.tokens.tobytes())
+    return digest.hexdigest()
