@@ -186,7 +186,12 @@ def build_data(config: Config, tokenizer: Any) -> Data:
 
 def _records(config: Config, source: SourceConfig, role: str, notes: list[str]) -> list[Record]:
     records, report = read_records(
-        resolve(source.path), role=role, split=source.split, fields=source.fields, on_bad_row=config.data.on_bad_row
+        resolve(source.path),
+        role=role,
+        split=source.split,
+        fields=source.fields,
+        on_bad_row=config.data.on_bad_row,
+        allow_evaluation=config.data.allow_evaluation_data,
     )
     notes.append(f"{role}: {report.summary()}")
     return records

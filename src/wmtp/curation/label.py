@@ -13,7 +13,8 @@ from wmtp.curation.writing import Made, Report, RowFile, in_order
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import WmtpError
-from wmtp.sandbox import FunctionTests, Limits, Requirement, Sandbox, Verdict
+from wmtp.record_tests import limits_of, tests_of
+from wmtp.sandbox import Limits, Requirement, Sandbox, Verdict
 from wmtp.storage import sha256_file
 
 
@@ -52,9 +53,10 @@ def label(
     with Sandbox(require=require, limits=limits) as sandbox:
 
         def one(record: Record) -> Made:
-            if not record.tests:
+            tests = tests_of(record)
+            if tests is None:
                 return Made([record.row()])
-            verdict = sandbox.run(record.response, FunctionTests(record.tests))
+            verdict = sandbox.run(record.response, tests, limits_of(record, limits))
             if verdict.status == "sandbox_error":
                 raise WmtpError(f"{record.problem_id}: {verdict.reason}. What is done is kept; run it again to go on")
             report(f"{record.problem_id}: {verdict.status}")

@@ -89,8 +89,8 @@ def encode(
     Raises:
         DataError: a row too long (`error`), no response token in it or left of it, or no row left at all.
     """
-    prompts = [template.format(prompt=record.prompt) for record in records]
-    texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
+    rendered = [render(record, tokenizer, template) for record in records]
+    prompts, texts = [prompt for prompt, _ in rendered], [prompt + response for prompt, response in rendered]
     encoded = tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
     before, after = bos(tokenizer), [tokenizer.eos_token_id]
     problems: dict[str, int] = {}
@@ -118,6 +118,35 @@ def encode(
     report.rows, report.tokens = len(rows), sum(len(row.tokens) for row in rows)
     report.longest = max(len(row.tokens) for row in rows)
     return rows, report
+
+
+def render(record: Record, tokenizer: Any, template: str) -> tuple[str, str]:
+    """The texts of prompt and response, without BOS and EOS.
+
+    A conversation is rendered by the tokenizer's own chat template, and `template` is not put around it. What the chat
+    template closes an answer with belongs to the response, so that it is learned.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or one that does not render this conversation.
+    """
+    if not record.messages:
+        return template.format(prompt=record.prompt), record.response
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            f"problem {record.problem_id!r:.60} is a conversation, and the tokenizer has no chat template; use a chat "
+            "model's tokenizer, or map the text with data.*.fields"
+        )
+    given = [dict(message) for message in record.messages]
+    answered = [*given, {"role": "assistant", "content": record.response}]
+    try:
+        before: str = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    except Exception as problem:
+        raise DataError(f"problem {record.problem_id!r:.60}: the chat template refuses it: {problem}") from problem
+    response = whole[len(before) :].rstrip().removesuffix(tokenizer.eos_token)
+    if not whole.startswith(before) or record.response.strip() not in response:
+        raise DataError(f"problem {record.problem_id!r:.60}: the chat template does not end with prompt and response")
+    return before.removeprefix(tokenizer.bos_token) if bos(tokenizer) else before, response
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
