@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from wmtp.curation.writing import Made, Report, RowFile, in_order
+from wmtp.curation.writing import Made, Report, RowFile, in_order, source_sha256
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import WmtpError
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Verdict
-from wmtp.storage import sha256_file
 
 
 def label(
@@ -43,7 +42,7 @@ def label(
     """
     limits = limits or Limits()
     about = {
-        "source_sha256": sha256_file(source),
+        "source_sha256": source_sha256(source),
         "fields": dict(fields or {}),
         "split": split,
         "limits": asdict(limits),

@@ -13,14 +13,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from wmtp.curation.writing import Made, Report, RowFile, in_order
+from wmtp.curation.writing import Made, Report, RowFile, in_order, source_sha256
 from wmtp.data.mutate import Mutant, mutants, normalize
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Tests, Verdict
-from wmtp.storage import sha256_file
 
 TRIES = 12
 """Programs that are run for each wrong one that is wanted, at most."""
@@ -57,7 +56,7 @@ def mutate(
         raise UsageError(f"variants must be at least 1, got {variants}")
     limits = limits or Limits()
     about = {
-        "source_sha256": sha256_file(source), "fields": dict(fields or {}), "split": split, "variants": variants,
+        "source_sha256": source_sha256(source), "fields": dict(fields or {}), "split": split, "variants": variants,
         "seed": seed, "limits": asdict(limits),
     }  # fmt: skip
     file = RowFile(out, about)

@@ -15,13 +15,12 @@ from typing import Any
 
 from wmtp.curation.duplicates import ExactDuplicates, NearDuplicates
 from wmtp.curation.overlap import Overlap, benchmark_records
-from wmtp.curation.writing import Made, Report, RowFile
+from wmtp.curation.writing import Made, Report, RowFile, source_sha256
 from wmtp.data.containers import MAX_LINE_BYTES
 from wmtp.data.problem_files import read_problems
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import UsageError
-from wmtp.storage import sha256_file
 
 LONGEST = MAX_LINE_BYTES // 2
 """Bytes of a record as JSON: what is found out about it later must fit beside it in a line that can be read."""
@@ -67,11 +66,11 @@ class Plan:
     def about(self, sources: Sequence[Path]) -> dict[str, Any]:
         """What a file is made from, for `RowFile`."""
         return {
-            "sources_sha256": [sha256_file(path) for path in sources],
+            "sources_sha256": [source_sha256(path) for path in sources],
             "fields": dict(self.fields or {}),
             "split": self.split,
-            "problems_sha256": sha256_file(self.problems) if self.problems else None,
-            "against_sha256": [sha256_file(path) for path in self.against],
+            "problems_sha256": source_sha256(self.problems) if self.problems else None,
+            "against_sha256": [source_sha256(path) for path in self.against],
             "near": self.near,
             "max_solutions": self.max_solutions,
             "max_cases": self.max_cases,

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from wmtp.errors import UsageError, WmtpError
-from wmtp.storage import drop_torn_line, fsync_folder, write_atomic
+from wmtp.errors import DataError, UsageError, WmtpError
+from wmtp.storage import drop_torn_line, fsync_folder, sha256_file, write_atomic
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,6 +38,18 @@ class Made:
     """Why it gave nothing."""
     name: str = ""
     """For the report, where it was dropped."""
+
+
+def source_sha256(path: Path) -> str:
+    """What tells whether a source is still the same.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return sha256_file(path)
+    except WmtpError as error:
+        raise DataError(str(error)) from error
 
 
 class RowFile:
