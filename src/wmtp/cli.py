@@ -403,15 +403,66 @@ def evaluate(
 
 
 data = typer.Typer(
-    help="Records: verdicts by running tests, wrong variants by mutation, an index.", no_args_is_help=True
+    help="Records: from data sets, verdicts by running tests, wrong variants by mutation, an index.",
+    no_args_is_help=True,
 )
 app.add_typer(data, name="data")
 
-Source = Annotated[str, typer.Option("--data", help="Records, or MBPP's file; JSON Lines or one array, gzip or not.")]
+Source = Annotated[str, typer.Option("--data", help="Records, or the file of a known data set.")]
 Out = Annotated[str, typer.Option(help="The file to write; must not be there. FILE.report.json comes with it.")]
 Split = Annotated[str | None, typer.Option(help="Only this official split; default: all rows.")]
 Require = Annotated[str, typer.Option(help="Isolation of programs: strong, best or none.")]
 CpuSeconds = Annotated[float, typer.Option("--cpu-s", help="CPU seconds of one program.")]
+
+
+@data.command()
+def prepare(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Data files; what they are, their rows say.")
+    ],
+    out: Out,
+    field: Annotated[
+        list[str] | None, typer.Option(help="OURS=THEIRS: a record's field and the sources'; may be given again.")
+    ] = None,
+    split: Split = None,
+    problems: Annotated[str | None, typer.Option(help="A file with statements and tests, by problem_id.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Leave out what shows this benchmark's problems; may be given again.")
+    ] = None,
+    near: Annotated[
+        float | None, typer.Option(help="Leave out near duplicates, from this similarity on (0.7 to 1).")
+    ] = None,
+    max_solutions: Annotated[
+        int | None, typer.Option(help="At most so many responses to a problem of each verdict.")
+    ] = None,
+    max_cases: Annotated[int | None, typer.Option(help="At most so many inputs and outputs of a record.")] = None,
+    on_bad_row: Annotated[str, typer.Option(help="error stops at the first, skip counts them.")] = "error",
+    as_json: AsJson = False,
+) -> None:
+    """One file of records from MBPP, CodeContests, instruction or chat data, or your own (docs/data.md).
+
+    Run it again after an interruption and it goes on. Example: wmtp data prepare mine.parquet --out records.jsonl
+    """
+    from wmtp.curation.prepare import Plan
+    from wmtp.curation.prepare import prepare as work
+    from wmtp.curation.tables import prepared_table
+    from wmtp.data.records import field_map
+    from wmtp.storage import resolve
+    from wmtp.terminal import Latest
+
+    plan = Plan(
+        fields=field_map(field or []),
+        split=split,
+        problems=resolve(problems) if problems is not None else None,
+        against=[resolve(path) for path in against or []],
+        near=near,
+        max_solutions=max_solutions,
+        max_cases=max_cases,
+        on_bad_row=on_bad_row,
+    )
+    with Latest(quiet=as_json) as report:
+        found = work([resolve(path) for path in sources], resolve(out), plan, report)
+    typer.echo(json.dumps(found)) if as_json else prepared_table(found, out)
 
 
 @data.command()

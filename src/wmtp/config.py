@@ -120,7 +120,18 @@ class ModelConfig(_Part):
         return source
 
 
-RecordField = Literal["problem_id", "prompt", "response", "is_correct", "difficulty", "tests", "source"]
+RecordField = Literal[
+    "problem_id",
+    "prompt",
+    "response",
+    "is_correct",
+    "difficulty",
+    "tests",
+    "cases",
+    "time_limit_s",
+    "messages",
+    "source",
+]
 
 
 class SourceConfig(_Part):
@@ -196,6 +207,8 @@ class DataConfig(_Part):
     max_length: Annotated[int, Field(ge=2)] = 1024
     """In tokens, EOS included."""
     on_bad_row: Literal["error", "skip"] = "error"
+    allow_evaluation_data: bool = False
+    """Without it, training on an official test split, and so on all of HumanEval, is refused."""
     on_long_row: Literal["truncate", "drop", "error"] = "truncate"
     sampling: SamplingConfig = SamplingConfig()
     index: Location | None = None

@@ -233,7 +233,7 @@ class _Side:
         report = SourceReport(str(path))
         for record in stream_records(
             path, report, role=self.role, split=self.source.split, fields=self.source.fields,
-            on_bad_row=data.on_bad_row,
+            on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
         ):  # fmt: skip
             if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
                 continue
@@ -318,9 +318,10 @@ class _Plan:
         return sides
 
     def _taking_part(self) -> NDArray[np.bool_]:
+        trainable_R = self.index.trainable_R
         if self.config.solutions == "all":
-            return np.ones(len(self.index), bool)
-        return np.asarray(self.index.facts.correct_R != 0)
+            return trainable_R
+        return np.asarray(trainable_R & (self.index.facts.correct_R != 0))
 
     def _groups(self, rows: Integers, side_R: NDArray[np.bool_]) -> Groups:
         """Of the problems of these rows, over all labelled rows of their side, read or not."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wmtp import devices
 from wmtp.config import Config
-from wmtp.data.batches import Batch, collate
+from wmtp.data.batches import Batch, collate, filler
 from wmtp.data.text import Row
 from wmtp.dataset import build_data
 from wmtp.distributed import Sharding, World, joined
@@ -161,7 +161,7 @@ def score_batches(job: Job, file: ScoreFile, todo: Sequence[int], world: World, 
         turn = todo[first : first + world.size]
         own = turn[world.rank] if world.rank < len(turn) else None
         batch = collate(job.rows, job.batches[turn[0] if own is None else own], job.pad_id)
-        scores = ask(job, batch if own is not None else batch.filler())
+        scores = ask(job, batch if own is not None else filler(1, job.pad_id))
         if own is not None:
             file.write(own, {name: _of_spans(job, own, scores_BTC) for name, scores_BTC in scores.items()})
         report(f"scored {first + len(turn):,} of {len(todo):,} batches")

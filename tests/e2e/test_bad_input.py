@@ -43,7 +43,7 @@ GOOD = b'{"prompt": "p", "response": "r"}\n'
     [
         (b'\xff\xfe{"prompt": "p"}\n', [":1:", "UTF-8", "byte 0"]),
         (GOOD + b'{"prompt": "p", "response": "\xff"}\n', [":2:", "UTF-8"]),
-        (b"", ["no usable rows", "0 of 0 rows"]),
+        (b"", ["no usable rows", "0 records of 0 rows"]),
         (b"\n\n", ["no usable rows"]),
         (GOOD + b'{"prompt": "p"}\n', [":2:", "'response' is missing"]),
         (GOOD + b'{"prompt": "p", "response": "  "}\n', [":2:", "'response' is blank"]),

@@ -94,6 +94,43 @@ def test_mutants_are_wrong_by_their_tests_and_say_where(source: Path, tmp_path: 
     assert json.loads(out)["verdict_differs_from_label"] == 0
 
 
+ADD = {
+    "problem_id": "add",
+    "prompt": "Print the sum of two numbers.",
+    "cases": [["1 2\n", "3\n"], ["5 5\n", "10"]],
+    "time_limit_s": 0.5,
+}
+PROGRAMS = {
+    "a, b = map(int, input().split())\nprint(a + b)": "passed",
+    "a, b = map(int, input().split())\nprint(a * b)": "wrong",
+    "while True: pass": "timeout",
+    "print(int('x'))": "error",
+}
+
+
+def test_programs_that_read_and_print_are_judged_by_their_cases_within_their_own_limit(
+    tmp_path: Path, wmtp_command: Command
+) -> None:
+    source = write(tmp_path / "rows.jsonl", [ADD | {"response": program} for program in PROGRAMS])
+    code, _, err = wmtp_command("data", "label", "--data", source, "--out", tmp_path / "out.jsonl")
+    assert code == 0, err
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["about"]["verdict"]["status"] for row in rows] == list(PROGRAMS.values())
+    assert [row["is_correct"] for row in rows] == [True, False, False, False]
+    assert "0.5 s" in rows[2]["about"]["verdict"]["reason"]
+    assert all(row["cases"] == ADD["cases"] for row in rows)
+
+
+def test_programs_that_read_and_print_have_wrong_variants_too(tmp_path: Path, wmtp_command: Command) -> None:
+    source = write(tmp_path / "rows.jsonl", [ADD | {"response": program} for program in PROGRAMS])
+    code, out, err = wmtp_command(
+        "data", "mutate", "--data", source, "--out", tmp_path / "out.jsonl", "--variants", 2, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["solutions_with_all_variants"] == 1
+    assert [row["is_correct"] for row in read(tmp_path / "out.jsonl")] == [True, False, False]
+
+
 @pytest.mark.parametrize("command", ["label", "mutate"])
 def test_a_file_that_was_cut_off_is_gone_on_with_to_the_same_end(
     source: Path, tmp_path: Path, wmtp_command: Command, command: str
@@ -138,12 +175,13 @@ def test_a_file_that_is_there_is_never_written_over(source: Path, tmp_path: Path
         (["label", "--cpu-s", "0"], "cpu_s must be a positive number"),
         (["mutate", "--variants", "0"], "variants must be at least 1"),
         (["mutate", "--split", "test"], "has no official splits"),
+        (["label", "--data", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
     ],
 )
 def test_wrong_usage_is_told(
     source: Path, tmp_path: Path, wmtp_command: Command, options: list[str], message: str
 ) -> None:
-    code, _, err = wmtp_command("data", *options, "--data", source, "--out", tmp_path / "out.jsonl")
+    code, _, err = wmtp_command("data", options[0], "--data", source, "--out", tmp_path / "out.jsonl", *options[1:])
     assert code == 2, err
     assert message in err
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from wmtp.data.kinds import MBPP_SPLITS
 from wmtp.data.records import Record
-from wmtp.data.sources import MBPP_SPLITS, SourceReport, read_records
+from wmtp.data.sources import SourceReport, read_records
 from wmtp.errors import DataError
 
 GOOD = b'{"prompt": "p", "response": "r"}'
@@ -90,7 +91,7 @@ def test_skipping_leaves_a_bad_row_out_and_counts_it(file: Path, row: bytes, mes
     assert (report.rows, report.kept, report.num_bad) == (3, 2, 1)
     assert report.bad[0].startswith(f"{file}:2: ")
     assert message in report.bad[0]
-    assert "2 of 3 rows; 1 bad rows skipped, the first: " in report.summary()
+    assert "2 records of 3 rows; 1 bad rows skipped, the first: " in report.summary()
 
 
 def test_twenty_messages_are_kept_and_every_bad_row_is_counted(file: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_line_of_a_megabyte_is_a_row_like_any_other(file: Path) -> None:
 
 
 def test_an_endless_line_is_refused_and_not_read_into_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wmtp.data.sources.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("wmtp.data.containers.MAX_LINE_BYTES", 1000)
     told = refused(file, GOOD + b"\n" + b"x" * 5000)
     assert f"{file}:2: a line longer than 1,000 bytes" in told
 
@@ -203,7 +204,7 @@ def test_rows_of_an_array_count_from_1(file: Path) -> None:
 def test_a_broken_array_is_an_error_with_the_line_whatever_the_policy(file: Path) -> None:
     for policy in ("error", "skip"):
         told = refused(file, b"[\n" + GOOD + b",\n{]", on_bad_row=policy)
-        assert told.startswith(f"{file}: not valid JSON")
+        assert told.startswith(f"{file}:2: not valid JSON")
         assert "line 3" in told
         assert str(file) in refused(file, b"[" * 10**5, on_bad_row=policy)
         assert str(file) in refused(file, b"[" + GOOD + b", 1" + b"0" * 10**4 + b"]", on_bad_row=policy)
@@ -221,7 +222,7 @@ def test_a_field_map_renames_and_leaves_the_rest_out(file: Path) -> None:
 
 def test_a_mapped_field_that_a_row_lacks_is_named_with_what_it_has(file: Path) -> None:
     told = refused(file, b'{"question": "p", "reply": "r"}', fields={"prompt": "question", "response": "answer"})
-    assert f"{file}:1: field 'answer' (from data.*.fields) is missing; the row has question, reply" in told
+    assert f"{file}:1: field 'answer' (from the field map) is missing; the row has question, reply" in told
 
 
 def test_a_mapped_value_is_checked_like_any_other(file: Path) -> None:
@@ -319,7 +320,7 @@ def test_an_unknown_split_is_refused_with_the_choices(file: Path) -> None:
 def test_training_on_mbpps_test_split_is_refused(file: Path) -> None:
     for policy in ("error", "skip"):
         told = refused(file, mbpp(task_id=11), split="test", on_bad_row=policy)
-        assert "MBPP's test split is for evaluation" in told
+        assert "mbpp's test split is for evaluation" in told
     records, _ = read(file, mbpp(task_id=11), split="test", role="validation")
     assert len(records) == 1
 

@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from wmtp.curation.writing import Made, Report, RowFile, in_order
+from wmtp.curation.writing import Made, Report, RowFile, in_order, source_sha256
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import WmtpError
-from wmtp.sandbox import FunctionTests, Limits, Requirement, Sandbox, Verdict
-from wmtp.storage import sha256_file
+from wmtp.record_tests import limits_of, tests_of
+from wmtp.sandbox import Limits, Requirement, Sandbox, Verdict
 
 
 def label(
@@ -42,7 +42,7 @@ def label(
     """
     limits = limits or Limits()
     about = {
-        "source_sha256": sha256_file(source),
+        "source_sha256": source_sha256(source),
         "fields": dict(fields or {}),
         "split": split,
         "limits": asdict(limits),
@@ -52,9 +52,10 @@ def label(
     with Sandbox(require=require, limits=limits) as sandbox:
 
         def one(record: Record) -> Made:
-            if not record.tests:
+            tests = tests_of(record)
+            if tests is None:
                 return Made([record.row()])
-            verdict = sandbox.run(record.response, FunctionTests(record.tests))
+            verdict = sandbox.run(record.response, tests, limits_of(record, limits))
             if verdict.status == "sandbox_error":
                 raise WmtpError(f"{record.problem_id}: {verdict.reason}. What is done is kept; run it again to go on")
             report(f"{record.problem_id}: {verdict.status}")

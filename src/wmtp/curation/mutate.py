@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from wmtp.curation.writing import Made, Report, RowFile, in_order
+from wmtp.curation.writing import Made, Report, RowFile, in_order, source_sha256
 from wmtp.data.mutate import Mutant, mutants, normalize
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import DataError, UsageError, WmtpError
-from wmtp.sandbox import FunctionTests, Limits, Requirement, Sandbox, Verdict
-from wmtp.storage import sha256_file
+from wmtp.record_tests import limits_of, tests_of
+from wmtp.sandbox import Limits, Requirement, Sandbox, Tests, Verdict
 
 TRIES = 12
 """Programs that are run for each wrong one that is wanted, at most."""
@@ -56,7 +56,7 @@ def mutate(
         raise UsageError(f"variants must be at least 1, got {variants}")
     limits = limits or Limits()
     about = {
-        "source_sha256": sha256_file(source), "fields": dict(fields or {}), "split": split, "variants": variants,
+        "source_sha256": source_sha256(source), "fields": dict(fields or {}), "split": split, "variants": variants,
         "seed": seed, "limits": asdict(limits),
     }  # fmt: skip
     file = RowFile(out, about)
@@ -64,7 +64,7 @@ def mutate(
     with Sandbox(require=require, limits=limits) as sandbox:
 
         def one(record: Record) -> Made:
-            made = _mutated(record, sandbox, variants, seed)
+            made = _mutated(record, sandbox, limits_of(record, limits), variants, seed)
             report(f"{record.problem_id}: {made.dropped or f'{len(made.rows) - 1} wrong variants'}")
             return made
 
@@ -73,24 +73,24 @@ def mutate(
     return file.finish(lambda made: _summary(made, variants) | {"isolation": isolation})
 
 
-def _mutated(record: Record, sandbox: Sandbox, variants: int, seed: int) -> Made:
+def _mutated(record: Record, sandbox: Sandbox, limits: Limits, variants: int, seed: int) -> Made:
+    tests = tests_of(record)
     if record.is_correct is False:
         return Made(dropped="labelled wrong", name=record.problem_id)
-    if not record.tests:
+    if tests is None:
         return Made(dropped="no tests", name=record.problem_id)
     try:
         correct = normalize(record.response)
     except DataError:
         return Made(dropped="not valid Python", name=record.problem_id)
-    tests = FunctionTests(record.tests)
-    verdict = _run(sandbox, record, correct, tests)
+    verdict = _run(sandbox, record, correct, tests, limits)
     if not verdict.passed:
         return Made(dropped=f"does not pass its own tests ({verdict.status})", name=record.problem_id)
     tried: Counter[str] = Counter()
     wrong: list[tuple[Mutant, Verdict]] = []
     for mutant in islice(_spread(correct, Random(f"{seed} {record.problem_id} {correct}")), TRIES * variants):
         tried[mutant.operator] += 1
-        verdict = _run(sandbox, record, mutant.source, tests)
+        verdict = _run(sandbox, record, mutant.source, tests, limits)
         if verdict.decided and not verdict.passed:
             wrong.append((mutant, verdict))
         if sum(verdict.status == "wrong" for _, verdict in wrong) == variants:
@@ -102,8 +102,8 @@ def _mutated(record: Record, sandbox: Sandbox, variants: int, seed: int) -> Made
     return Made([original.row(), *(_row(record, correct, mutant, verdict) for mutant, verdict in chosen)])
 
 
-def _run(sandbox: Sandbox, record: Record, program: str, tests: FunctionTests) -> Verdict:
-    verdict = sandbox.run(program, tests)
+def _run(sandbox: Sandbox, record: Record, program: str, tests: Tests, limits: Limits) -> Verdict:
+    verdict = sandbox.run(program, tests, limits)
     if verdict.status == "sandbox_error":
         raise WmtpError(f"{record.problem_id}: {verdict.reason}. What is done is kept; run the command again to go on")
     return verdict

@@ -1,4 +1,4 @@
-"""The reports of `wmtp data label` and `wmtp data mutate` as text and tables."""
+"""The reports of `wmtp data prepare`, `label` and `mutate` as text and tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,35 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+
+def prepared_table(report: Mapping[str, Any], out: str) -> None:
+    """What `wmtp data prepare` read, left out and wrote."""
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    for source in report["sources"]:
+        say(f"{source['path']}: {source['records']:,} records from {source['rows']:,} rows")
+        lost = {"of another split": source["other_split"], "bad rows": source["bad_rows"], **source["dropped"]}
+        for reason, count in lost.items():
+            if count:
+                say(f"  dropped, {reason}: {count:,}")
+    say(f"{report['rows']:,} records written to {out}")
+    for reason, count in report["dropped"].items():
+        say(f"  dropped, {reason}: {count:,}")
+    if report["cases_left_out"]:
+        say(f"  {report['cases_left_out']:,} cases left out")
+    labels = ", ".join(f"{count:,} {name}" for name, count in report["labels"].items())
+    both = report["problems_with_both_verdicts"]
+    say(f"{report['problems']:,} problems, {both:,} with correct and incorrect responses; {labels}")
+    table = Table(title="Characters")
+    for name in ("", "mean", "min", "median", "p95", "max"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, found in report["characters"].items():
+        table.add_row(name, *(f"{value:,.0f}" for value in found.values()))
+    console.print(table)
 
 
 def curation_table(report: Mapping[str, Any], out: str) -> None:

@@ -2,11 +2,13 @@
 
 What one input row gives is written together, in the order of the input. While a file is being made it is `NAME.part`,
 beside `NAME.part.about`, which says what it is made from; at the end it takes its name in one step, and
-`NAME.report.json` says what was kept and what was not.
+`NAME.report.json` says what was kept and what was not. A name that ends in `.gz` gets a compressed file.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 from collections import Counter, deque
@@ -14,11 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from wmtp.data.sources import rows
-from wmtp.errors import UsageError, WmtpError
-from wmtp.storage import drop_torn_line, fsync_folder, write_atomic
+from wmtp.errors import DataError, UsageError, WmtpError
+from wmtp.storage import drop_torn_line, fsync_folder, sha256_file, write_atomic
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,6 +38,18 @@ class Made:
     """Why it gave nothing."""
     name: str = ""
     """For the report, where it was dropped."""
+
+
+def source_sha256(path: Path) -> str:
+    """What tells whether a source is still the same.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return sha256_file(path)
+    except WmtpError as error:
+        raise DataError(str(error)) from error
 
 
 class RowFile:
@@ -75,9 +88,12 @@ class RowFile:
             raise UsageError(f"{self.part} was begun from something else ({different}); remove it to start again")
 
     def _groups(self) -> Iterator[Made]:
-        if self.part.stat().st_size:
-            for _, decode in rows(self.part):
-                yield Made(**decode())
+        with self.part.open("rb") as file:
+            for line in file:
+                try:
+                    yield Made(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    raise UsageError(f"{self.part} is damaged ({error}); remove it to start again") from error
 
     def extend(self, results: Iterable[Made]) -> None:
         """Append the results of the input rows after the first `done`.
@@ -104,21 +120,21 @@ class RowFile:
         inputs = kept = 0
         temporary = Path(f"{self.path}.done")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with _text_file(temporary, compressed=self.path.suffix == ".gz") as file:
                 for made in self._groups():
                     inputs, kept = inputs + 1, kept + len(made.rows)
                     if made.dropped:
                         reasons[made.dropped] += 1
-                        examples.setdefault(made.dropped, []).append(made.name)
+                        names = examples.setdefault(made.dropped, [])
+                        names += [made.name] if len(names) < _EXAMPLES else []
                     for row in made.rows:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            _sync(temporary)
             report = {
                 "input_rows": inputs,
                 "rows": kept,
                 "dropped": dict(reasons.most_common()),
-                "dropped_examples": {reason: names[:_EXAMPLES] for reason, names in examples.items()},
+                "dropped_examples": examples,
                 **summary(row for made in self._groups() for row in made.rows),
             }
             write_atomic(Path(f"{self.path}.report.json"), json.dumps(report, indent=2) + "\n")
@@ -131,6 +147,18 @@ class RowFile:
         self.part.unlink()
         self._note.unlink()
         return report
+
+
+def _text_file(path: Path, *, compressed: bool) -> TextIO:
+    """A new file for text; two with the same text have the same bytes."""
+    if not compressed:
+        return path.open("w", encoding="utf-8")
+    return io.TextIOWrapper(gzip.GzipFile(path, "wb", mtime=0), encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def in_order(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:

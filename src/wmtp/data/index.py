@@ -1,7 +1,8 @@
 """Where each row of a records file is, and what sampling must know of it, so that rows are read by position.
 
 The index of a file is a folder of columns: per row the offset and size of its line, the line's CRC-32, its problem,
-`is_correct`, `difficulty`, and the characters of prompt and response; and the problems' names. It belongs to one
+`is_correct`, `difficulty`, the characters of prompt and response, and whether an official split keeps it from training;
+and the problems' names. It belongs to one
 content: opening it compares size and, where the file was touched since, the SHA-256 of the whole; reading compares
 every line with its CRC. Records that are not in our own schema are made so first (`wmtp data prepare`).
 """
@@ -22,14 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.data.columns import ColumnWriter, append_texts, new_folder, open_folder, text_at
+from wmtp.data.containers import MAX_LINE_BYTES, decode_line
+from wmtp.data.kinds import official_split
 from wmtp.data.records import BadRow, Record, parse
 from wmtp.data.sampling import UNKNOWN, Integers, RowFacts
-from wmtp.data.sources import MAX_LINE_BYTES, decode_line
 from wmtp.data.stored import blocks
 from wmtp.errors import DataError
 from wmtp.storage import sha256_file
 
-KIND, VERSION = "index of records", 1
+KIND, VERSION = "index of records", 2
 MAX_DIFFICULTY = 2**31 - 1
 _COLUMNS = {
     "offset": np.int64,
@@ -40,7 +42,9 @@ _COLUMNS = {
     "difficulty": np.int32,
     "prompt": np.int32,
     "response": np.int32,
+    "split": np.int8,
 }
+_NO_SPLIT, _TRAIN, _OTHER_SPLIT = 0, 1, 2
 
 
 def default_folder(path: Path) -> Path:
@@ -119,6 +123,11 @@ class Index:
         arrays = self._arrays
         lengths = arrays["prompt"] + arrays["response"]
         return RowFacts(arrays["problem"], arrays["correct"], arrays["difficulty"], lengths, arrays["response"])
+
+    @property
+    def trainable_R(self) -> NDArray[np.bool_]:
+        """Rows that are in no official split but that for training."""
+        return np.asarray(self._arrays["split"] != _OTHER_SPLIT)
 
     def name(self, problem: int) -> str:
         """Of a problem."""
@@ -210,9 +219,10 @@ def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[int, 
         raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
 
 
-def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[int, int, int, int, int]:
+def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[int, ...]:
     try:
         record = parse(decode_line(line))
+        _, split = official_split(record)
         if record.difficulty > MAX_DIFFICULTY:
             raise BadRow(f"field 'difficulty' must be at most {MAX_DIFFICULTY:,} for an index, got {record.difficulty}")
     except BadRow as problem:
@@ -221,7 +231,8 @@ def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[int
         ) from problem
     correct = UNKNOWN if record.is_correct is None else int(record.is_correct)
     lengths = len(record.prompt), len(record.response)
-    return problems.number(record.problem_id), correct, record.difficulty, *lengths
+    place = _NO_SPLIT if split is None else _TRAIN if split == "train" else _OTHER_SPLIT
+    return problems.number(record.problem_id), correct, record.difficulty, *lengths, place
 
 
 def _require_lines(path: Path, start: bytes) -> None:

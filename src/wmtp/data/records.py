@@ -5,9 +5,15 @@ Rows are validated one by one; a bad row is reported with its file and line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any
+
+from wmtp.errors import UsageError
+
+MESSAGE = ("role", "content")
+"""What a message of a conversation has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +29,24 @@ class Record:
     """0 means unknown."""
     tests: tuple[str, ...] = ()
     """Python statements, run in this order after the response; each raises if the response is wrong."""
+    cases: tuple[tuple[str, str], ...] = ()
+    """(standard input, expected output) pairs, for a response that is a whole program. Such a record has no `tests`."""
+    time_limit_s: float = 0.0
+    """CPU seconds that a program may take, for each single case; 0: as much as whoever runs it allows."""
+    messages: tuple[Mapping[str, str], ...] = field(default=(), hash=False)
+    """A conversation that the response answers, each message with `role` and `content`; rendered by the model's own
+    chat template where there is one of these, and `prompt` is then its text for people."""
     source: str = ""
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """What is known of how the response came about, a verdict or a mutation say; training does not read it."""
 
     def row(self) -> dict[str, Any]:
         """The record as a JSON object that `parse` reads; what has its default is left out."""
-        values = asdict(self) | {"tests": list(self.tests)}
+        values = asdict(self) | {
+            "tests": list(self.tests),
+            "cases": [list(case) for case in self.cases],
+            "messages": [dict(message) for message in self.messages],
+        }
         return {name: value for name, value in values.items() if value not in (None, 0, [], {}, "") or value is False}
 
 
@@ -57,6 +74,8 @@ def parse(row: Any) -> Record:
     for name in ("prompt", "response"):
         if name not in values:
             raise BadRow(f"field {name!r} is missing")
+    if values.get("tests") and values.get("cases"):
+        raise BadRow("a record has tests (Python statements) or cases (inputs and outputs of a program), not both")
     values.setdefault("problem_id", values["prompt"])
     return Record(**values)
 
@@ -99,6 +118,28 @@ def _statements(value: Any, name: str) -> tuple[str, ...]:
     return tuple(_unicode(item, name) for item in value)
 
 
+def _pairs(value: Any, name: str) -> tuple[tuple[str, str], ...]:
+    pairs = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise BadRow(f"field {name!r} must be a list of [input, expected output] texts, got {_kind(value)}")
+    return tuple((_unicode(given, name), _unicode(expected, name)) for given, expected in pairs)
+
+
+def _seconds(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+        raise BadRow(f"field {name!r} must be a number >= 0 (0: no limit of its own), got {_kind(value)}")
+    return float(value)
+
+
+def _conversation(value: Any, name: str) -> tuple[dict[str, str], ...]:
+    messages = value if isinstance(value, list) else [value]
+    for message in messages:
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in MESSAGE)):
+            raise BadRow(f"field {name!r} must be a list of objects with role and content texts, got {_kind(value)}")
+    return tuple({key: _unicode(message[key], name) for key in MESSAGE} for message in messages)
+
+
 def _label(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be a string, got {_kind(value)}")
@@ -118,9 +159,27 @@ _FIELDS = {
     "is_correct": _verdict,
     "difficulty": _level,
     "tests": _statements,
+    "cases": _pairs,
+    "time_limit_s": _seconds,
+    "messages": _conversation,
     "source": _label,
     "about": _facts,
 }
+
+
+def field_map(pairs: Sequence[str]) -> dict[str, str]:
+    """`OURS=THEIRS` texts as a map from a record's field to a row's.
+
+    Raises:
+        UsageError: a text is no such pair, or a record has no such field.
+    """
+    fields = dict(pair.partition("=")[::2] for pair in pairs)
+    for ours, theirs in fields.items():
+        if ours not in _FIELDS or not theirs:
+            raise UsageError(
+                f"--field {ours}={theirs}: expected OURS=THEIRS, where OURS is one of {', '.join(_FIELDS)}"
+            )
+    return fields
 
 
 def _kind(value: Any) -> str:

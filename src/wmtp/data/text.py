@@ -121,17 +121,17 @@ class Encoder:
         """Numbers of the problems that have rows."""
         self.report = TextReport()
 
-    def prompt(self, record: Record) -> str:
-        """In its template."""
-        return self.template.format(prompt=record.prompt)
+    def texts(self, record: Record) -> tuple[str, str]:
+        """Of prompt and response, as `render` makes them."""
+        return render(record, self.tokenizer, self.template)
 
     def tokens(self, records: Sequence[Record]) -> list[Tokens]:
         """What the tokenizer makes of them."""
-        prompts = [self.prompt(record) for record in records]
-        texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
-        encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+        texts = [self.texts(record) for record in records]
+        joined = [prompt + response for prompt, response in texts]
+        encoded = self.tokenizer(joined, return_offsets_mapping=True, add_special_tokens=False)
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return tokenised(pairs, map(len, prompts))
+        return tokenised(pairs, (len(prompt) for prompt, _ in texts))
 
     def row(self, record: Record, tokens: Tokens) -> Row | None:
         """A record as it is trained on; None if it is left out.
@@ -179,6 +179,35 @@ def encode(
     made = [encoder.row(*pair) for pair in zip(records, encoder.tokens(records), strict=True)]
     encoder.check_any()
     return [row for row in made if row is not None], encoder.report
+
+
+def render(record: Record, tokenizer: Any, template: str) -> tuple[str, str]:
+    """The texts of prompt and response, without BOS and EOS.
+
+    A conversation is rendered by the tokenizer's own chat template, and `template` is not put around it. What the chat
+    template closes an answer with belongs to the response, so that it is learned.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or one that does not render this conversation.
+    """
+    if not record.messages:
+        return template.format(prompt=record.prompt), record.response
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            f"problem {record.problem_id!r:.60} is a conversation, and the tokenizer has no chat template; use a chat "
+            "model's tokenizer, or map the text with data.*.fields"
+        )
+    given = [dict(message) for message in record.messages]
+    answered = [*given, {"role": "assistant", "content": record.response}]
+    try:
+        before: str = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    except Exception as problem:
+        raise DataError(f"problem {record.problem_id!r:.60}: the chat template refuses it: {problem}") from problem
+    response = whole[len(before) :].rstrip().removesuffix(tokenizer.eos_token)
+    if not whole.startswith(before) or record.response.strip() not in response:
+        raise DataError(f"problem {record.problem_id!r:.60}: the chat template does not end with prompt and response")
+    return before.removeprefix(tokenizer.bos_token) if bos(tokenizer) else before, response
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

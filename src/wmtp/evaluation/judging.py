@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from wmtp.data.sources import rows
+from wmtp.data.containers import rows
 from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.evaluation.passk import pass_at_k
 from wmtp.evaluation.problems import Problem

@@ -13,10 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wmtp.data.records import BadRow, Record
-from wmtp.data.sources import MBPP_SPLITS, mbpp_split, parse_row, rows
+from wmtp.data import contests
+from wmtp.data.containers import rows
+from wmtp.data.kinds import FIELDS, MBPP_SPLITS, is_humaneval, mbpp_split, read_row
+from wmtp.data.records import BadRow, Record, parse
 from wmtp.errors import DataError
 from wmtp.evaluation.plus_tests import MEMORY_BYTES, plus_suites
+from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import FunctionTests, Limits, StdinTests, Tests
 
 COMMON_STOP = ("<|endoftext|>", "</s>")
@@ -27,9 +30,6 @@ MBPP_EXAMPLES = (2, 3, 4)
 """Task ids that the paper puts before a task."""
 MBPP_SECONDS = {123: 30.0}
 """CPU seconds of tasks whose own solution is slow."""
-PYTHON3 = 3
-"""CodeContests' code for the language of a solution."""
-
 
 _Numbered = tuple[int, dict[str, Any]]
 """A row with its line."""
@@ -151,7 +151,7 @@ def _kind_of(row: Any) -> str:
         raise BadRow(f"expected a JSON object, got {row!r:.60}")
     for name, fields in _FIELDS.items():
         if fields <= set(row):
-            return name if name != "plus" else f"{'humaneval' if _is_humaneval(row) else 'mbpp'}_plus"
+            return name if name != "plus" else f"{'humaneval' if is_humaneval(row) else 'mbpp'}_plus"
     raise BadRow(
         f"a row with the fields {', '.join(sorted(row)[:12])} is of no known benchmark; records of your own need "
         "problem_id, prompt and tests"
@@ -175,7 +175,7 @@ def _humaneval(row: Mapping[str, Any]) -> Problem:
 def _plus(row: Mapping[str, Any]) -> Problem:
     """Both of EvalPlus' benchmarks: they carry inputs and a solution, whose outputs are the expected ones."""
     prompt, name = _text(row, "prompt"), _text(row, "task_id")
-    human = _is_humaneval(row)
+    human = is_humaneval(row)
     suites = tuple(
         Suite(which, tests, Limits(cpu_s=seconds, memory_bytes=MEMORY_BYTES))
         for which, tests, seconds in plus_suites(row, human=human)
@@ -192,10 +192,6 @@ def _plus(row: Mapping[str, Any]) -> Problem:
     )
 
 
-def _is_humaneval(row: Mapping[str, Any]) -> bool:
-    return str(row["task_id"]).startswith("HumanEval/")
-
-
 def _mbpp_maker(found: Sequence[dict[str, Any]], split: str) -> Callable[[Mapping[str, Any]], Problem | None]:
     """The paper's prompt: three solved tasks (as many of them as the file has), then this one."""
     if split != "all" and split not in MBPP_SPLITS:
@@ -205,7 +201,7 @@ def _mbpp_maker(found: Sequence[dict[str, Any]], split: str) -> Callable[[Mappin
     def make(row: Mapping[str, Any]) -> Problem | None:
         if split not in ("all", mbpp_split(row["task_id"])):
             return None
-        record, _ = parse_row(dict(row), None)
+        [record] = read_row(dict(row)).records
         shots = "".join(
             f"{_mbpp_task(example)}[BEGIN]\n{_lines(example['code'])}\n[DONE]\n\n"
             for example in examples
@@ -239,23 +235,13 @@ def _lines(code: str) -> str:
 
 
 def _codecontests(row: Mapping[str, Any]) -> Problem:
-    cases = [
-        case
-        for name in ("public_tests", "private_tests", "generated_tests")
-        for case in zip(row[name]["input"], row[name]["output"], strict=True)
-    ]
     description = _text(row, "description").strip()
-    solutions = row.get("solutions") or {"language": [], "solution": []}
-    references = (
-        text
-        for language, text in zip(solutions["language"], solutions["solution"], strict=True)
-        if language in (PYTHON3, "PYTHON3")
-    )
+    references = (program for language, program in contests.solutions(row, "solutions") if language == "PYTHON3")
     return Problem(
         id=_text(row, "name"),
         prompt=f'"""\n{description}\n"""\n',
         statement=description,
-        suites=(Suite("base", StdinTests(cases), _contest_limits(row)),),
+        suites=(Suite("base", StdinTests(contests.cases(row)), _contest_limits(row)),),
         stop=('\n"""', *COMMON_STOP),
         reference=next(references, None),
     )
@@ -263,8 +249,7 @@ def _codecontests(row: Mapping[str, Any]) -> Problem:
 
 def _contest_limits(row: Mapping[str, Any]) -> Limits:
     """The contest's own limits, where the row has them."""
-    time = row.get("time_limit") or {}
-    seconds = (time.get("seconds") or 0) + (time.get("nanos") or 0) / 1e9
+    seconds = contests.time_limit_s(row)
     limits = Limits(cpu_s=seconds) if seconds > 0 else Limits()
     memory = row.get("memory_limit_bytes") or 0
     return replace(limits, memory_bytes=int(memory)) if memory > 0 else limits
@@ -272,19 +257,22 @@ def _contest_limits(row: Mapping[str, Any]) -> Limits:
 
 def _records_problem(row: Mapping[str, Any]) -> Problem:
     record = _record(row)
+    tests = tests_of(record)
+    if tests is None:
+        raise BadRow("a problem needs tests (Python statements) or cases (inputs and outputs)")
+    limits = limits_of(record, Limits()) if record.time_limit_s else None
     return Problem(
         id=record.problem_id,
         prompt=f"{record.prompt}\n",
         statement=record.prompt,
-        suites=(Suite("base", FunctionTests(record.tests)),),
+        suites=(Suite("base", tests, limits),),
         reference=record.response if record.is_correct else None,
     )
 
 
 def _record(row: Mapping[str, Any]) -> Record:
     """A record; one without a response is a problem still."""
-    record, _ = parse_row({"response": "pass", "is_correct": False, **row}, None)
-    return record
+    return parse({"response": "pass", "is_correct": False, **row})
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
@@ -294,12 +282,8 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     return value
 
 
-_FIELDS = {
-    "plus": frozenset({"task_id", "prompt", "entry_point", "base_input", "plus_input"}),
-    "humaneval": frozenset({"task_id", "prompt", "entry_point", "test"}),
-    "mbpp": frozenset({"task_id", "code", "test_list"}),
-    "codecontests": frozenset({"name", "description", "public_tests", "private_tests", "generated_tests"}),
-    "records": frozenset({"prompt", "tests"}),
+_FIELDS = {name: FIELDS[name] for name in ("plus", "humaneval", "mbpp", "codecontests")} | {
+    "records": frozenset({"prompt", "tests"})
 }
 """The fields by which each kind of file is told, the most specific first."""
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wmtp.data.containers import rows
 from wmtp.data.records import BadRow
-from wmtp.data.sources import rows
 from wmtp.errors import DataError
 from wmtp.evaluation.problems import Problem
 
