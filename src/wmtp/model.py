@@ -101,7 +101,7 @@ class MTPModel(nn.Module):
     def _check_logits(self, expected_BTV: Tensor) -> None:
         """Raise `ModelError` unless head 1 gives the logits that the model itself gave."""
         with evaluating(self):
-            got_BTV = self.project(self(probe(self.base))[0])
+            got_BTV = self.project(next(self.each_head(self.trunk(probe(self.base)))))
         share = float((got_BTV - expected_BTV).abs().max() / expected_BTV.abs().max().clamp(min=1e-6))
         if share > (0.05 if expected_BTV.dtype.itemsize < 4 else 1e-4):
             raise ModelError(
@@ -203,7 +203,7 @@ class MTPModel(nn.Module):
             return self.beside(k, trunk)
         if before_BTD is None or trunk.token_BTD is None:
             raise ValueError("a chain head needs the head before it and the tokens: use `each_head`")
-        return self.chained(k, trunk, before_BTD, F.pad(trunk.token_BTD[:, k:], (0, 0, 0, k)))
+        return self.chained(k, trunk, before_BTD, F.pad(trunk.token_BTD, (0, 0, 0, k))[:, k:])
 
     def beside(self, k: int, trunk: TrunkOutput) -> Tensor:
         """Final hidden state of head k >= 1 of a family whose heads do not read one another."""

@@ -20,6 +20,14 @@ from wmtp.testing import random_batch, tiny_base, tiny_model
 from wmtp.weighting import Uniform
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+some_architectures = pytest.mark.parametrize(
+    "architecture",
+    [
+        name if name in ("llama", "gemma3", "gpt2") else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in ARCHITECTURES
+    ],
+)
+"""Always three of different kinds; all of them in the exhaustive run."""
 every_family = pytest.mark.parametrize("heads", FAMILIES)
 TOKENS = random_batch(3, 14, seed=7).tokens_BT
 
@@ -53,7 +61,7 @@ def run_layer(plain: Any, architecture: str, hidden_BTD: Tensor) -> Tensor:
 # What they compute.
 
 
-@every_architecture
+@some_architectures
 def test_head_1_of_every_family_is_the_base_model(architecture: str) -> None:
     with torch.no_grad():
         expected = tiny_base(architecture)(input_ids=TOKENS, use_cache=False).logits
@@ -100,7 +108,7 @@ def test_head_k_sees_the_tokens_that_it_may_and_a_chain_the_drafts_too(heads: st
         assert not torch.equal(got[:, first], expected[:, first])
 
 
-@every_architecture
+@some_architectures
 def test_padding_on_the_right_moves_no_position_that_has_a_target(architecture: str) -> None:
     padded = TOKENS.clone()
     padded[:, 9:] = 0
@@ -108,6 +116,14 @@ def test_padding_on_the_right_moves_no_position_that_has_a_target(architecture: 
         model = tiny_model(architecture, 3, heads=heads, noise=0.1)
         for k, (got, expected) in enumerate(zip(states(model, padded), states(model), strict=True)):
             torch.testing.assert_close(got[:, : 9 - k], expected[:, : 9 - k], rtol=1e-5, atol=1e-5)
+
+
+@every_family
+def test_a_row_may_be_shorter_than_there_are_heads(heads: str) -> None:
+    model = tiny_model("llama", 5, heads=heads, noise=0.1)
+    for got, longer in zip(states(model, TOKENS[:, :2]), states(model), strict=True):
+        assert got.shape == (3, 2, 32)
+        assert heads == "chain" or torch.allclose(got, longer[:, :2], atol=1e-5)
 
 
 def test_a_chain_head_by_itself_is_refused() -> None:
@@ -119,7 +135,7 @@ def test_a_chain_head_by_itself_is_refused() -> None:
 # How they begin.
 
 
-@every_architecture
+@some_architectures
 @pytest.mark.parametrize("init", ["copy", "zero"])
 def test_a_linear_head_begins_as_head_1(architecture: str, init: str) -> None:
     first, *others = states(tiny_model(architecture, 3, heads="linear", init=init))
@@ -139,7 +155,7 @@ def test_a_silent_layer_adds_nothing_to_what_it_reads(architecture: str) -> None
         torch.testing.assert_close(got[k], chain.final_norm(head.hidden_norm(got[k - 1])), rtol=1e-5, atol=1e-5)
 
 
-@every_architecture
+@some_architectures
 def test_a_copied_chain_head_has_the_last_layer_and_passes_the_state_on(architecture: str) -> None:
     model = tiny_model(architecture, 2, heads="chain")
     (head,) = model.extra_heads
@@ -154,7 +170,7 @@ def test_a_copied_chain_head_has_the_last_layer_and_passes_the_state_on(architec
     torch.testing.assert_close(head.hidden_norm(hidden), expected, rtol=1e-3, atol=1e-4)
 
 
-@every_architecture
+@some_architectures
 @pytest.mark.parametrize("heads", ["linear", "chain"])
 def test_fresh_heads_are_drawn_by_the_models_own_initialisation(architecture: str, heads: str) -> None:
     model = tiny_model(architecture, 3, heads=heads, init="fresh")

