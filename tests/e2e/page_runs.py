@@ -76,6 +76,39 @@ def write_runs(folder: Path) -> list[Path]:
     return [*runs, broken]
 
 
+def write_study(folder: Path) -> Path:
+    """A study of two arms, whose runs of the first seed are `write_runs`' and whose other run failed."""
+    write_runs(folder / "runs")
+    for name in ("baseline", "verifiable"):
+        (folder / "runs" / name).rename(folder / "runs" / f"{name}-seed3")
+
+    def row(arm: str, mean: float, **more: Any) -> dict[str, Any]:
+        interval = {"mean": mean, "low": mean - 0.25, "high": mean + 0.25, "count": 2}
+        spent = {"steps": 40, "tokens": 40000, "flops": 1.5e12, "seconds": 12.5}
+        return {"arm": arm, "about": "", "values": {"3": mean, "4": mean}, "mean": interval, "spent": spent, **more}
+
+    apart = {"mean": -0.5, "low": -0.75, "high": -0.25, "count": 2}
+    other = {"difference": apart, "p": 0.5, "p_holm": 1.0, "smallest_p": 0.5, "effect": -1.0, "sentence": HOSTILE}
+    points = [{"step": step, "tokens": 1000 * step, "mean": 3, "low": 2, "high": 4, "count": 2} for step in (20, 40)]
+    study = {
+        "study": "two",
+        "baseline": "baseline",
+        "metric": {"name": "loss/nll_head_1", "better": "lower"},
+        "budget": None,
+        "seeds": [3, 4],
+        "arms": [row("baseline", 3.5), row("verifiable", 3.0, **other)],
+        "curves": {"baseline": points, "verifiable": points},
+        "runs": [
+            {"run": f"{arm}-seed{seed}", "arm": arm, "seed": seed, "state": "done" if seed == 3 else "failed"}
+            for seed in (3, 4)
+            for arm in ("baseline", "verifiable")
+        ],
+        "notes": ["two seeds are few"],
+    }
+    (folder / "study.json").write_text(json.dumps(study))
+    return folder
+
+
 def evaluations() -> dict[str, Any]:
     """One of each kind that `wmtp eval` writes."""
     share = {"mean": 0.25, "low": 0.125, "high": 0.5, "problems": 8}

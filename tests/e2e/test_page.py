@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_runs import BAD, HEADS, HOSTILE, tokens, training, write_runs
+from page_runs import BAD, HEADS, HOSTILE, tokens, training, write_runs, write_study
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -298,3 +298,17 @@ def test_everything_that_can_be_used_has_a_name_and_every_table_a_caption_or_hea
         "[...document.querySelectorAll('main .scroll table')].filter((e) => !e.caption || !e.tHead).length"
     )
     assert shown.execute_script(nameless) == 0
+
+
+def test_a_study_is_shown_over_its_seeds_with_the_runs_of_the_first(browser: Any, tmp_path: Path) -> None:
+    from wmtp.cli import run_command
+
+    out = tmp_path / "page.html"
+    assert run_command(["report", str(write_study(tmp_path / "study")), "--out", str(out)]) == 0
+    browser.get(out.as_uri())
+    assert browser.get_log("browser") == []
+    text = find(browser, "#study").text
+    for figure in ("3.2500 to 3.7500", "-0.5000", "-0.7500 to -0.2500", "1.50e+12", "two seeds are few", HOSTILE):
+        assert figure in text
+    assert "verifiable-seed4: failed" in text
+    assert texts(browser, "#glance tbody th") == ["baseline-seed3", "verifiable-seed3"]

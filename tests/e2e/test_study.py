@@ -246,7 +246,7 @@ def test_the_shipped_study_and_the_one_in_the_docs_can_be_run(
     tmp_path: Path, wmtp_command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    for file, runs in ((SHIPPED, 30), (in_the_docs(tmp_path), 8)):
+    for file, runs in ((SHIPPED, 20), (in_the_docs(tmp_path), 8)):
         code, out, _ = wmtp_command("study", "--study", file, "--out", tmp_path / "out", "--dry-run")
         assert code == 0
         assert f"= {runs} runs" in out

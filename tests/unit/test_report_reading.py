@@ -14,6 +14,7 @@ from wmtp.errors import UsageError
 from wmtp.report.evaluations import MAX_TOKEN_BYTES
 from wmtp.report.journal import MAX_FIGURES, rounded, thinned
 from wmtp.report.reading import labels, read_run, read_runs
+from wmtp.report.study import NEEDED, opened
 
 
 def point(step: int, split: str = "train", **figures: Any) -> dict[str, Any]:
@@ -143,3 +144,20 @@ def test_what_is_no_run_is_refused_with_what_to_name_instead(tmp_path: Path, kin
     }[kind]
     with pytest.raises(UsageError, match=said.replace("\\", ".")):
         read_runs(given_)
+
+
+def test_a_study_is_its_first_seeds_runs_and_its_figures(tmp_path: Path) -> None:
+    runs = [{"run": f"{arm}-seed{seed}", "seed": seed, "state": "done"} for seed in (7, 8) for arm in "ab"]
+    runs[1]["state"] = "failed"
+    study = {name: [] for name in NEEDED} | {"seeds": [7, 8], "runs": runs, "curves": {"a": [{"mean": 1 / 3}]}}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    folders, (shown,) = opened([tmp_path / "other", tmp_path])
+    assert folders == [tmp_path / "other", tmp_path / "runs" / "a-seed7"]
+    assert (shown["curves"], shown["shown"]) == ({"a": [{"mean": 0.333333}]}, 1)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"study": "s"}', "null"])
+def test_a_study_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(UsageError, match="wmtp study"):
+        opened([tmp_path])

@@ -1,6 +1,6 @@
 // Arms over seeds: what study.json says.
 
-const withInterval = (value, signed) => {
+const overSeeds = (value, signed) => {
   if (!value) return MISSING;
   const text = (number) => (signed && number > 0 ? '+' : '') + fixed(4)(number);
   return {text: text(value.mean), sub: `${text(value.low)} to ${text(value.high)}`};
@@ -19,7 +19,7 @@ function oneStudy(study, runs) {
     return found < 0 ? runs.length + i : found;
   };
   const arms = study.arms.map((row, i) => ({row, run: place(row, i), curve: study.curves[row.arm]}));
-  const rows = arms.map(({row, run}) => [{text: label(row), run}, withInterval(row.mean), withInterval(row.difference, true),
+  const rows = arms.map(({row, run}) => [{text: label(row), run}, overSeeds(row.mean), overSeeds(row.difference, true),
     known(row.p_holm) ? {text: row.p_holm.toPrecision(3), sub: `uncorrected ${row.p.toPrecision(3)}`} : MISSING,
     fixed(2)(row.effect), whole(Object.keys(row.values).length),
     ...['steps', 'tokens'].map((name) => (row.spent ? whole(row.spent[name]) : MISSING)),
@@ -28,7 +28,7 @@ function oneStudy(study, runs) {
     ({name: row.arm, dots: [{run, label: row.arm, value: row.mean.mean, low: row.mean.low, high: row.mean.high}]}));
   const along = arms.map(({row, run, curve}) => ({run, kind: 'line', label: row.arm, points: curve.map((point) => [point.tokens, point.mean])}));
   const points = arms.flatMap(({row, run, curve}) => curve.map((point) =>
-    [{text: row.arm, run}, whole(point.step), whole(point.tokens), withInterval(point), whole(point.count)]));
+    [{text: row.arm, run}, whole(point.step), whole(point.tokens), overSeeds(point), whole(point.count)]));
   const left = study.runs.filter((run) => run.state !== 'done').map((run) => `${run.run}: ${run.state}`);
   const said = [...study.arms.map((row) => row.sentence), ...study.notes, ...left].filter(Boolean);
   return html('div', {},
