@@ -122,7 +122,7 @@ def condefects(path: Path, tokenizer: Any, settings: argparse.Namespace) -> list
         for record, encoded in programs_of(records, tokenizer, settings.max_length):
             program = Program(encoded, row["task"], later=row["date"] >= cut)
             if not record.is_correct:
-                mark_lines(program, record, token_offsets(tokenizer, record, encoded), row["fault_location"])
+                mark_lines(program, record, token_offsets(tokenizer, record, encoded), int(row["fault_location"]))
             programs.append(program)
     return programs
 

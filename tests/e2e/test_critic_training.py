@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests_recipe import with_few_rows
 
 from wmtp.config import load
 from wmtp.formats.native import load_value_model, read_card
@@ -16,6 +17,12 @@ from wmtp.trainer import Silent, run
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ["train={steps: 4, batch_size: 8, micro_batch_size: 8, eval_every: 2, eval_batches: 1, log_every: 1}"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small recipe on few rows."""
+    return with_few_rows(tmp_path_factory.mktemp("recipe"))
 
 
 def journal(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -95,7 +102,7 @@ def test_selection_and_early_stopping_go_on_after_a_resume(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["data.validation.path=embedded://problems_train.jsonl"], "shares 124 problems with data.train"),
+        (["data.validation.path=embedded://problems_train.jsonl"], "problems with data.train, the first is"),
         (["checkpoint.select=best", "objective.loss=lambda_return", "train.batch_size=7", "train.micro_batch_size=7"],
          "checkpoint.select = best goes by held-out pairs"),
         (["checkpoint.select=best", "data.validation=null", "train.eval_every=null"], "checkpoint.select = best"),

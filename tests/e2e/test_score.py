@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests_recipe import with_few_rows
 from torch import Tensor
 
 from wmtp import frozen
@@ -25,7 +26,6 @@ from wmtp.parts import Parts, build
 from wmtp.value import ValueModel
 
 Command = Callable[..., tuple[int, str, str]]
-RECIPE = Path(__file__).with_name("small_recipe.yaml")
 SCHEMES = {
     "critic": "{scheme: critic, critic: MODELS/critic}",
     "next": "{scheme: rho1, reference: MODELS/heads}",
@@ -37,10 +37,11 @@ SCHEMES = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A critic and a reference with heads, of random weights that are large enough to tell tokens apart."""
+    """A recipe, a critic and a reference with heads, of random weights that are large enough to tell tokens apart."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = load_tokenizer("embedded://tiny-llama")
-    architecture = {**(load([RECIPE]).model.architecture or {}), "initializer_range": 0.2}  # type: ignore[dict-item]
+    recipe = with_few_rows(folder)
+    architecture = {**(load([recipe]).model.architecture or {}), "initializer_range": 0.2}  # type: ignore[dict-item]
     torch.manual_seed(0)
     save_model(ValueModel(random_causal_lm(architecture, len(tokenizer), 1), "mlp"), folder / "critic", tokenizer)
     save_model(MTPModel(random_causal_lm(architecture, len(tokenizer), 2), 3, "fresh"), folder / "heads", tokenizer)
@@ -62,7 +63,7 @@ def scored(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
     folders = {name: tmp_path_factory.mktemp("scores") / name for name in SCHEMES}
     for name, folder in folders.items():
-        arguments = ["--recipe", str(RECIPE), "--out", str(folder), "--batch-tokens", "2000"]
+        arguments = ["--recipe", str(models / "recipe.yaml"), "--out", str(folder), "--batch-tokens", "2000"]
         assert run_command(["score", *arguments, weighting(name, models)]) == 0
     return folders
 
@@ -75,18 +76,18 @@ def seen(parts: Parts, number: int) -> Seen:
     return parts.objective.look(parts.model, batch)
 
 
-def built(*overrides: str) -> Parts:
-    return build(load([RECIPE], overrides))
+def built(models: Path, *overrides: str) -> Parts:
+    return build(load([models / "recipe.yaml"], overrides))
 
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_stored_scores_give_the_weights_that_the_models_give(
     name: str, models: Path, scored: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    online = built(weighting(name, models))
+    online = built(models, weighting(name, models))
     for loader in ("load_value_model", "load_model", "empty_model"):
         monkeypatch.delattr(frozen, loader)  # nothing may be loaded
-    stored = built(weighting(name, models, scored[name]))
+    stored = built(models, weighting(name, models, scored[name]))
     assert stored.frozen == []
     for number in range(6):
         expected, got = seen(online, number), seen(stored, number)
@@ -122,7 +123,7 @@ def test_a_run_from_stored_scores_needs_no_memory_for_the_frozen_model(
     figures = []
     for scores in (None, scored["hybrid"]):
         code, out, _ = wmtp_command(
-            "train", "--recipe", RECIPE, weighting("hybrid", models, scores), "--dry-run", "--json"
+            "train", "--recipe", models / "recipe.yaml", weighting("hybrid", models, scores), "--dry-run", "--json"
         )
         assert code == 0
         figures.append(json.loads(out))
@@ -131,7 +132,9 @@ def test_a_run_from_stored_scores_needs_no_memory_for_the_frozen_model(
 
 
 def test_a_subset_of_the_rows_reads_from_the_same_scores(models: Path, scored: dict[str, Path]) -> None:
-    parts = built(weighting("critic", models, scored["critic"]), "data.validation=null", "data.validation_fraction=0.5")
+    parts = built(
+        models, weighting("critic", models, scored["critic"]), "data.validation=null", "data.validation_fraction=0.5"
+    )
     assert float(seen(parts, 0).weight_BTK.std()) > 0.01
 
 
@@ -151,7 +154,8 @@ def test_whatever_does_not_match_is_named_and_nothing_is_trained(
     override: str, told: str, models: Path, scored: dict[str, Path], wmtp_command: Command, tmp_path: Path
 ) -> None:
     code, _, error = wmtp_command(
-        "train", "--recipe", RECIPE, "--out", tmp_path / "run", weighting("critic", models, scored["critic"]),
+        "train", "--recipe", models / "recipe.yaml", "--out", tmp_path / "run",
+        weighting("critic", models, scored["critic"]),
         override.replace("MODELS", str(models)),
     )  # fmt: skip
     assert code == 2
@@ -162,7 +166,7 @@ def test_whatever_does_not_match_is_named_and_nothing_is_trained(
 def test_the_recipe_says_where_the_scores_go_and_scoring_again_is_done_at_once(
     models: Path, wmtp_command: Command, tmp_path: Path
 ) -> None:
-    arguments = ["score", "--recipe", RECIPE, weighting("critic", models, tmp_path / "s"), "--json"]
+    arguments = ["score", "--recipe", models / "recipe.yaml", weighting("critic", models, tmp_path / "s"), "--json"]
     first, again = wmtp_command(*arguments), wmtp_command(*arguments)
     assert first[0] == again[0] == 0
     assert json.loads(first[1]) == json.loads(again[1])
@@ -176,14 +180,15 @@ def test_the_recipe_says_where_the_scores_go_and_scoring_again_is_done_at_once(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--recipe", RECIPE], "nothing to score: the arm baseline"),
+        (["RECIPE"], "nothing to score: the arm baseline"),
         ([], "nothing to score: give --recipe"),
-        (["--recipe", RECIPE, "CRITIC"], "say where"),
-        (["--recipe", RECIPE, "CRITIC", "--out", "s", "--dtype", "int8"], "float32, float16"),
+        (["RECIPE", "CRITIC"], "say where"),
+        (["RECIPE", "CRITIC", "--out", "s", "--dtype", "int8"], "float32, float16"),
     ],
 )
 def test_what_cannot_be_scored_is_told(arguments: list[Any], told: str, models: Path, wmtp_command: Command) -> None:
-    given = [weighting("critic", models) if argument == "CRITIC" else argument for argument in arguments]
+    meant = {"CRITIC": [weighting("critic", models)], "RECIPE": ["--recipe", models / "recipe.yaml"]}
+    given = [part for argument in arguments for part in meant.get(argument, [argument])]
     code, _, error = wmtp_command("score", *given)
     assert code == 2
     assert told in error
@@ -219,7 +224,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_killed_and_resumed_scoring_writes_the_same_files(
     models: Path, scored: dict[str, Path], wmtp_command: Command, tmp_path: Path
 ) -> None:
-    arguments = ["score", "--recipe", RECIPE, "--out", tmp_path / "s", "--batch-tokens", "2000"]
+    arguments = ["score", "--recipe", models / "recipe.yaml", "--out", tmp_path / "s", "--batch-tokens", "2000"]
     arguments = [str(part) for part in [*arguments, weighting("critic", models)]]
     done = subprocess.run([sys.executable, "-c", DRIVER, "3", *arguments], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -254,7 +259,7 @@ def test_a_million_tokens_killed_at_random_end_with_the_same_files(
     ]
 
     def arguments(folder: str) -> list[str]:
-        return ["score", "--recipe", str(RECIPE), "--out", str(tmp_path / folder), *given]
+        return ["score", "--recipe", str(models / "recipe.yaml"), "--out", str(tmp_path / folder), *given]
 
     assert wmtp_command(*arguments("whole"))[0] == 0
     assert json.loads((tmp_path / "whole" / "scores.json").read_text())["tokens"] >= 1_000_000
