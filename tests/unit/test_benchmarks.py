@@ -16,7 +16,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmtp.bench import BENCHMARKS, backends, decoding, faults, loss, measuring, packing, step
+from wmtp.bench import BENCHMARKS, backends, data, decoding, faults, loss, measuring, packing, step
 from wmtp.cli import run_command
 from wmtp.errors import WmtpError
 from wmtp.model import batch_targets
@@ -184,6 +184,21 @@ def test_memory_is_that_of_the_logits() -> None:
     assert set(extra) == {"fresh", "adding"}
     for measured in extra.values():
         assert 1.9 * logits < measured < 4.1 * logits
+
+
+def test_the_json_of_the_index_says_whether_its_aims_are_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(benchmark: str, arguments: Sequence[str]) -> Any:
+        _, variant, path, pairs = arguments
+        assert len(data.VARIANTS[variant](Path(path), int(pairs))) == {"json": 400, "index": 40}[variant]
+        return data.of_child(variant, Path(path), int(pairs))
+
+    monkeypatch.setattr(data.measuring, "in_child", here)
+    document = document_of("data", ["--records", "400", "--pairs", "20", "--repeat", "2"], tmp_path)
+    assert [case["variant"] for case in document["cases"]] == ["json", "index"]
+    assert document["met"].keys() == data.CLAIMS.keys()
+    assert "time_to_json" in capsys.readouterr().out
 
 
 def test_claims_are_judged_only_where_they_were_measured() -> None:

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "step": "The whole optimiser step beside a plain transformers loop with the same heads.",
     "backends": "The loss on every device of this machine, in one table.",
     "checkpoint": "How long training stands still for a checkpoint, in the background and at once.",
+    "data": "Pairs drawn from a large file through its index, beside reading the whole file.",
     "decoding": "Decoding with the heads beside plain decoding and transformers' own ways.",
     "packing": "Micro-batches by token budget beside packed rows and padded ones.",
     "ranks": "Memory of a rank, predicted and measured; time of every strategy beside plain replicated training.",

@@ -86,19 +86,14 @@ def show(result: dict[str, Any]) -> None:
     print(f"\nstall, background to at_once: {measuring.spread(result['stall'])}")
 
 
-def _folder(text: str) -> Path:
-    path = Path(text)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder that exists")
-    return path
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("checkpoint", __doc__)
     parser.add_argument("--device", type=measuring.device, default="cpu", help="cpu, cuda, mps or auto")
     parser.add_argument("--parameters", type=measuring.positive, default=100_000_000, help="of 12 bytes each")
-    parser.add_argument("--folder", type=_folder, metavar="FOLDER", help="on the disk to measure; default: temporary")
+    parser.add_argument(
+        "--folder", type=measuring.folder, metavar="FOLDER", help="on the disk to measure; default: temporary"
+    )
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
     return parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
 

@@ -203,6 +203,14 @@ def new_file(text: str) -> Path:
     return path
 
 
+def folder(text: str) -> Path:
+    """A folder that is there."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a folder that exists")
+    return path
+
+
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """Options of a benchmark, with the one that each has."""
     made = argparse.ArgumentParser(

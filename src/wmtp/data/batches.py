@@ -230,20 +230,19 @@ def filler(rows: int, pad_id: int) -> Batch:
 
 def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int, paired: bool = False) -> Batch:
     """The chosen rows as one padded batch."""
-    longest = max(len(rows[i].tokens) for i in chosen)
-    tokens = np.full((len(chosen), longest), pad_id, dtype=np.int64)
-    trainable = np.zeros((len(chosen), longest), dtype=bool)
-    for b, i in enumerate(chosen):
-        row = rows[i]
+    found = [rows[i] for i in chosen]
+    longest = max(len(row.tokens) for row in found)
+    tokens = np.full((len(found), longest), pad_id, dtype=np.int64)
+    trainable = np.zeros((len(found), longest), dtype=bool)
+    for b, row in enumerate(found):
         tokens[b, : len(row.tokens)] = row.tokens
         trainable[b, row.response_start : len(row.tokens)] = True
-    reward = np.array([rows[i].reward for i in chosen], dtype=np.float32)
     return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(trainable),
-        torch.from_numpy(reward),
+        torch.from_numpy(np.array([row.reward for row in found], dtype=np.float32)),
         tuple(chosen),
-        sum(len(rows[i].tokens) for i in chosen),
+        sum(len(row.tokens) for row in found),
         paired,
-        group_B2=torch.tensor([rows[i].group for i in chosen], dtype=torch.float32),
+        group_B2=torch.tensor([row.group for row in found], dtype=torch.float32),
     )

@@ -60,9 +60,9 @@ class Shuffled:
     """
 
     def __init__(self, items_of: ItemsOf, length_R: NDArray[np.int32], per_batch: int, seed: int) -> None:
-        self._items_of, self._length_R = items_of, length_R
+        self._items_of, self._length_R = lru_cache(maxsize=1)(items_of), length_R
         self.per_batch, self._seed = per_batch, seed
-        self._count = len(items_of(0))
+        self._count = len(self._items_of(0))
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
