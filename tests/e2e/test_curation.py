@@ -121,6 +121,20 @@ def test_programs_that_read_and_print_are_judged_by_their_cases_within_their_own
     assert all(row["cases"] == ADD["cases"] for row in rows)
 
 
+def test_a_published_contest_can_be_judged_as_it_is_and_what_is_no_python_is_counted(
+    tmp_path: Path, wmtp_command: Command
+) -> None:
+    solutions = {"language": [2, 3, 3], "solution": ["int main(){}", *list(PROGRAMS)[:2]]}
+    row = {"name": "1_A", "description": "Print the sum.", "solutions": solutions, "private_tests": None}
+    tests = {"input": ["1 2\n"], "output": ["3\n"]}
+    source = write(tmp_path / "rows.jsonl", [row | {"public_tests": tests, "generated_tests": None}])
+    code, out, err = wmtp_command("data", "label", "--data", source, "--out", tmp_path / "out.jsonl", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert (report["statuses"], report["verdict_differs_from_label"]) == ({"passed": 1, "wrong": 1}, 1)
+    assert report["sources"][0]["dropped"] == {"solution in CPP, not PYTHON3": 1}
+
+
 def test_programs_that_read_and_print_have_wrong_variants_too(tmp_path: Path, wmtp_command: Command) -> None:
     source = write(tmp_path / "rows.jsonl", [ADD | {"response": program} for program in PROGRAMS])
     code, out, err = wmtp_command(

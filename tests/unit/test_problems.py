@@ -12,7 +12,7 @@ import pytest
 from wmtp.errors import DataError
 from wmtp.evaluation.problems import read_benchmark
 from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
-from wmtp.sandbox import FunctionTests, Sandbox, StdinTests
+from wmtp.sandbox import FunctionTests, Limits, Sandbox, StdinTests
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -108,6 +108,19 @@ def test_codecontests_has_all_its_tests_and_the_contests_limits(tmp_path: Path) 
     assert suite.limits is not None
     assert (suite.limits.cpu_s, suite.limits.memory_bytes) == (2.5, 256_000_000)
     assert found.problems[0].reference == "print(sum(map(int, input().split())))"
+
+
+def test_codecontests_is_read_from_parquet_as_from_json(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([CONTEST]), tmp_path / "a")
+    assert read_benchmark(tmp_path / "a").problems == read_benchmark(write(tmp_path / "b", CONTEST)).problems
+
+
+def test_a_record_with_cases_is_a_problem_with_its_own_time(tmp_path: Path) -> None:
+    row = {"problem_id": "p", "prompt": "Add.", "cases": [["1 2", "3"]], "time_limit_s": 0.5}
+    [problem] = read_benchmark(write(tmp_path / "a", row)).problems
+    assert problem.suites[0].tests == StdinTests([("1 2", "3")])
+    assert problem.suites[0].limits == Limits(cpu_s=0.5)
 
 
 def test_records_of_one_problem_are_one_problem(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def normalized(text: str) -> str:
 
 
 class ExactDuplicates:
-    """Holds 16 bytes, about 120 with Python's own, per text."""
+    """Holds 16 bytes per record, about 100 with Python's own."""
 
     def __init__(self) -> None:
         self._seen: dict[bytes, bool | None] = {}
@@ -57,7 +57,7 @@ class NearDuplicates:
     s (of the prompts, 1 for the same problem) and r (of the responses) is seen with probability
     1 - (1 - s r^4)^16: 0.9998 at s = 1, r = 0.8, and 0.998 at s = r = 0.8.
 
-    Holds about 2 kB and 8 bytes per token of the response for each record, and 8 per token of each prompt.
+    Holds about 4 kB and 8 bytes per token of the response for each record, and 8 per token of each prompt.
 
     Raises:
         UsageError: a threshold below 0.7 or above 1.

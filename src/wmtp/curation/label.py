@@ -48,7 +48,8 @@ def label(
         "limits": asdict(limits),
     }
     file = RowFile(out, about)
-    records = stream_records(source, SourceReport(str(source)), fields=fields, split=split)
+    read = SourceReport(str(source))
+    records = stream_records(source, read, fields=fields, split=split)
     with Sandbox(require=require, limits=limits) as sandbox:
 
         def one(record: Record) -> Made:
@@ -63,7 +64,7 @@ def label(
 
         file.extend(in_order(one, islice(records, file.done, None)))
         isolation = sandbox.isolation.to_dict()
-    return file.finish(lambda made: _summary(made) | {"isolation": isolation})
+    return file.finish(lambda made: _summary(made) | {"sources": [read.to_dict()], "isolation": isolation})
 
 
 def _judged(record: Record, verdict: Verdict) -> Record:

@@ -60,7 +60,8 @@ def mutate(
         "seed": seed, "limits": asdict(limits),
     }  # fmt: skip
     file = RowFile(out, about)
-    records = stream_records(source, SourceReport(str(source)), fields=fields, split=split)
+    read = SourceReport(str(source))
+    records = stream_records(source, read, fields=fields, split=split)
     with Sandbox(require=require, limits=limits) as sandbox:
 
         def one(record: Record) -> Made:
@@ -70,7 +71,7 @@ def mutate(
 
         file.extend(in_order(one, islice(records, file.done, None)))
         isolation = sandbox.isolation.to_dict()
-    return file.finish(lambda made: _summary(made, variants) | {"isolation": isolation})
+    return file.finish(lambda made: _summary(made, variants) | {"sources": [read.to_dict()], "isolation": isolation})
 
 
 def _mutated(record: Record, sandbox: Sandbox, limits: Limits, variants: int, seed: int) -> Made:

@@ -19,7 +19,7 @@ LONGEST, SHORTEST = 13, 8
 
 
 class Overlap:
-    """What a record may not share with the problems of benchmarks. Holds about 150 bytes per word of theirs."""
+    """What a record may not share with the problems of benchmarks. Holds about 70 bytes per word of theirs."""
 
     def __init__(self, benchmarks: Iterable[Record]) -> None:
         self._names: dict[int, dict[int, str]] = {}

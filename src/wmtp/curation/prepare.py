@@ -113,7 +113,7 @@ def prepare(sources: Sequence[Path], out: Path, plan: Plan, report: Report = lam
                 yield sieve.made(record)
 
     file.extend(islice(made(), file.done, None))
-    return file.finish(lambda rows: {"sources": [_read(one) for one in reports], **sieve.summary, **_summary(rows)})
+    return file.finish(lambda rows: {"sources": [one.to_dict() for one in reports], **sieve.summary, **_summary(rows)})
 
 
 class _Sieve:
@@ -167,18 +167,6 @@ class _Sieve:
         cases = record.cases[: self._max_cases]
         self.summary["cases_left_out"] += len(record.cases) - len(cases)
         return replace(record, cases=cases)
-
-
-def _read(report: SourceReport) -> dict[str, Any]:
-    return {
-        "path": report.path,
-        "rows": report.rows,
-        "records": report.kept,
-        "other_split": report.other_split,
-        "dropped": dict(report.dropped.most_common()),
-        "bad_rows": report.num_bad,
-        "bad_rows_examples": report.bad,
-    }
 
 
 def _summary(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -12,24 +12,12 @@ from rich.table import Table
 def prepared_table(report: Mapping[str, Any], out: str) -> None:
     """What `wmtp data prepare` read, left out and wrote."""
     console = Console()
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    for source in report["sources"]:
-        say(f"{source['path']}: {source['records']:,} records from {source['rows']:,} rows")
-        lost = {"of another split": source["other_split"], "bad rows": source["bad_rows"], **source["dropped"]}
-        for reason, count in lost.items():
-            if count:
-                say(f"  dropped, {reason}: {count:,}")
-    say(f"{report['rows']:,} records written to {out}")
-    for reason, count in report["dropped"].items():
-        say(f"  dropped, {reason}: {count:,}")
+    _say_rows(console, report, out)
     if report["cases_left_out"]:
-        say(f"  {report['cases_left_out']:,} cases left out")
+        _say(console, f"  {report['cases_left_out']:,} cases left out")
     labels = ", ".join(f"{count:,} {name}" for name, count in report["labels"].items())
     both = report["problems_with_both_verdicts"]
-    say(f"{report['problems']:,} problems, {both:,} with correct and incorrect responses; {labels}")
+    _say(console, f"{report['problems']:,} problems, {both:,} with correct and incorrect responses; {labels}")
     table = Table(title="Characters")
     for name in ("", "mean", "min", "median", "p95", "max"):
         table.add_column(name, justify="right" if name else "left")
@@ -41,16 +29,12 @@ def prepared_table(report: Mapping[str, Any], out: str) -> None:
 def curation_table(report: Mapping[str, Any], out: str) -> None:
     """What `wmtp data label` or `wmtp data mutate` wrote, and what it left out."""
     console = Console()
-    console.print(
-        f"{report['input_rows']:,} rows read, {report['rows']:,} written to {out}", highlight=False, soft_wrap=True
-    )
-    for reason, count in report["dropped"].items():
-        console.print(f"  dropped, {reason}: {count:,}", highlight=False, markup=False)
+    _say_rows(console, report, out)
     if "operators" in report:
         full, none = report["solutions_with_all_variants"], report["solutions_without_any"]
-        console.print(
+        _say(
+            console,
             f"{full:,} of {report['solutions']:,} correct responses got all the variants asked for, {none:,} got none",
-            highlight=False,
         )
         table = Table(title="Operators")
         for name in ("operator", "run", "wrong"):
@@ -59,7 +43,24 @@ def curation_table(report: Mapping[str, Any], out: str) -> None:
             table.add_row(name, f"{counts['run']:,}", f"{counts['wrong'] / counts['run']:.0%}")
         console.print(table)
     statuses = ", ".join(f"{count:,} {status}" for status, count in report["statuses"].items())
-    console.print(f"verdicts: {statuses}", highlight=False)
+    _say(console, f"verdicts: {statuses}")
     if report.get("verdict_differs_from_label"):
-        console.print(f"{report['verdict_differs_from_label']:,} differ from the label that was there", highlight=False)
-    console.print(f"isolation level {report['isolation']['level']} of 3", highlight=False)
+        _say(console, f"{report['verdict_differs_from_label']:,} differ from the label that was there")
+    _say(console, f"isolation level {report['isolation']['level']} of 3")
+
+
+def _say_rows(console: Console, report: Mapping[str, Any], out: str) -> None:
+    """What each source gave, what of it was written, and what was lost on both ways."""
+    for source in report["sources"]:
+        _say(console, f"{source['path']}: {source['records']:,} records from {source['rows']:,} rows")
+        lost = {"of another split": source["other_split"], "bad rows": source["bad_rows"], **source["dropped"]}
+        for reason, count in lost.items():
+            if count:
+                _say(console, f"  dropped, {reason}: {count:,}")
+    _say(console, f"{report['rows']:,} records written to {out}")
+    for reason, count in report["dropped"].items():
+        _say(console, f"  dropped, {reason}: {count:,}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

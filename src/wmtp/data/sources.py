@@ -46,6 +46,18 @@ class SourceReport:
         self.num_bad += 1
         self.bad = [*self.bad, message][:20]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data, for report files."""
+        return {
+            "path": self.path,
+            "rows": self.rows,
+            "records": self.kept,
+            "other_split": self.other_split,
+            "dropped": dict(self.dropped.most_common()),
+            "bad_rows": self.num_bad,
+            "bad_rows_examples": self.bad,
+        }
+
     def summary(self) -> str:
         """One line for people."""
         text = f"{self.path}: {self.kept:,} records of {self.rows:,} rows"

@@ -80,7 +80,7 @@ class Benchmark:
 
 
 def read_benchmark(path: Path, kind: str | None = None, split: str | None = None) -> Benchmark:
-    """The problems of a file (JSON Lines or one JSON array, gzip or not), in its order.
+    """The problems of a file, in any container that `wmtp.data.containers` reads, in its order.
 
     Args:
         kind: what the file must be, one of `KINDS`; None takes what its rows say.
@@ -149,12 +149,14 @@ def _check_ids(path: Path, problems: Iterable[Problem]) -> None:
 def _kind_of(row: Any) -> str:
     if not isinstance(row, dict):
         raise BadRow(f"expected a JSON object, got {row!r:.60}")
-    for name, fields in _FIELDS.items():
-        if fields <= set(row):
+    for name in ("plus", "humaneval", "mbpp", "codecontests"):
+        if FIELDS[name] <= set(row):
             return name if name != "plus" else f"{'humaneval' if is_humaneval(row) else 'mbpp'}_plus"
+    if "prompt" in row and ("tests" in row or "cases" in row):
+        return "records"
     raise BadRow(
         f"a row with the fields {', '.join(sorted(row)[:12])} is of no known benchmark; records of your own need "
-        "problem_id, prompt and tests"
+        "problem_id, prompt and tests (or cases)"
     )
 
 
@@ -281,11 +283,6 @@ def _text(row: Mapping[str, Any], name: str) -> str:
         raise BadRow(f"field {name!r} must be a string, got {value!r:.60}")
     return value
 
-
-_FIELDS = {name: FIELDS[name] for name in ("plus", "humaneval", "mbpp", "codecontests")} | {
-    "records": frozenset({"prompt", "tests"})
-}
-"""The fields by which each kind of file is told, the most specific first."""
 
 _MAKERS: dict[str, Callable[[Mapping[str, Any]], Problem]] = {
     "humaneval": _humaneval,
