@@ -177,7 +177,8 @@ def rehearsed(parts: Parts, shape: tuple[int, int], ranks: int, *, recomputed: b
     """
     model, autocast = _copy(parts, parts.model, ranks)
     prepare_model(model, checkpointing=recomputed, compiled=False)
-    kept = model.unembedding().projection_VD.numel() * EXACT if isinstance(model, MTPModel) else 0
+    shared = model.unembedding().projection_VD if isinstance(model, MTPModel) else None
+    kept = shared.numel() * EXACT if shared is not None and shared.requires_grad else 0
     by_head = isinstance(parts.objective, MTPObjective) and parts.objective.head_by_head
     loss = _loss(parts, model, shape)
     moments = rehearse(model, shape, loss, kept, head_by_head=by_head, autocast=autocast)
@@ -218,12 +219,18 @@ def _loss(parts: Parts, model: Model, shape: tuple[int, int]) -> Loss:
     device = parts.device.type
     chunk = objective.chunk or default_chunk(vocabulary, device)
     computed = 2 if parts.config.precision == "bf16" else EXACT
-    return lambda heads: loss_bytes(
-        heads=heads,
-        positions=positions,
-        width=width,
-        vocabulary=vocabulary,
-        chunk=chunk,
-        computed=computed,
-        device=device,
-    )
+    trained = model.unembedding().projection_VD.requires_grad
+
+    def of_heads(heads: int) -> Bytes:
+        found = loss_bytes(
+            heads=heads,
+            positions=positions,
+            width=width,
+            vocabulary=vocabulary,
+            chunk=chunk,
+            computed=computed,
+            device=device,
+        )
+        return found if trained else {name: size for name, size in found.items() if "gradient" not in name}
+
+    return of_heads

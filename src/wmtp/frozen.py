@@ -16,7 +16,7 @@ from wmtp.config import Config, CriticConfig, MTPObjectiveConfig, OwnConfig, Rho
 from wmtp.data.batches import Batch
 from wmtp.distributed import release
 from wmtp.errors import ConfigError, ModelError
-from wmtp.formats import hf
+from wmtp.formats import hf, meta
 from wmtp.formats.identity import model_fingerprint
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
 from wmtp.formats.streamed import Weights, asked, empty_model, missing
@@ -191,7 +191,7 @@ def finite(score: torch.Tensor, source: str) -> torch.Tensor:
 
 def _empty(source: str, kind: type[M], weights: Weights, num_heads: int | None = None) -> M | None:
     """A frozen model without weights; None where the ordinary way must load it, or say what is wrong."""
-    if weights == "now" or not asked(hf.model_config(source), weights):
+    if weights == "now" or meta.holds(source) or not asked(hf.model_config(source), weights):
         return None
     model = empty_model(source, num_heads)
     return model if isinstance(model, kind) and not missing(model, source) else None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wmtp.data.batches import Batch
-from wmtp.distributed import head_passes
+from wmtp.distributed import head_passes, release, synchronise
 from wmtp.heads import TrunkOutput
 from wmtp.loss import LossSum
 from wmtp.metrics import Meter
@@ -222,6 +222,8 @@ class MTPObjective:
         meter = Meter()
         with head_passes(model, list(model.heads()), last):
             for k in range(model.num_heads):
+                if k == model.num_heads - 1 and not cut.hidden_BTD.requires_grad:
+                    synchronise(model, last)  # no backward pass of the trunk follows
                 with precision():
                     hidden_BTD = model.head(k, cut)
                     of_head = plan.head(k)
@@ -234,6 +236,8 @@ class MTPObjective:
                 del hidden_BTD, sums
         if cut.hidden_BTD.grad is not None:
             trunk.hidden_BTD.backward(cut.hidden_BTD.grad)  # type: ignore[no-untyped-call]
+        else:
+            release(model)
         return meter
 
     def _backward_together(

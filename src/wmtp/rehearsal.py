@@ -119,7 +119,9 @@ def _train_heads(
 
     def back(hidden_K: list[Tensor]) -> None:
         recorder.enter(recorder.rest, "loss", loss(len(hidden_K)), kept)
-        recorder.backward(hidden_K, [torch.empty_like(hidden) for hidden in hidden_K])
+        trained = [hidden for hidden in hidden_K if hidden.requires_grad]
+        if trained:
+            recorder.backward(trained, [torch.empty_like(hidden) for hidden in trained])
 
     trunk = model.trunk(tokens_BT)
     cut = trunk.detached() if head_by_head and model.heads_apart else None

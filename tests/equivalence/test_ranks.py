@@ -66,14 +66,12 @@ ARMS: dict[str, list[str]] = {
     "bf16_tied": ["precision=bf16", "model.architecture.tie_word_embeddings=true"],
     "checkpointed": ["train.activation_checkpointing=true"],
     "linear": ["model.heads={{family: linear, num_heads: 3, init: fresh}}", "train.micro_batch_size=2"],
-    "chain": ["model.heads={{family: chain, num_heads: 3}}", "train.micro_batch_size=2"],
     "chain_tied": [
         "model.heads={{family: chain, num_heads: 3, init: fresh}}",
         "model.architecture.tie_word_embeddings=true",
     ],
-    "heads_only": ["model.heads={{family: parallel, num_heads: 3, init: fresh, trained: heads}}"],
-    "linear_heads_only": ["model.heads={{family: linear, num_heads: 3, init: fresh, trained: heads+norm}}"],
-    "chain_heads_only": ["model.heads={{family: chain, num_heads: 3, init: fresh, trained: heads}}"],
+    "heads_only": ["model.heads={{num_heads: 3, init: fresh, trained: heads}}", "train.micro_batch_size=2"],
+    "heads_and_norm": ["model.heads={{num_heads: 3, init: fresh, trained: heads+norm}}", "train.micro_batch_size=2"],
     "from_chain": ["model.architecture=null", "model.path='{models}/chain'", "model.heads.family=chain"],
 }
 STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")

@@ -289,8 +289,9 @@ def test_the_json_of_packing_has_the_documented_keys(tmp_path: Path, capsys: pyt
 
 
 def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--small", "--prompts", "3", "--batch", "1", "2", "--length", "4", "--repeat", "1"]
+    options = ["--small", "--prompts", "3", "--batch", "1", "2", "--length", "4", "--repeat", "1", "--family", "chain"]
     document = document_of("decoding", options, tmp_path)
+    assert document["family"] == "chain"
     assert set(document["machine"]) == MACHINE_KEYS
     cases = document["cases"]
     assert [(row["batch"], row["variant"]) for row in cases] == [(b, v) for b in (1, 2) for v in decoding.VARIANTS]
@@ -389,6 +390,7 @@ def test_the_steps_of_the_sample_are_spread_over_all_lengths() -> None:
         (["packing", "--vocabulary", "2"], "argument --vocabulary: got 2, expected at least 8"),
         (["decoding", "--model", "nowhere"], "argument --model: got 'nowhere', expected a model folder"),
         (["decoding", "--small", "--model", "."], "argument --small: --model was given"),
+        (["decoding", "--family", "chain", "--model", "."], "argument --family: --model was given"),
         (["decoding", "--variant", "magic"], "argument --variant: invalid choice: 'magic'"),
         (["nothing"], "No such command 'nothing'"),
     ],

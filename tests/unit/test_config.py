@@ -150,6 +150,8 @@ def test_local_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatc
         ("model.architecture={model_type: llama}", "needs model.tokenizer"),
         ("precision=fp16", "precision"),
         ("train.steps='10'", "expected an integer"),
+        ("model.heads={family: linear, depth: matched}", "model.heads.depth = 'matched' needs family 'parallel'"),
+        ("model.heads={num_heads: 1, trained: heads}", "needs num_heads of at least 2, got 1"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(tmp_path: Path, override: str, told: str) -> None:

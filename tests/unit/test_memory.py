@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmtp import loss_fused, memory
 from wmtp.bench.ranks_table import LLAMA_2_7B, RANKS
+from wmtp.config import load
+from wmtp.estimate import estimate
 from wmtp.formats.hf import random_causal_lm, without_parameters
 from wmtp.loss import Unembedding
 from wmtp.memory import Moment, Passes, Unit, host_bytes, layout, share, step_peak, total
 from wmtp.model import MTPModel
+from wmtp.parts import build
 from wmtp.rehearsal import units_of
 from wmtp.testing import tiny_model
 
+RECIPE = Path(__file__).parent.parent / "e2e" / "small_recipe.yaml"
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple)
 STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD")
 UNITS = [Unit(((64, 8), (8,))), Unit(((64, 8), (8,))), Unit(((64, 8), (8,))), Unit(((100, 8), (100, 8), (8,)))]
@@ -150,3 +155,17 @@ def test_the_loss_holds_what_its_formula_says() -> None:
 
 def test_the_cache_block_is_that_of_the_loss() -> None:
     assert memory.CACHE_BYTES == loss_fused.CACHE_BYTES
+
+
+@pytest.mark.parametrize("family", ["parallel", "chain"])
+def test_what_is_not_trained_needs_neither_gradients_nor_moments(family: str) -> None:
+    heads = "model.heads={{family: {}, num_heads: 3, trained: {}}}"
+    few, every = (
+        estimate(build(load([RECIPE], [heads.format(family, trained)]), weights=False)) for trained in ("heads", "all")
+    )
+    assert few.parameters == every.parameters == every.trainable
+    for said in (few, every):
+        (needs,) = said.needs
+        assert needs.state_bytes == 4 * said.parameters + 12 * said.trainable
+    assert few.total < every.total
+    assert "unembedding gradient" not in few.bytes

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wmtp.data.batches import collate
+from wmtp.data.batches import collate, filler
 from wmtp.data.text import Row
 from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.formats.identity import model_fingerprint
@@ -116,8 +116,8 @@ def test_what_was_written_is_read_back_for_rows_in_any_order_and_padding(
 def test_a_row_that_only_fills_has_scores_of_0(tmp_path: Path) -> None:
     rows = rows_of(4)
     finished(tmp_path / "s", rows)
-    filler = collate(rows, [0, 1], pad_id=0).filler()
-    assert not StoredScores(tmp_path / "s", KEY, "values", VALUES).of(filler).any()
+    empty = filler(2, pad_id=0)
+    assert not StoredScores(tmp_path / "s", KEY, "values", VALUES).of(empty).any()
 
 
 def test_fewer_heads_than_were_scored_read_the_first_ones(tmp_path: Path) -> None:

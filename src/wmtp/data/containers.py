@@ -183,7 +183,7 @@ def _elements(window: _Window) -> Iterator[Any]:
 
 
 def _element(window: _Window) -> Any:
-    """The next value, whole: a number could go on where the window ends."""
+    """The next value, whole: `1` could be the beginning of `1e+5` where the window ends."""
     window.next()
     while True:
         try:
@@ -195,11 +195,12 @@ def _element(window: _Window) -> Any:
         except (RecursionError, ValueError) as problem:
             raise _bad_value(problem) from problem
         else:
-            if end < len(window.text):
+            if len(window.text) - end >= len("e+5"):
                 window.at = end
                 return value
+            start = window.at
             if not window.grow():
-                window.at = len(window.text)
+                window.at = end - start
                 return value
 
 

@@ -22,6 +22,7 @@ from wmtp.evaluation.judging import Judged, Key, figures, judge, only, read_verd
 from wmtp.evaluation.problems import Benchmark, Problem
 from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
 from wmtp.formats.hf import load_tokenizer, locate
+from wmtp.formats.meta import WEIGHTS
 from wmtp.formats.native import load_model, read_card
 from wmtp.model import MTPModel
 from wmtp.sandbox import Requirement, Sandbox
@@ -101,7 +102,8 @@ class Subject:
 def _weights(source: str) -> dict[str, str]:
     """SHA-256 of each file of weights; empty for a hub id."""
     folder = Path(locate(source))
-    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    files = [*folder.glob("*.safetensors"), *folder.glob(WEIGHTS)]
+    return {path.name: sha256_file(path) for path in sorted(files)} if folder.is_dir() else {}
 
 
 def run_template(source: str) -> str | None:

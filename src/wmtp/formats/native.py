@@ -223,7 +223,7 @@ def _check_replaceable(folder: Path) -> None:
     """Saving replaces a whole folder, so it must not hold anything but a model."""
     if not folder.exists():
         return
-    known = any((folder / name).is_file() for name in ("config.json", meta.PARAMS))
+    known = (folder / "config.json").is_file() or (folder / meta.WEIGHTS).is_file()
     if not folder.is_dir() or (any(folder.iterdir()) and not known):
         raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 
