@@ -3,15 +3,19 @@
 Held-out problems with a correct and an incorrect solution, two of each that differ least. Per token of a solution: the
 nll and the weight of every head that predicts it; and what the weight was made from, where there is such a thing: the
 critic's value and advantage, the excess over the reference. Weights come out of the objective's own code, which takes
-the rows shown for one optimiser step: whitening and quantiles are over these rows.
+the rows shown for one optimiser step: whitening and quantiles are over these rows. Mean weights by class of token and
+by position are over the same rows.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from itertools import accumulate, pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ from wmtp.config import Config, MTPObjectiveConfig, load
 from wmtp.data.batches import Batch, collate, rows_by_label
 from wmtp.data.text import Row
 from wmtp.errors import DataError, UsageError
+from wmtp.evaluation.suites import BUCKETS, POSITIONS
+from wmtp.evaluation.token_classes import CLASSES, token_classes
 from wmtp.formats.native import load_value_model
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective
@@ -65,6 +71,7 @@ def inspect_run(folder: Path, problems: int) -> tuple[dict[str, Any], Path]:
         "scheme": objective.weighting.scheme if isinstance(objective, MTPObjectiveConfig) else None,
         "heads": model.num_heads if isinstance(model, MTPModel) else 0,
         "about": ABOUT.format(rows=2 * len(pairs), problems=len(pairs)) if isinstance(model, MTPModel) else "",
+        "weights": weight_groups(shown) if isinstance(model, MTPModel) else {},
         "problems": shown,
     }
     path = folder / "eval" / "tokens.json"
@@ -146,6 +153,40 @@ def _figures(parts: Parts, model: MTPModel | ValueModel, batch: Batch) -> dict[s
     if isinstance(scheme, Rho1):
         figures["excess"] = scheme.excess(known)
     return {name: figure.float().cpu() for name, figure in figures.items() if figure is not None}
+
+
+def weight_groups(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean weight of each head by the token's class and by its position in the response, over all solutions shown.
+
+    Args:
+        problems: as the view has them.
+
+    Returns:
+        `by_class` and `by_position`: per group the number of tokens, and a mean per head; None where it predicts none.
+    """
+    found: dict[str, dict[str, list[list[float | None]]]] = {"by_class": {}, "by_position": {}}
+    for variant in (variant for problem in problems for variant in problem["variants"]):
+        weight_TK = list(zip(*variant["weight"], strict=True))
+        for position, (kind, weight_K) in enumerate(zip(_classes(variant), weight_TK, strict=True)):
+            bucket = BUCKETS[bisect_right(POSITIONS, position) - 1]
+            found["by_class"].setdefault(kind, []).append(list(weight_K))
+            found["by_position"].setdefault(bucket, []).append(list(weight_K))
+    return {
+        group: {name: _mean_per_head(members[name]) for name in order if name in members}
+        for (group, members), order in zip(found.items(), (CLASSES, BUCKETS), strict=True)
+    }
+
+
+def _classes(variant: dict[str, Any]) -> list[str]:
+    """The class of each token of a solution."""
+    texts = variant["tokens"][:-1] if variant["ends"] else variant["tokens"]
+    classes = token_classes("".join(texts), list(pairwise([0, *accumulate(map(len, texts))])))
+    return [*classes, "end"] if variant["ends"] else classes
+
+
+def _mean_per_head(weight_NK: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    kept = [[weight for weight in head if weight is not None] for head in zip(*weight_NK, strict=True)]
+    return {"tokens": len(weight_NK), "weight": [float(f"{fmean(head):.6g}") if head else None for head in kept]}
 
 
 def _problem(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 HOT, COLD, PAPER = (240, 163, 92), (134, 182, 232), (253, 252, 249)
@@ -33,6 +34,23 @@ def token_view(result: dict[str, Any]) -> None:
             "; changed tokens are underlined\n",
         )
         console.print(legend)
+    for title, groups in result["weights"].items():
+        console.print(_weight_table(title.replace("_", " "), groups))
+
+
+def _weight_table(title: str, groups: dict[str, Any]) -> Table:
+    """Mean weights of every head by group of tokens."""
+    table = Table(title=f"Mean weight {title}")
+    table.add_column("tokens")
+    table.add_column("count", justify="right")
+    heads = max((len(group["weight"]) for group in groups.values()), default=0)
+    for k in range(1, heads + 1):
+        table.add_column(f"head {k}", justify="right")
+    for name, group in groups.items():
+        table.add_row(
+            name, f"{group['tokens']:,}", *("-" if mean is None else f"{mean:.3f}" for mean in group["weight"])
+        )
+    return table
 
 
 def telling(result: dict[str, Any]) -> str:

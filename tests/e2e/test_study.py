@@ -23,6 +23,7 @@ from wmtp.storage import resolve
 from wmtp.study.budget import spent, steps_in, steps_within, trial
 from wmtp.study.command import run_all, run_only
 from wmtp.study.results import read_result
+from wmtp.study.running import in_child
 from wmtp.study.settings import BudgetConfig, Study, read_study
 from wmtp.supervisor import Options
 
@@ -166,8 +167,13 @@ def test_a_study_killed_at_random_and_resumed_gives_the_same_table(
     assert without_clocks(json.loads((study.folder / "study.json").read_text())) == without_clocks(done[1])
 
 
-@pytest.mark.slow
-def test_each_run_is_an_ordinary_process_whose_failure_ends_the_study_with_1(
+def test_a_run_is_a_process_of_its_own_with_a_log(tmp_path: Path) -> None:
+    assert in_child(["train"], tmp_path / "log", lambda: -1, Options()) == 2
+    assert "nothing to train: give --recipe" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.exhaustive
+def test_a_failed_process_ends_the_study_with_1(
     tmp_path: Path, wmtp_command: Callable[..., tuple[int, str, str]]
 ) -> None:
     make(tmp_path, arms={"baseline": {"config": {"optim": {"lr": 1e30}, "train": {"max_nonfinite": 1}}}}, seeds=[0])

@@ -132,8 +132,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_an_interval_over_five_seeds_is_too_narrow_and_the_docs_say_how_much() -> None:
     """docs/studies.md: 84 in 100."""
     draws = np.random.default_rng(0)
-    found = [bootstrap(draws.standard_normal(5)) for _ in range(400)]
-    assert 0.79 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.89
+    found = [bootstrap(draws.standard_normal(5)) for _ in range(200)]
+    assert 0.78 <= np.mean([one.low <= 0 <= one.high for one in found]) <= 0.90
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, 9)), min_size=1, max_size=20))

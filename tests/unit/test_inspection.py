@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import wmtp
 from wmtp.data.text import Row
-from wmtp.inspection import changed_tokens, solution_pairs, token_texts
+from wmtp.inspection import changed_tokens, solution_pairs, token_texts, weight_groups
 
 Sequence = st.lists(st.integers(0, 4), max_size=12)
 
@@ -64,3 +64,16 @@ def test_token_texts_join_to_the_response_whatever_characters_it_has(text: str) 
     texts = token_texts(tokenizer, row)
     assert "".join(texts) == text
     assert len(texts) == len(ids)
+
+
+def test_weights_are_averaged_by_class_and_position_over_all_solutions() -> None:
+    tokens = ["return", " x", " + ", "1", "<eos>"]
+    one = {"tokens": tokens, "ends": True, "weight": [[1.0, 2.0, 3.0, 4.0, 5.0], [None, 1.0, 1.0, 1.0, 1.0]]}
+    other = {"tokens": ["x"] * 17, "ends": False, "weight": [[0.5] * 17, [2.0] * 17]}
+    found = weight_groups([{"variants": [one]}, {"variants": [other]}])
+    assert list(found["by_class"]) == ["keyword", "identifier", "operator", "literal", "end"]
+    assert found["by_class"]["keyword"] == {"tokens": 1, "weight": [1.0, None]}
+    assert found["by_class"]["identifier"]["tokens"] == 18
+    assert found["by_class"]["identifier"]["weight"] == pytest.approx([10.5 / 18, 35 / 18], rel=1e-5)
+    assert found["by_class"]["end"] == {"tokens": 1, "weight": [5.0, 1.0]}
+    assert {name: group["tokens"] for name, group in found["by_position"].items()} == {"0-15": 21, "16-63": 1}

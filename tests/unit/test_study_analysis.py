@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wmtp.statistics import bootstrap, holm, signed_rank
@@ -27,6 +27,7 @@ def said(differences: list[float], metric: MetricConfig = LOWER, tests: int = 1)
     return sentence("rho1", "baseline", metric, differences, p, tests)
 
 
+@settings(max_examples=30)
 @given(DIFFERENCES, st.integers(1, 4))
 def test_a_difference_is_claimed_only_if_interval_and_test_both_say_so(differences: list[float], tests: int) -> None:
     found, p = bootstrap(differences), min(1.0, tests * signed_rank(differences).p)
