@@ -89,7 +89,7 @@ def test_stored_scores_give_the_weights_that_the_models_give(
         monkeypatch.delattr(frozen, loader)  # nothing may be loaded
     stored = built(models, weighting(name, models, scored[name]))
     assert stored.frozen == []
-    for number in range(6):
+    for number in range(3):
         expected, got = seen(online, number), seen(stored, number)
         for field in ("values_BT", "reference_nll_BTK"):
             one, other = getattr(expected.scheme_input, field), getattr(got.scheme_input, field)
