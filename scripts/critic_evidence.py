@@ -48,6 +48,7 @@ from wmtp.weighting import gae
 TEMPLATE = "{prompt}\n"
 LOSSES = ("pairwise", "monte_carlo", "lambda_return", "combined")
 PAIRS_A_STEP, EVERY = 8, 25
+NOWHERE = -1
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Program:
     later: bool = True
     """Whether it is recent enough to be a test program."""
     parts: np.ndarray[Any, Any] | None = None
-    """Per response token the unit that is ranked (token or line), from 0; None: not ranked."""
+    """Per response token the unit that is ranked (token or line), or NOWHERE; None: the program is not ranked."""
     faulty: frozenset[int] = frozenset()
     """The units that hold the mistake."""
     hidden_TD: Tensor | None = None
@@ -88,6 +89,8 @@ def programs_of(records: Sequence[Record], tokenizer: Any, max_length: int) -> l
         prompt = TEMPLATE.format(prompt=record.prompt)
         if len(tokenizer(prompt + record.response, add_special_tokens=False)["input_ids"]) < max_length - 1:
             made.append(record)
+    if not made:
+        return []
     rows, _ = encode(made, tokenizer, template=TEMPLATE, max_length=max_length)
     return list(zip(made, rows, strict=True))
 
@@ -128,12 +131,11 @@ def condefects(path: Path, tokenizer: Any, settings: argparse.Namespace) -> list
 
 
 def mark_lines(program: Program, record: Record, offsets: list[tuple[int, int]], fault: int) -> None:
-    """The line (from 1 in the file) of each response token."""
+    """The line of each response token, by where it starts; the fault counts lines from 1."""
+    texts = [*record.response.split("\n"), ""]
     lines = [record.response.count("\n", 0, start) for start, _ in offsets]
-    program.parts = np.array(lines)
-    texts = record.response.splitlines()
-    if fault - 1 in lines and texts[fault - 1].strip():
-        program.faulty = frozenset({fault - 1})
+    program.parts = np.array([line if texts[line].strip() else NOWHERE for line in lines])
+    program.faulty = frozenset({fault - 1} & set(program.parts.tolist()))
 
 
 def with_places(pairs: Sequence[Program]) -> list[Program]:
@@ -174,11 +176,15 @@ def shortened(model: Any, layers: int) -> Any:
 
 
 @torch.no_grad()
-def look(model: Any, programs: Sequence[Program], layers: int, scored: set[int]) -> None:
-    """Fill in hidden states, and losses where they are wanted (by `id`)."""
+def look(model: Any, programs: Sequence[Program], layers: int, scored: set[int], seconds: float) -> None:
+    """Fill in hidden states, and losses where they are wanted (by `id`), problem by problem until the time is up."""
     short = shortened(model, layers)
-    started = time.perf_counter()
+    started, group = time.perf_counter(), ""
     for number, program in enumerate(programs, 1):
+        if program.group != group and time.perf_counter() - started > seconds:
+            print(f"the time is up: {number - 1} of {len(programs)} programs", file=sys.stderr, flush=True)
+            return
+        group = program.group
         tokens = torch.from_numpy(program.row.tokens.astype(np.int64)).unsqueeze(0)
         if id(program) in scored:
             out = model.base_model(input_ids=tokens, use_cache=False, output_hidden_states=True)
@@ -231,7 +237,7 @@ def train_head(kind: str, training: list[Program], selection: list[Program], set
     first = training[0].hidden_TD
     assert first is not None
     head = ValueHead(first.shape[1], settings.head)
-    optimizer = build_adamw(head, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+    optimizer = build_adamw(head, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
     random, pairs = np.random.default_rng(settings.seed), pairs_of(training)
     best, kept = -1.0, copy.deepcopy(head)
     for step in range(1, settings.steps + 1):
@@ -289,7 +295,7 @@ def advantage_of(head: ValueHead, program: Program, lam: float) -> Tensor:
 def auc_of(program: Program, score_R: Tensor) -> float | None:
     """How well a low score of a unit (mean over its tokens) tells the mistake; None where it cannot be told."""
     assert program.parts is not None
-    units = sorted(set(program.parts.tolist()))
+    units = sorted(set(program.parts.tolist()) - {NOWHERE})
     means = {unit: float(score_R[torch.from_numpy(program.parts == unit)].mean()) for unit in units}
     faulty = [means[unit] for unit in units if unit in program.faulty]
     others = [means[unit] for unit in units if unit not in program.faulty]
@@ -336,7 +342,9 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     training, selection, test = (
         with_places(part) for part in split(read(settings.data, tokenizer, settings), settings.seed)
     )
-    look(model, [*training, *selection, *test], settings.layers, {id(program) for program in test})
+    everything = sorted([*training, *selection, *test], key=lambda p: sha256(p.group.encode()).hexdigest())
+    look(model, everything, settings.layers, {id(program) for program in test}, settings.seconds)
+    training, selection, test = ([p for p in part if p.hidden_TD is not None] for part in (training, selection, test))
     result: dict[str, Any] = {
         "task": settings.task,
         "settings": {name: str(value) for name, value in vars(settings).items() if name not in ("json", "task")},
@@ -368,7 +376,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True, help="folder of a language model")
     parser.add_argument("--layers", type=int, default=12, help="of it, that the critic reads")
-    parser.add_argument("--head", default="mlp")
+    parser.add_argument("--head", default="linear")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seconds", type=float, default=600, help="look at no further problem after so long")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int, default=256, help="longer programs are left out")

@@ -324,6 +324,12 @@ class OwnConfig(_Part):
     scores: Location | None = None
     """Folder that `wmtp score` wrote: critic and reference are then not loaded."""
 
+    @model_validator(mode="after")
+    def _scores_are_used(self) -> OwnConfig:
+        if self.scores is not None and self.critic is None and self.reference is None:
+            raise ValueError("scores are those of a critic or a reference: name it too, or leave scores out")
+        return self
+
 
 SimpleConfig = UniformConfig | CriticConfig | Rho1Config | GradientConfig | GRPOConfig | OwnConfig
 """Schemes that are made of no others."""
@@ -366,6 +372,14 @@ def simple_schemes(weighting: WeightingConfig) -> list[SimpleConfig]:
     if isinstance(weighting, ControlConfig):
         return simple_schemes(weighting.of)
     return list(weighting.parts) if isinstance(weighting, HybridConfig) else [weighting]
+
+
+def _without_scores(weighting: WeightingConfig) -> WeightingConfig:
+    if isinstance(weighting, ControlConfig):
+        return weighting.model_copy(update={"of": _without_scores(weighting.of)})
+    if isinstance(weighting, HybridConfig):
+        return weighting.model_copy(update={"parts": [_without_scores(part) for part in weighting.parts]})
+    return weighting.model_copy(update={"scores": None}) if hasattr(weighting, "scores") else weighting
 
 
 class MTPObjectiveConfig(_Part):
@@ -646,6 +660,14 @@ class Config(_Part):
     def schemes(self) -> list[SimpleConfig]:
         """The schemes that the weights are made of; none for a critic."""
         return [] if isinstance(self.objective, ValueObjectiveConfig) else simple_schemes(self.objective.weighting)
+
+    def asking_models(self) -> Config:
+        """The same run, but frozen models are asked even where it names their stored scores."""
+        objective = self.objective
+        if isinstance(objective, ValueObjectiveConfig):
+            return self
+        asked = objective.model_copy(update={"weighting": _without_scores(objective.weighting)})
+        return self.model_copy(update={"objective": asked})
 
     @property
     def name(self) -> str:

@@ -76,14 +76,11 @@ def columns_wanted(config: Config) -> list[Wanted]:
     return list(found.values())
 
 
-def build_scorers(
-    config: Config, tokenizer: Any, device: torch.device, weights: Weights = "now", *, online: bool = False
-) -> list[Scorer]:
+def build_scorers(config: Config, tokenizer: Any, device: torch.device, weights: Weights = "now") -> list[Scorer]:
     """Every column that the config's schemes read.
 
     Args:
         weights: when frozen models get them; later leaves them, where it can, to `formats.streamed.fill`.
-        online: ask the models even where the config names stored scores.
 
     Raises:
         UsageError: a model that cannot be had or does not fit, or scores of something else.
@@ -92,7 +89,7 @@ def build_scorers(
     with torch.random.fork_rng(devices=[]):  # what is drawn to make a model is not missed where it is not made
         for wanted in columns_wanted(config):
             _check_source(config, wanted)
-            if wanted.scores is not None and not online:
+            if wanted.scores is not None:
                 scorers.append(_stored(config, tokenizer, wanted))
             else:
                 what = "critic" if wanted.name == VALUES else "reference"

@@ -96,7 +96,9 @@ def _finished(folder: Path) -> tuple[Parts, MTPModel | ValueModel]:
 
 
 def _all_solutions(config: Config) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"solutions": "all"})})
+    """The run with incorrect rows too; stored scores may not have them, so frozen models are asked."""
+    data = config.data.model_copy(update={"solutions": "all"})
+    return config.asking_models().model_copy(update={"data": data})
 
 
 def _recall(parts: Parts, checkpoints: Path) -> None:

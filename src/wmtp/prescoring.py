@@ -96,7 +96,7 @@ def score_in(
     job = world.together(lambda: prepare(config, mesh, dtype, batch_tokens))
     file = ScoreFile(folder, job.card, job.scored_spans())
     todo = world.first(file.begin)
-    score_batches(job, file, todo, world, report)
+    score_batches(job, file, todo, world, report if world.leads else lambda text: None)
     world.together(lambda: None)  # all parts are there
     return world.first(file.finish)
 
@@ -134,7 +134,7 @@ def prepare(config: Config, mesh: Sharding | None, dtype: str, batch_tokens: int
             "tokens": sum(span.length for span in spans),
         }
     )
-    scorers = build_scorers(config, tokenizer, device, "now" if mesh is None else "later", online=True)
+    scorers = build_scorers(config.asking_models(), tokenizer, device, "now" if mesh is None else "later")
     for scorer in scorers:
         if mesh is not None and scorer.model is not None:
             spread(scorer.model, mesh, stored_in(scorer.wanted.source), device)

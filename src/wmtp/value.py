@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmtp.discount import discounted_sums
 from wmtp.heads import layer_list
 from wmtp.probing import check_causal
 
@@ -142,16 +143,11 @@ def lambda_returns(values_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, *, gam
     Args:
         mask_BT: one run of tokens a row, whose last one carries the reward.
     """
-    values = values_BT.detach()
-    mask = mask_BT.bool()
-    returns_BT = torch.zeros_like(values)
-    for t in range(values.shape[1] - 1, -1, -1):
-        target = rewards_B.to(values)
-        if t + 1 < values.shape[1]:
-            inner = gamma * ((1 - lam) * values[:, t + 1] + lam * returns_BT[:, t + 1])
-            target = torch.where(mask[:, t + 1], inner, target)
-        returns_BT[:, t] = torch.where(mask[:, t], target, 0.0)
-    return returns_BT
+    values, mask = values_BT.detach(), mask_BT.bool()
+    goes_on = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+    following = torch.cat([values[:, 1:], values[:, :1]], 1)
+    terms = torch.where(goes_on, gamma * (1 - lam) * following, rewards_B.to(values).unsqueeze(1))
+    return torch.where(mask, discounted_sums(torch.where(mask, terms, 0.0), gamma * lam), 0.0)
 
 
 def with_state_before(response_BT: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def test_stored_scores_give_the_weights_that_the_models_give(
         monkeypatch.delattr(frozen, loader)  # nothing may be loaded
     stored = built(models, weighting(name, models, scored[name]))
     assert stored.frozen == []
-    for number in range(6):
+    for number in range(3):
         expected, got = seen(online, number), seen(stored, number)
         for field in ("values_BT", "reference_nll_BTK"):
             one, other = getattr(expected.scheme_input, field), getattr(got.scheme_input, field)
@@ -129,6 +129,16 @@ def test_a_run_from_stored_scores_needs_no_memory_for_the_frozen_model(
         figures.append(json.loads(out))
     assert figures[0]["frozen_parameters"] > 0
     assert figures[1]["frozen_parameters"] == 0
+
+
+def test_a_run_that_reads_stored_scores_can_be_inspected_with_solutions_that_were_not_scored(
+    models: Path, scored: dict[str, Path], wmtp_command: Command, tmp_path: Path
+) -> None:
+    run = ["--recipe", models / "recipe.yaml", weighting("hybrid", models, scored["hybrid"]), "--out", tmp_path / "run"]
+    assert wmtp_command("train", *run, "train.steps=2", "train.eval_every=null")[0] == 0
+    code, out, _ = wmtp_command("inspect", tmp_path / "run", "--rows", 1, "--json")
+    assert code == 0
+    assert {variant["correct"] for variant in json.loads(out)["problems"][0]["variants"]} == {True, False}
 
 
 def test_a_subset_of_the_rows_reads_from_the_same_scores(models: Path, scored: dict[str, Path]) -> None:

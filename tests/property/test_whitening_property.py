@@ -56,7 +56,7 @@ def weights(scheme: Critic, step: SchemeInput, reduce: Any = alone) -> Tensor:
 
 
 @given(st.lists(steps(), min_size=1, max_size=3), OPTIONS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_every_weight_is_a_number_within_the_clip_whatever_the_values(
     several: list[SchemeInput], options: dict[str, Any]
 ) -> None:
@@ -68,7 +68,7 @@ def test_every_weight_is_a_number_within_the_clip_whatever_the_values(
 
 
 @given(steps(), OPTIONS, st.floats(-(2.0**20), 2.0**20, width=32))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_single_token_and_equal_values_weigh_exactly_1(
     step: SchemeInput, options: dict[str, Any], constant: float
 ) -> None:

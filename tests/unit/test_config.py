@@ -160,6 +160,20 @@ def test_what_cannot_be_is_refused_with_its_reason(tmp_path: Path, override: str
     assert told in str(caught.value)
 
 
+def test_a_run_that_asks_models_names_no_scores_however_deep_they_stand(tmp_path: Path) -> None:
+    parts = "[{scheme: critic, critic: c, scores: s}, {scheme: rho1, reference: r, scores: s}, {scheme: gradient}]"
+    weighting = f"{{scheme: shuffled, of: {{scheme: hybrid, parts: {parts}}}}}"
+    config = loaded(tmp_path, f"objective={{kind: mtp, weighting: {weighting}}}")
+    assert [getattr(scheme, "scores", "-") is None for scheme in config.schemes] == [False, False, False]
+    assert [getattr(scheme, "scores", "-") for scheme in config.asking_models().schemes] == [None, None, "-"]
+    assert config.asking_models().schemes[0].critic == config.schemes[0].critic
+
+
+def test_scores_of_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="scores are those of a critic or a reference"):
+        loaded(tmp_path, "objective={kind: mtp, weighting: {scheme: own, builder: 'a:b', scores: s}}")
+
+
 def test_early_stopping_watches_only_what_is_measured(tmp_path: Path) -> None:
     validation = ["data.validation_fraction=0.1", "train.eval_every=1"]
     assert loaded(tmp_path, *validation, "train.early_stopping={metric: loss/nll_head_4}")

@@ -234,7 +234,7 @@ def test_a_column_that_was_not_scored_is_refused_and_those_there_are_named(tmp_p
 
 
 @given(st.permutations(range(7)), st.integers(0, 7), st.sampled_from([None, "torn", "empty"]))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_any_order_any_interruption_and_a_torn_part_end_with_the_same_files(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], stop: int, harm: str | None
 ) -> None:

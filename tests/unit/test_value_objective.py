@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from wmtp.adapters import add_adapters, is_adapter, merged
 from wmtp.config import Config
@@ -115,6 +116,22 @@ def test_head_and_backbone_learn_at_their_own_rates(model: ValueModel) -> None:
         if parameter.requires_grad:
             assert rates[id(parameter)] == pytest.approx(5e-3 if name.startswith("value_head.") else 5e-5)
             assert decays[id(parameter)] == (0.1 if parameter.ndim >= 2 else 0.0)
+
+
+def test_own_rates_are_kept_by_a_checkpoint(model: ValueModel) -> None:
+    def made(target: ValueModel) -> torch.optim.AdamW:
+        factor = rate_factor(config_of(rates={"head": 1e-2}))
+        return build_adamw(target, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, lr_factor=factor)
+
+    first, second = made(model), made(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    set_learning_rate(first, 0.0)
+    first.step()
+    set_optimizer_state_dict(model, second, get_optimizer_state_dict(model, first))
+    assert [group.get("lr_factor") for group in second.param_groups] == [None, None, 10.0, 10.0]
+    set_learning_rate(second, 1e-3)
+    assert [group["lr"] for group in second.param_groups] == [1e-3, 1e-3, 1e-2, 1e-2]
 
 
 def test_without_own_rates_groups_are_what_they_were(model: ValueModel) -> None:

@@ -40,7 +40,7 @@ def mean(numbers: list[float]) -> float:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_every_figure_is_its_definition(seed: int) -> None:
     values, mask, rewards = rows_of(seed)
     got = figures(values, mask, rewards)
@@ -60,7 +60,7 @@ def test_every_figure_is_its_definition(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_the_reliability_curve_is_the_share_of_correct_tokens_in_each_tenth(seed: int) -> None:
     values, mask, rewards = rows_of(seed)
     got = figures(values, mask, rewards)

@@ -146,11 +146,12 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="wmtp-scores-") as temporary:
         folder = Path(temporary)
         save_models(settings, folder)
-        seconds = measuring.interleaved(steps_of(settings, folder), settings.repeat, settings.device)
+        clock = measuring.CLOCKS[settings.clock]
+        seconds = measuring.interleaved(steps_of(settings, folder), settings.repeat, settings.device, clock=clock)
         throughput = {}
         for scheme in ("verifiable", "rho1"):
             runs, tokens = scoring_of(config_of(settings, folder, scheme), folder / scheme)
-            taken = measuring.interleaved(runs, settings.passes, settings.device)
+            taken = measuring.interleaved(runs, settings.passes, settings.device, clock=clock)
             throughput[scheme] = {
                 "tokens_per_s": tokens / median(taken["score"]),
                 "to_forward": measuring.ratio(taken["forward"], taken["score"]),
@@ -161,7 +162,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "benchmark": "scores",
         "machine": measuring.machine(settings.device, "float32"),
         "settings": {
-            n: getattr(settings, n) for n in ("width", "layers", "heads", "rows", "length", "repeat", "passes")
+            n: getattr(settings, n) for n in ("width", "layers", "heads", "rows", "length", "clock", "repeat", "passes")
         },
         "median_seconds": {variant: median(each) for variant, each in seconds.items()},
         "time_to_baseline": {variant: measuring.ratio(each, seconds["baseline"]) for variant, each in seconds.items()},
@@ -199,6 +200,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--heads", type=measuring.positive, default=4)
     parser.add_argument("--rows", type=measuring.positive, default=8, help="of a step")
     parser.add_argument("--length", type=measuring.positive, default=256, help="tokens of the longest row")
+    parser.add_argument("--clock", choices=measuring.CLOCKS, default="wall", help="cpu where other work is going on")
     parser.add_argument("--repeat", type=measuring.positive, default=15, help="rounds of steps after the warm-up")
     parser.add_argument("--passes", type=measuring.positive, default=3, help="rounds of scoring after the warm-up")
     return parser.parse_args(arguments)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmtp.discount import discounted_sums
 from wmtp.ranks import Reduce
 from wmtp.schedule import Scheduled, value_at
 from wmtp.weighting.base import SchemeDefaults, SchemeInput, When, check_choice, masked_moments
@@ -47,13 +48,7 @@ def gae(
     end = values if terminal == "value" else rewards_B.to(values).unsqueeze(1).expand_as(values)
     delta = torch.where(is_last, end - before, gamma * values - before)
     delta = torch.where(mask, delta, 0.0)
-    advantages = torch.zeros_like(values)
-    following = torch.zeros_like(values[:, 0])
-    for t in range(values.shape[1] - 1, -1, -1):
-        following = delta[:, t] + gamma * lam * following
-        following = torch.where(mask[:, t], following, 0.0)
-        advantages[:, t] = following
-    return advantages
+    return torch.where(mask, discounted_sums(delta, gamma * lam), 0.0)
 
 
 def _check_gae(values_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, terminal: str) -> None:
