@@ -192,7 +192,7 @@ def test_the_json_of_the_index_says_whether_its_aims_are_met(
     def here(benchmark: str, arguments: Sequence[str]) -> Any:
         _, variant, path, pairs = arguments
         assert len(data.VARIANTS[variant](Path(path), int(pairs))) == {"json": 400, "index": 40}[variant]
-        return data.of_child(variant, Path(path), int(pairs))
+        return {**data.of_child(variant, Path(path), int(pairs)), "extra_bytes": 1000}
 
     monkeypatch.setattr(data.measuring, "in_child", here)
     document = document_of("data", ["--records", "400", "--pairs", "20", "--repeat", "2"], tmp_path)

@@ -8,8 +8,9 @@ process of its own:
     json      `json.loads` of every line, kept in a list
     index     open the index, draw `--pairs` unique pairs (correct, incorrect) of one problem, read their records
 
-Seconds, on the clock and of the CPU, are inside the process, after its imports; memory is its peak above what it had then. The file was just written,
-so both find it in the system's cache. benchmarks/README.md in the repository says how to read the figures.
+Seconds, on the clock and of the CPU, are inside the process, after its imports; memory is its peak above what it had
+then. The file was just written, so both find it in the system's cache. benchmarks/README.md in the repository says how
+to read the figures.
 """
 
 from __future__ import annotations

@@ -181,23 +181,73 @@ def first_line(problem: BaseException) -> str:
 
 
 def load_tokenizer(source: str) -> Any:
-    """A fast tokenizer with an EOS.
+    """A fast tokenizer with an EOS; also from a folder that has SentencePiece's `tokenizer.model` alone, read as
+    Llama's: with a BOS in front.
 
     Raises:
-        ModelError: none there, one without character offsets, or one without EOS.
+        ModelError: none there, one without character offsets, or one without EOS; a SentencePiece model that
+            transformers reads otherwise than SentencePiece does.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer
 
     folder = locate(source)
+    sentencepiece = _sentencepiece_of(source)
+    alone = sentencepiece is not None and not (resolve(source) / "tokenizer_config.json").is_file()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if alone:  # AutoTokenizer would guess, and put a space in front that SentencePiece has not
+            tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as problem:  # the tokenizers library raises bare `Exception`s
         raise ModelError(f"cannot load a tokenizer from {source}: {first_line(problem)}") from problem
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {source} gives no character offsets; a fast tokenizer is needed")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no EOS token; responses could not be ended")
+    if sentencepiece is not None:
+        _check_sentencepiece(source, sentencepiece, tokenizer)
     return tokenizer
+
+
+PROBES = (
+    "def f(x):\n    return x + 1\n", "two  spaces, a\ttab", "\n\n# comment", "12345 + 6.78e-10", "naïve café, 数学 🙂",
+    "[[1, 2], {'a': 0}]", "a_b.c(d)[e:f] != g",
+)  # fmt: skip
+"""Texts on which readers of one SentencePiece model must agree. None begins with a space: there SentencePiece puts
+another one in front, and transformers' Llama tokenizer does not."""
+
+
+def _sentencepiece_of(source: str) -> Any:
+    """SentencePiece's own reader of a folder's `tokenizer.model`, where there is no `tokenizer.json`; else None.
+
+    Raises:
+        ModelError: it needs packages that are not installed, or is damaged.
+    """
+    model = resolve(source) / "tokenizer.model"
+    if not model.is_file() or (model.parent / "tokenizer.json").exists():
+        return None
+    try:
+        import google.protobuf  # noqa: F401 transformers needs it for the same file
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as problem:
+        raise ModelError(
+            f"{source} has a SentencePiece tokenizer.model, which needs further packages ({problem}); install "
+            "wmtp[sentencepiece], or convert it to a tokenizer.json"
+        ) from problem
+    try:
+        return SentencePieceProcessor(model_file=str(model))
+    except (OSError, RuntimeError, TypeError) as problem:
+        raise ModelError(f"{model} is no SentencePiece model: {first_line(problem)}") from problem
+
+
+def _check_sentencepiece(source: str, sentencepiece: Any, tokenizer: Any) -> None:
+    for text in PROBES:
+        ours, theirs = tokenizer(text, add_special_tokens=False)["input_ids"], sentencepiece.encode(text)
+        if ours != theirs:
+            raise ModelError(
+                f"transformers reads the tokenizer.model of {source} otherwise than SentencePiece does: {text!r} gives "
+                f"{ours[:8]}..., not {theirs[:8]}...; convert it to a tokenizer.json that agrees"
+            )
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
