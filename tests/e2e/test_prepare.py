@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -257,3 +258,18 @@ def test_a_record_that_no_line_can_hold_is_left_out_with_the_reason(
     source = write(tmp_path / "rows.jsonl", [GOOD, GOOD | {"response": "x" * 2000}])
     report = prepare([source], tmp_path / "out.jsonl", Plan())
     assert report["dropped"] == {"longer than 1,000 bytes": 1}
+
+
+def test_a_record_takes_less_than_a_thousand_bytes_of_memory(tmp_path: Path) -> None:
+    """Whatever their length: hashes are held, not texts."""
+
+    def peak(count: int) -> int:
+        rows = [GOOD | {"problem_id": str(i), "prompt": f"{i} {'x' * 3000}"} for i in range(count)]
+        source = write(tmp_path / f"{count}.jsonl", rows)
+        tracemalloc.start()
+        prepare([source], tmp_path / f"out{count}.jsonl", Plan())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(600) - peak(100) < 500 * 1000
