@@ -37,7 +37,7 @@ def some(path: Path, out: Path, count: int) -> Path:
 def judged(tmp_path: Path, count: int) -> int:
     """The number of students' programs that were judged as their labels say.
 
-    One assignment forbids to call `sort`. Right programs that do are labelled wrong, which no test of outputs can see.
+    Programs of one assignment that have `.sort(` in them and give the right output are labelled wrong: docs/data.md.
     """
     plan = Plan(problems=REFACTORY / "tests.json")
     whole = prepared(tmp_path / "all.jsonl", REFACTORY / "refactory.jsonl.gz", plan)
@@ -45,7 +45,7 @@ def judged(tmp_path: Path, count: int) -> int:
     records, _ = read_records(tmp_path / "out.jsonl")
     differ = [record for record in records if "label_before" in record.about["verdict"]]
     assert report["verdict_differs_from_label"] == len(differ)
-    assert all(record.problem_id == "refactory/4" and "sort(" in record.response for record in differ)
+    assert all(record.problem_id == "refactory/4" and ".sort(" in record.response for record in differ)
     assert all(record.is_correct for record in differ)
     return len(records)
 

@@ -89,10 +89,11 @@ def _lines(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
             raise DataError(f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; is this JSON Lines?")
         if line.strip():
-            yield number, partial(_decoded, line)
+            yield number, partial(decode_line, line)
 
 
-def _decoded(line: bytes) -> Any:
+def decode_line(line: bytes) -> Any:
+    """The JSON value of a line. Raises `BadRow`: it is none, or cannot be held."""
     try:
         return json.loads(line.decode("utf-8-sig").rstrip(), object_pairs_hook=_unique)
     except UnicodeDecodeError as problem:
