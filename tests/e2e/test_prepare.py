@@ -168,6 +168,16 @@ def test_a_part_that_was_begun_from_something_else_is_not_gone_on_with(tmp_path:
         prepare([source], tmp_path / "out.jsonl", Plan(near=0.8))
 
 
+def test_what_ended_at_a_bad_row_goes_on_when_such_rows_are_to_be_skipped(tmp_path: Path) -> None:
+    source, out = (
+        write(tmp_path / "rows.jsonl", [GOOD, {"prompt": 5}, GOOD | {"response": "r"}]),
+        tmp_path / "out.jsonl",
+    )
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: "):
+        prepare([source], out, Plan())
+    assert prepare([source], out, Plan(on_bad_row="skip"))["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
