@@ -20,8 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from wmtp.data.containers import rows
 from wmtp.data.mutate import mutants, normalize
-from wmtp.data.sources import rows
 from wmtp.evaluation.judging import fingerprint, judge
 from wmtp.evaluation.problems import Problem, read_benchmark
 from wmtp.evaluation.samples import Sample

@@ -62,6 +62,14 @@ def test_a_bad_row_is_reported_with_file_and_line(
     assert all(text in message for text in told), message
 
 
+def test_training_on_humaneval_is_refused_and_told_how_to_force_it(refused: Callable[..., str], tmp_path: Path) -> None:
+    row = {"task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": " pass\n"}
+    path = write(tmp_path / "rows.jsonl", json.dumps(row | {"test": "def check(f): f()"}).encode())
+    message = refused(f"data.train.path={path}")
+    assert "is for evaluation" in message
+    assert "data.train.split=test data.allow_evaluation_data=true" in message
+
+
 def test_skipped_rows_are_counted_and_said(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
     rows = "".join(json.dumps({"prompt": f"p{i}", "response": f"r{i}"}) + "\n" for i in range(20))
     path = write(tmp_path / "rows.jsonl", rows.encode() + b'{"prompt": "p"}\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -167,6 +168,16 @@ def test_a_part_that_was_begun_from_something_else_is_not_gone_on_with(tmp_path:
         prepare([source], tmp_path / "out.jsonl", Plan(near=0.8))
 
 
+def test_what_ended_at_a_bad_row_goes_on_when_such_rows_are_to_be_skipped(tmp_path: Path) -> None:
+    source, out = (
+        write(tmp_path / "rows.jsonl", [GOOD, {"prompt": 5}, GOOD | {"response": "r"}]),
+        tmp_path / "out.jsonl",
+    )
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: "):
+        prepare([source], out, Plan())
+    assert prepare([source], out, Plan(on_bad_row="skip"))["rows"] == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -257,3 +268,18 @@ def test_a_record_that_no_line_can_hold_is_left_out_with_the_reason(
     source = write(tmp_path / "rows.jsonl", [GOOD, GOOD | {"response": "x" * 2000}])
     report = prepare([source], tmp_path / "out.jsonl", Plan())
     assert report["dropped"] == {"longer than 1,000 bytes": 1}
+
+
+def test_a_record_takes_less_than_a_thousand_bytes_of_memory(tmp_path: Path) -> None:
+    """Whatever their length: hashes are held, not texts."""
+
+    def peak(count: int) -> int:
+        rows = [GOOD | {"problem_id": str(i), "prompt": f"{i} {'x' * 3000}"} for i in range(count)]
+        source = write(tmp_path / f"{count}.jsonl", rows)
+        tracemalloc.start()
+        prepare([source], tmp_path / f"out{count}.jsonl", Plan())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(600) - peak(100) < 500 * 1000

@@ -64,7 +64,7 @@ class Plan:
             raise UsageError(f"on_bad_row must be error or skip, got {self.on_bad_row!r}")
 
     def about(self, sources: Sequence[Path]) -> dict[str, Any]:
-        """What a file is made from, for `RowFile`."""
+        """What a file is made from, for `RowFile`; rows before a bad one are the same, whatever is done about it."""
         return {
             "sources_sha256": [source_sha256(path) for path in sources],
             "fields": dict(self.fields or {}),
@@ -74,7 +74,6 @@ class Plan:
             "near": self.near,
             "max_solutions": self.max_solutions,
             "max_cases": self.max_cases,
-            "on_bad_row": self.on_bad_row,
         }
 
 

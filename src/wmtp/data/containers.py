@@ -44,15 +44,15 @@ def rows(path: Path) -> Iterator[tuple[int, Decode]]:
             raise DataError(f"{path} is a directory; a data file was expected")
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is no ordinary file; a data file was expected")
-        with path.open("rb") as file:
-            start = file.read(8)
+        with path.open("rb") as beginning:
+            start = beginning.read(8)
         if start.startswith(b"PAR1"):
             yield from _arrow_rows(path, _parquet_batches)
         elif start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
             yield from _arrow_rows(path, _ipc_batches)
         else:
-            with _opened(path, start) as text:
-                yield from _json_rows(path, text)
+            with _opened(path, start) as file:
+                yield from _json_rows(path, file)
     except OSError as problem:
         raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
 

@@ -2,7 +2,7 @@
 
 JSON Lines (or any container of `wmtp.data.containers`) whose rows have `problem_id` and other fields of a record; or
 the `tests.json` of Refactory (Hu et al. 2019), an object from a question's number to its description, its globals and
-its cases: a call, and what Python prints of the result.
+its cases: a call, and the result as Python prints it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _refactory(path: Path) -> dict[str, dict[str, Any]]:
 
 def _assignment(path: Path, question: str, row: dict[str, Any]) -> dict[str, Any]:
     try:
-        tests = [f"assert str({case['i'].strip()}) == {case['o'].rstrip()!r}" for case in row["cases"]]
+        tests = [f"assert {case['i'].strip()} == {case['o'].strip()}" for case in row["cases"]]
         statement = row["description"].removeprefix("Task: ").strip()
         given = row["globals"].strip()
     except (AttributeError, KeyError, TypeError) as problem:
