@@ -14,7 +14,7 @@ and nothing was chosen by.
                of the same program, ties half; mean over programs. 0.5 is chance
     interval   95 %, percentiles of 10,000 draws of the problems with replacement
 
-`log p` is what needs no critic: the backbone's own log-probability, over all its layers.
+`log p` and `length` need no critic: the backbone's own log-probability, over all its layers; the longer response.
 """
 
 from __future__ import annotations
@@ -324,6 +324,14 @@ def log_probability(program: Program) -> Tensor:
     return -program.nll_T[program.row.response_start :]
 
 
+def length_pairs(programs: Sequence[Program]) -> Iterator[tuple[str, float]]:
+    """As `pair_results`, by the number of response tokens: what a critic that only counts would reach."""
+    lengths = [len(program.row.tokens) - program.row.response_start for program in programs]
+    return (
+        (programs[good].group, 0.5 + 0.5 * np.sign(lengths[good] - lengths[bad])) for good, bad in pairs_of(programs)
+    )
+
+
 def log_probability_pairs(programs: Sequence[Program]) -> Iterator[tuple[str, float]]:
     """As `pair_results`, by the mean log-probability of a response's tokens."""
     means = [float(log_probability(program).mean()) for program in programs]
@@ -354,6 +362,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             "pairs": interval(by_problem(test, log_probability_pairs(test))),
             "auc": auc_interval(test, log_probability),
         },
+        "length": {"pairs": interval(by_problem(test, length_pairs(test)))},
     }
     for kind in LOSSES:
         head = train_head(kind, training, selection, settings)
@@ -389,7 +398,7 @@ def main() -> None:
     result = measure(settings)
     problems = result["log p"]["pairs"]["problems"]
     print(f"{result['programs']} programs, {result['tokens']:,} tokens; {problems} test problems")
-    for name in ("log p", *LOSSES):
+    for name in ("log p", "length", *LOSSES):
         print(f"{name:14}", "  ".join(f"{figure} {shown(value)}" for figure, value in result[name].items()))
     if settings.json is not None:
         settings.json.write_text(json.dumps(result, indent=1) + "\n")

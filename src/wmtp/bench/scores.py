@@ -2,10 +2,10 @@
 
     wmtp bench scores --json scores.json
 
-Model, critic and reference: random Llamas of one size (`--width`, `--layers`); data: the embedded problems. Every
-variant is built as `wmtp train` builds it and trains the same batches; every variant runs once per round. Scoring: all
-rows through `wmtp score`'s own loop (collating, asking, hashing, writing) beside the bare forward pass of the same
-model over the same batches, tensors in place (for a reference with its logits, as `transformers` computes them).
+Model, critic and reference: random Llamas of one size (`--width`, `--layers`); data: the embedded held-out problems.
+Every variant is built as `wmtp train` builds it and trains the same batches; every variant runs once per round.
+Scoring: all rows through `wmtp score`'s own loop (collating, asking, hashing, writing) beside the bare forward pass of
+the same model over the same batches, tensors in place (for a reference with its logits, as `transformers` has them).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def config_of(settings: argparse.Namespace, folder: Path, scheme: str | None, *,
                 "tokenizer": TOKENIZER,
                 "heads": {"num_heads": settings.heads},
             },
-            "data": {"train": {"path": "embedded://problems_train.jsonl"}, "max_length": settings.length},
+            "data": {"train": {"path": "embedded://problems_validation.jsonl"}, "max_length": settings.length},
             "objective": {"kind": "mtp", "weighting": weighting},
             "train": {"steps": 1000, "batch_size": settings.rows},
         }
