@@ -259,6 +259,8 @@ def test_the_shipped_study_and_the_one_in_the_docs_can_be_run(
         code, out, err = wmtp_command("study", "--study", file, "--out", tmp_path / "out", "--list")
         assert len(out.splitlines()) == runs
         assert "wave 2" in err
+        code, out, _ = wmtp_command("study", "--study", file, "--out", tmp_path / "out", "--dry-run", "--json")
+        assert sorted(number for wave in json.loads(out)["waves"] for number in wave) == [*range(1, runs + 1)]
     assert not (tmp_path / "out").exists()
 
 
