@@ -105,6 +105,19 @@ def test_a_finished_study_runs_nothing_again(done: tuple[Study, Any]) -> None:
     assert finish(done[0], nothing) == done[1]
 
 
+def test_the_page_of_a_study_has_its_figures_and_the_runs_of_its_first_seed(
+    done: tuple[Study, Any], wmtp_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, _ = wmtp_command("report", done[0].folder, "--json")
+    page = json.loads(out)
+    assert (code, page["notes"]) == (0, [])
+    found = re.search(r'id="data">(.*?)</script>', Path(page["page"]).read_text(), re.DOTALL)
+    assert found is not None
+    data = json.loads(found[1])
+    assert [run["label"] for run in data["runs"]] == ["baseline-seed0", "rho1-seed0"]
+    assert data["studies"][0]["arms"][1]["sentence"] == done[1]["arms"][1]["sentence"]
+
+
 class Died(BaseException):
     """The study's process is gone, whatever it was doing."""
 
