@@ -581,14 +581,16 @@ def study(
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
-    if listed:
-        for number, runs in enumerate(command.waves(found), 1):
-            say(f"wave {number}, after the ones before: {','.join(map(str, runs))}")
-        typer.echo("\n".join(command.commands(found, file)))
-        return
-    if dry_run:
+    if listed or dry_run:
         command.check(found)
-        plan_table(found)
+        if as_json:
+            typer.echo(json.dumps(command.plan(found)))
+        elif dry_run:
+            plan_table(found)
+        else:
+            for number, runs in enumerate(command.waves(found), 1):
+                say(f"wave {number}, after the ones before: {','.join(map(str, runs))}")
+            typer.echo("\n".join(command.commands(found, file)))
         return
     options = Options(ranks=ranks, restarts=restarts)
     if only is not None:

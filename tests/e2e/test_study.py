@@ -105,6 +105,19 @@ def test_a_finished_study_runs_nothing_again(done: tuple[Study, Any]) -> None:
     assert finish(done[0], nothing) == done[1]
 
 
+def test_the_page_of_a_study_has_its_figures_and_the_runs_of_its_first_seed(
+    done: tuple[Study, Any], wmtp_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, _ = wmtp_command("report", done[0].folder, "--json")
+    page = json.loads(out)
+    assert (code, page["notes"]) == (0, [])
+    found = re.search(r'id="data">(.*?)</script>', Path(page["page"]).read_text(), re.DOTALL)
+    assert found is not None
+    data = json.loads(found[1])
+    assert [run["label"] for run in data["runs"]] == ["baseline-seed0", "rho1-seed0"]
+    assert data["studies"][0]["arms"][1]["sentence"] == done[1]["arms"][1]["sentence"]
+
+
 class Died(BaseException):
     """The study's process is gone, whatever it was doing."""
 
@@ -259,6 +272,8 @@ def test_the_shipped_study_and_the_one_in_the_docs_can_be_run(
         code, out, err = wmtp_command("study", "--study", file, "--out", tmp_path / "out", "--list")
         assert len(out.splitlines()) == runs
         assert "wave 2" in err
+        code, out, _ = wmtp_command("study", "--study", file, "--out", tmp_path / "out", "--dry-run", "--json")
+        assert sorted(number for wave in json.loads(out)["waves"] for number in wave) == [*range(1, runs + 1)]
     assert not (tmp_path / "out").exists()
 
 

@@ -67,6 +67,19 @@ def results_of(study: Study) -> list[Result]:
     return [result for result in found if result is not None]
 
 
+def plan(study: Study) -> dict[str, Any]:
+    """What the file means, as JSON values."""
+    return {
+        "study": study.config.name,
+        "folder": str(study.folder),
+        "runs": [
+            {"run": run.name, "arm": run.arm.name, "seed": run.seed, "needs": sorted(study.needs[run.arm.name])}
+            for run in study.runs
+        ],
+        "waves": waves(study),
+    }
+
+
 def commands(study: Study, file: str) -> list[str]:
     """One command a line, each of which does one run."""
     common = ["wmtp", "study", "--study", file, "--out", str(study.folder)]
