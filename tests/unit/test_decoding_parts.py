@@ -363,12 +363,3 @@ def test_a_model_that_is_another_with_a_cache_is_refused() -> None:
     layer.forward = lambda hidden, **keywords: run(hidden * hidden.shape[1], **keywords)
     with pytest.raises(ModelError, match="away from itself without"):
         generate(model, [[5]], 2)
-
-
-def test_a_family_that_cannot_draft_still_decodes_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama", 2)
-    expected = generate(model, [[5]], 4, "plain").tokens
-    monkeypatch.setattr(model, "family", "smoke_signals")
-    with pytest.raises(ModelError, match="family 'smoke_signals' cannot draft"):
-        generate(model, [[5]], 4)
-    assert generate(model, [[5]], 4, "plain").tokens == expected
