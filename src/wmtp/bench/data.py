@@ -128,8 +128,12 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             for name, values in found.items()
         ],
         **ratios,
-        "met": {name: ratios[name] is not None and ratios[name][0] <= most for name, most in CLAIMS.items()},
+        "met": {name: _met(ratios[name], most) for name, most in CLAIMS.items()},
     }
+
+
+def _met(ratio: list[float] | None, most: float) -> bool:
+    return ratio is not None and ratio[0] <= most
 
 
 def show(result: dict[str, Any]) -> None:
