@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.arms import scheduled
-from wmtp.config import Config, CriticConfig, GRPOConfig, SourceConfig, ValueObjectiveConfig
-from wmtp.data.batches import Batches, items_per_batch
+from wmtp.config import Config, CriticConfig, GRPOConfig, SamplingConfig, SourceConfig, ValueObjectiveConfig
+from wmtp.data.batches import UNREAD, Batches, items_per_batch
 from wmtp.data.cache import cached_rows, code_version
 from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.facts import facts_of
@@ -68,14 +68,14 @@ def build_data(config: Config, tokenizer: Any) -> Data:
             order, place_R = plan.order, plan.place_R
     _check_rows(config, rows.train)
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
-    held_out = None
+    validation = None
     if len(rows.validation):
         facts = facts_of(rows.validation)
         _check_rows(config, rows.validation)
         items = Selection(facts, "cycled" if _in_pairs(config) else "rows").items(0)
         sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
-        held_out = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
-    return Data(batches, held_out, rows.fingerprint, rows.notes)
+        validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
+    return Data(batches, validation, rows.fingerprint, rows.notes)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -95,7 +95,7 @@ def order_of(config: Config, facts: RowFacts) -> Order:
     Raises:
         DataError: nothing can be selected.
     """
-    sampling, seed = config.data.sampling, config.train.seed
+    sampling, seed = config.data.sampling or SamplingConfig(), config.train.seed
     kind: Kind = sampling.pairs if _in_pairs(config) else "rows"
     selection = Selection(facts, kind, sampling.max_per_problem, seed)
     per_batch = items_per_batch(config.train.batch_size, 1 if kind == "rows" else 2)
@@ -266,7 +266,7 @@ class _Plan:
         used = rows_used(self.order, steps, len(candidates))
         self.train = candidates[used]
         self.validation = np.flatnonzero(taking_part & self._held_R)
-        self.place_R = np.full(len(candidates), -1, np.int64)
+        self.place_R = np.full(len(candidates), UNREAD, np.int64)
         self.place_R[used] = np.arange(len(used))
 
     def sides(self) -> list[_Side | _IndexedSide]:
