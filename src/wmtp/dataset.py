@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from wmtp.data.sources import SourceReport, stream_records
 from wmtp.data.stored import StoredRows, write_problems, write_rows
 from wmtp.data.text import Encoder, Row, check_template
 from wmtp.data.tokenising import with_tokens
-from wmtp.errors import DataError
+from wmtp.errors import DataError, WmtpError
 from wmtp.formats.hf import backend_fingerprint
 from wmtp.storage import resolve, sha256_file
 
@@ -188,7 +189,7 @@ class _Side:
         """What decides which records these are."""
         source = self.source
         return {
-            "file": sha256_file(resolve(source.path)), "role": self.role, "split": source.split,
+            "file": _content(resolve(source.path)), "role": self.role, "split": source.split,
             "fields": source.fields,
         }  # fmt: skip
 
@@ -218,6 +219,14 @@ class _Side:
         if self.is_held_out:
             return [f"held out {own:,} rows whose problems are not trained on"]
         return [f"{self.role}: {report.summary()}"]
+
+
+def _content(path: Path) -> str:
+    """The hash of a data file."""
+    try:
+        return sha256_file(path)
+    except WmtpError as problem:
+        raise DataError(f"the data file cannot be used: {problem}") from problem
 
 
 def check_kept(config: Config, own: int, others: int, kept: int, is_held_out: bool = False) -> None:

@@ -128,7 +128,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             for name, values in found.items()
         ],
         **ratios,
-        "met": {name: ratios[name] is not None and ratios[name][0] <= most for name, most in CLAIMS.items()},
+        "met": {name: (ratio := ratios[name]) is not None and ratio[0] <= most for name, most in CLAIMS.items()},
     }
 
 
