@@ -67,6 +67,8 @@ def build_data(config: Config, tokenizer: Any) -> Data:
             plan = _Plan(config, index)
             rows = _rows(config, tokenizer, plan.sides())
             order, place_R = plan.order, plan.place_R
+    if config.data.sampling is not None:
+        rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
     _check_rows(config, rows.train)
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
     validation = None

@@ -262,6 +262,7 @@ def test_an_index_reads_what_the_run_trains_on_and_every_problem_keeps_its_group
     used = {row for number in range(3) for row in part.train.rows_of(number)}
     assert used == set(range(len(part.train.rows))), "no row is read in vain"
     assert len(used) < len(whole.train.rows)
+    assert any(note.startswith("data.sampling: ") for note in part.notes) == ("sampling" in "".join(overrides))
     known = {(row.name, row.tokens.tobytes()): row for row in whole.train.rows}
     for row in part.train.rows:
         other = known[row.name, row.tokens.tobytes()]

@@ -121,17 +121,17 @@ class Encoder:
         """Numbers of the problems that have rows."""
         self.report = TextReport()
 
-    def prompt(self, record: Record) -> str:
-        """In its template."""
-        return self.template.format(prompt=record.prompt)
+    def texts(self, record: Record) -> tuple[str, str]:
+        """The prompt in its template, and the response."""
+        return self.template.format(prompt=record.prompt), record.response
 
     def tokens(self, records: Sequence[Record]) -> list[Tokens]:
         """What the tokenizer makes of them."""
-        prompts = [self.prompt(record) for record in records]
-        texts = [prompt + record.response for prompt, record in zip(prompts, records, strict=True)]
-        encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
+        texts = [self.texts(record) for record in records]
+        whole = [prompt + response for prompt, response in texts]
+        encoded = self.tokenizer(whole, return_offsets_mapping=True, add_special_tokens=False)
         pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        return tokenised(pairs, map(len, prompts))
+        return tokenised(pairs, (len(prompt) for prompt, _ in texts))
 
     def row(self, record: Record, tokens: Tokens) -> Row | None:
         """A record as it is trained on; None if it is left out.

@@ -48,7 +48,7 @@ def with_tokens(records: Iterable[Record], encoder: Encoder, workers: int) -> It
             else:
                 pipe = pipes.popleft()
                 yield from zip(given.popleft(), _answer(pipe), strict=True)
-            _ask(pipe, [(encoder.prompt(record), record.response) for record in chunk])
+            _ask(pipe, [encoder.texts(record) for record in chunk])
             pipes.append(pipe)
             given.append(chunk)
         while given:
@@ -63,7 +63,7 @@ def tokens_of(backend: Any, texts: Sequence[tuple[str, str]]) -> list[Tokens]:
 
 
 def _check_backend(encoder: Encoder, records: Sequence[Record]) -> None:
-    texts = [(encoder.prompt(record), record.response) for record in records]
+    texts = [encoder.texts(record) for record in records]
     if encoder.tokens(records) != tokens_of(encoder.tokenizer.backend_tokenizer, texts):
         raise ModelError(
             "this tokenizer does not leave all work to its fast backend, so it cannot work in other processes; set "
