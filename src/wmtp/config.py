@@ -210,7 +210,8 @@ class DataConfig(_Part):
     allow_evaluation_data: bool = False
     """Without it, training on an official test split, and so on all of HumanEval, is refused."""
     on_long_row: Literal["truncate", "drop", "error"] = "truncate"
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig | None = None
+    """Default: every row, or every labelled row in a pair, once an epoch."""
     index: Location | None = None
     """Of `data.train.path`, as `wmtp data index` writes it: then only the rows that the run trains on are read."""
     cache: Location | None = None
@@ -611,7 +612,7 @@ class Config(_Part):
         else:
             self._fits_heads(objective)
         in_pairs = isinstance(objective, ValueObjectiveConfig) and objective.loss == "pairwise"
-        if data.sampling.pairs != "cycled" and not in_pairs:
+        if data.sampling is not None and data.sampling.pairs != "cycled" and not in_pairs:
             raise ValueError(f"data.sampling.pairs = {data.sampling.pairs!r} is for objective.loss = pairwise")
         return self
 

@@ -13,14 +13,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.arms import scheduled
-from wmtp.config import Config, CriticConfig, GRPOConfig, SourceConfig, ValueObjectiveConfig
-from wmtp.data.batches import Batches, items_per_batch
+from wmtp.config import Config, CriticConfig, GRPOConfig, SamplingConfig, SourceConfig, ValueObjectiveConfig
+from wmtp.data.batches import UNREAD, Batches, items_per_batch
 from wmtp.data.cache import cached_rows, code_version
 from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.facts import facts_of
@@ -33,7 +34,7 @@ from wmtp.data.sources import SourceReport, stream_records
 from wmtp.data.stored import StoredRows, write_problems, write_rows
 from wmtp.data.text import Encoder, Row, check_template
 from wmtp.data.tokenising import with_tokens
-from wmtp.errors import DataError
+from wmtp.errors import DataError, WmtpError
 from wmtp.formats.hf import backend_fingerprint
 from wmtp.storage import resolve, sha256_file
 
@@ -71,16 +72,18 @@ def build_data(config: Config, tokenizer: Any) -> Data:
             plan = _Plan(config, index)
             rows = _rows(config, tokenizer, plan.sides())
             order, place_R = plan.order, plan.place_R
+    if config.data.sampling is not None:
+        rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
     _check_rows(config, rows.train)
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
-    held_out = None
+    validation = None
     if len(rows.validation):
         facts = facts_of(rows.validation)
         _check_rows(config, rows.validation)
         items = Selection(facts, _held_out_kind(config, facts, rows)).items(0)
         sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
-        held_out = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
-    return Data(batches, held_out, rows.fingerprint, rows.notes)
+        validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
+    return Data(batches, validation, rows.fingerprint, rows.notes)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -100,7 +103,7 @@ def order_of(config: Config, facts: RowFacts) -> Order:
     Raises:
         DataError: nothing can be selected.
     """
-    sampling, seed = config.data.sampling, config.train.seed
+    sampling, seed = config.data.sampling or SamplingConfig(), config.train.seed
     kind: Kind = sampling.pairs if _in_pairs(config) else "rows"
     selection = Selection(facts, kind, sampling.max_per_problem, seed)
     per_batch = items_per_batch(config.train.batch_size, 1 if kind == "rows" else 2)
@@ -219,7 +222,7 @@ class _Side:
         """What decides which records these are."""
         source = self.source
         return {
-            "file": sha256_file(resolve(source.path)), "role": self.role, "split": source.split,
+            "file": _content(resolve(source.path)), "role": self.role, "split": source.split,
             "fields": source.fields,
         }  # fmt: skip
 
@@ -249,6 +252,14 @@ class _Side:
         if self.is_held_out:
             return [f"held out {own:,} rows whose problems are not trained on"]
         return [f"{self.role}: {report.summary()}"]
+
+
+def _content(path: Path) -> str:
+    """The hash of a data file."""
+    try:
+        return sha256_file(path)
+    except WmtpError as problem:
+        raise DataError(f"the data file cannot be used: {problem}") from problem
 
 
 def check_kept(config: Config, own: int, others: int, kept: int, is_held_out: bool = False) -> None:
@@ -297,7 +308,7 @@ class _Plan:
         used = rows_used(self.order, steps, len(candidates))
         self.train = candidates[used]
         self.validation = np.flatnonzero(taking_part & self._held_R)
-        self.place_R = np.full(len(candidates), -1, np.int64)
+        self.place_R = np.full(len(candidates), UNREAD, np.int64)
         self.place_R[used] = np.arange(len(used))
 
     def sides(self) -> list[_Side | _IndexedSide]:

@@ -98,7 +98,7 @@ def test_two_ranks_share_a_cache_one_is_killed_and_the_losses_are_those_of_one_p
     command = [sys.executable, "-m", "wmtp", "train", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
     command += ["--ranks", "2", "--restarts", "2", f"data.cache={tmp_path}/cache", "data.workers=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WMTP_FAULT": "step_begin:7:kill9@1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
     assert len(list((tmp_path / "cache").glob("rows-*"))) == 1

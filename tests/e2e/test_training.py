@@ -114,7 +114,7 @@ def test_micro_batches_change_nothing_but_rounding(recipe: Path, tmp_path: Path)
 
 
 def test_a_held_out_fraction_shares_no_problem_with_training(recipe: Path) -> None:
-    parts = build(load([recipe], ["data.validation=null", "data.validation_fraction=0.2", "data.max_length=512"]))
+    parts = build(load([recipe], ["data.validation=null", "data.validation_fraction=0.2", "data.max_length=256"]))
     train, held = parts.data.train.rows, parts.data.validation.rows
     records, _ = read_records(resolve("embedded://problems_train.jsonl"))
     assert len(train) + len(held) == len([record for record in records if record.is_correct is not False])

@@ -61,11 +61,11 @@ def no_process_left() -> Iterator[None]:
     assert threading.active_count() == threads
 
 
-SETTINGS: list[list[str]] = [
-    [],
+SETTINGS = [
+    pytest.param([], marks=pytest.mark.exhaustive),
     ["data.solutions=all", "data.max_length=100", "data.on_long_row=drop"],
     ["data.validation=null", "data.validation_fraction=0.3"],
-    ["objective={kind: value, loss: pairwise}", "data.workers=1"],
+    pytest.param(["objective={kind: value, loss: pairwise}"], marks=pytest.mark.exhaustive),
 ]
 
 
@@ -73,7 +73,7 @@ SETTINGS: list[list[str]] = [
 def test_stored_rows_are_the_rows_in_memory_and_train_in_the_same_batches(
     overrides: list[str], tmp_path: Path, no_process_left: None
 ) -> None:
-    plain = build_data(config(*[o for o in overrides if "workers" not in o]), TOKENIZER)
+    plain = build_data(config(*overrides), TOKENIZER)
     stored = build_data(config(*overrides, f"data.cache={tmp_path}/cache"), TOKENIZER)
     assert stored.fingerprint == plain.fingerprint
     assert [note for note in stored.notes if "data.cache" not in note] == plain.notes
@@ -106,22 +106,23 @@ def test_whatever_decides_what_a_row_is_is_in_the_key(tmp_path: Path, monkeypatc
         return {path.name for path in (tmp_path / "cache").glob("rows-*")}
 
     records = tmp_path / "records.jsonl"
-    records.write_bytes(resolve("embedded://problems_train.jsonl").read_bytes())
-    own = f"data.train.path={records}"
-    made = [folders(own)]
-    assert folders(own, "train.seed=3", "data.workers=0", "train.batch_size=4") == made[0], "these decide nothing"
+    lines = resolve("embedded://problems_train.jsonl").read_bytes().splitlines(keepends=True)
+    records.write_bytes(b"".join(lines[:12]))
+    own = [f"data.train.path={records}", "data.validation=null", "train.eval_every=null"]
+    made = [folders(*own)]
+    assert folders(*own, "train.seed=3", "data.workers=0", "train.batch_size=4") == made[0], "these decide nothing"
     changed = json.loads(TOKENIZER.backend_tokenizer.to_str())
     changed["model"]["merges"] = changed["model"]["merges"][:-1]
     other = load_tokenizer("embedded://tiny-llama")
     other._tokenizer = type(TOKENIZER.backend_tokenizer).from_str(json.dumps(changed))
     for overrides in (["data.template='# {prompt}\\n'"], ["data.max_length=120"], ["data.on_long_row=drop"],
                       ["data.solutions=all"], ["data.on_bad_row=skip"]):  # fmt: skip
-        made.append(folders(own, *overrides))
-    made.append(folders(own, tokenizer=other))
-    records.write_bytes(records.read_bytes().replace(b"palindrome", b"Palindrome"))
-    made.append(folders(own))
+        made.append(folders(*own, *overrides))
+    made.append(folders(*own, tokenizer=other))
+    records.write_bytes(records.read_bytes().replace(b"Write", b"Wrote"))
+    made.append(folders(*own))
     monkeypatch.setattr(dataset, "code_version", lambda: "another")
-    made.append(folders(own))
+    made.append(folders(*own))
     assert [len(found) for found in made] == list(range(1, len(made) + 1))
 
 
@@ -183,6 +184,11 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         build_data(config(f"data.cache={tmp_path}/file/cache"), TOKENIZER)
 
 
+def test_a_data_file_that_is_not_there_is_wrong_input_with_a_cache_too(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*no.jsonl: No such file"):
+        build_data(config(f"data.cache={tmp_path}", f"data.train.path={tmp_path}/no.jsonl"), TOKENIZER)
+
+
 # processes
 
 
@@ -198,7 +204,7 @@ def test_processes_give_what_one_gives_in_order(no_process_left: None) -> None:
 
 def test_processes_end_when_nobody_listens_any_more(no_process_left: None) -> None:
     encoder = Encoder(TOKENIZER, template="{prompt}\n", max_length=500)
-    first = next(with_tokens(records(), encoder, 2))
+    first = next(with_tokens(records(), encoder, 1))
     assert first[0] == records()[0]
 
 
@@ -236,8 +242,17 @@ def indexed(tmp_path: Path) -> str:
 PAIRS = ["objective={kind: value, loss: pairwise}", "data.sampling={pairs: unique, max_per_problem: 1}"]
 
 
-@pytest.mark.parametrize("overrides", [[], ["data.solutions=all", "data.validation=null", "train.eval_every=null"],
-                                       ["data.validation=null", "data.validation_fraction=0.3"], PAIRS])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param([], marks=pytest.mark.exhaustive),
+        pytest.param(
+            ["data.solutions=all", "data.validation=null", "train.eval_every=null"], marks=pytest.mark.exhaustive
+        ),
+        ["data.validation=null", "data.validation_fraction=0.3"],
+        PAIRS,
+    ],
+)
 def test_an_index_reads_what_the_run_trains_on_and_every_problem_keeps_its_group(
     overrides: list[str], indexed: str
 ) -> None:
@@ -247,6 +262,7 @@ def test_an_index_reads_what_the_run_trains_on_and_every_problem_keeps_its_group
     used = {row for number in range(3) for row in part.train.rows_of(number)}
     assert used == set(range(len(part.train.rows))), "no row is read in vain"
     assert len(used) < len(whole.train.rows)
+    assert any(note.startswith("data.sampling: ") for note in part.notes) == ("sampling" in "".join(overrides))
     known = {(row.name, row.tokens.tobytes()): row for row in whole.train.rows}
     for row in part.train.rows:
         other = known[row.name, row.tokens.tobytes()]

@@ -31,8 +31,7 @@ import torch
 
 from wmtp.bench import measuring
 from wmtp.data.index import Index, build_index, default_folder
-from wmtp.data.orders import Shuffled
-from wmtp.data.sampling import Selection
+from wmtp.data.sampling import ORDER, Selection, generator
 
 VERSION = 1
 """Of the JSON: raised when a key changes its meaning or goes away."""
@@ -69,9 +68,9 @@ def read_all(path: Path, pairs: int) -> Any:
 def read_pairs(path: Path, pairs: int) -> Any:
     """So many pairs in a random order, and their records."""
     with Index(path) as index:
-        selection = Selection(index.facts, "unique")
-        order = Shuffled(selection.items, index.facts.length_R, pairs, seed=0)
-        return list(index.read(np.sort(order.items(0).ravel())))
+        items = Selection(index.facts, "unique").items(0)
+        drawn = items[generator(ORDER, 0, 0).permutation(len(items))[:pairs]]
+        return list(index.read(np.sort(drawn.ravel())))
 
 
 VARIANTS: dict[str, Callable[[Path, int], Any]] = {"json": read_all, "index": read_pairs}
@@ -128,12 +127,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             for name, values in found.items()
         ],
         **ratios,
-        "met": {name: _met(ratios[name], most) for name, most in CLAIMS.items()},
+        "met": {name: (ratio := ratios[name]) is not None and ratio[0] <= most for name, most in CLAIMS.items()},
     }
-
-
-def _met(ratio: list[float] | None, most: float) -> bool:
-    return ratio is not None and ratio[0] <= most
 
 
 def show(result: dict[str, Any]) -> None:

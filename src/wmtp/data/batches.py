@@ -17,6 +17,9 @@ from wmtp.data.sampling import Integers
 from wmtp.data.text import Row
 from wmtp.errors import DataError
 
+UNREAD = -1
+"""The place of a row that the run does not train on."""
+
 Item = tuple[int, ...]
 """Rows that must stay together: one row, or a (correct, incorrect) pair."""
 
@@ -114,7 +117,7 @@ class Batches:
         """Batches of an order over rows.
 
         Args:
-            place_R: where the order's rows are among `rows`; default: they are the same.
+            place_R: where the order's rows are among `rows`, or UNREAD; default: they are the same.
         """
         batches = cls.__new__(cls)
         batches._begin(rows, order, facts_of(rows).length_R, pad_id, place_R)
@@ -142,8 +145,9 @@ class Batches:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Tokens of the first epoch's rows, padding left out."""
-        return sum(int(self._length_R[self._items(number)].sum()) for number in range(len(self)))
+        """Tokens of the first epoch's rows, padding left out; those that the run will not train on are estimated."""
+        rows = np.concatenate([self._items(number).ravel() for number in range(len(self))])
+        return round(float(self._length_R[rows[rows != UNREAD]].mean()) * len(rows))
 
     @property
     def rows_per_item(self) -> int:

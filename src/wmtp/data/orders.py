@@ -30,6 +30,8 @@ class Order(Protocol):
 
     per_batch: int
     """Items of a batch; the last one of an epoch may have fewer."""
+    count: int
+    """Items of an epoch."""
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -42,10 +44,10 @@ class Sequential:
     """The items as they come, in every epoch."""
 
     def __init__(self, items: Integers, per_batch: int) -> None:
-        self._items, self.per_batch = items, per_batch
+        self._items, self.per_batch, self.count = items, per_batch, len(items)
 
     def __len__(self) -> int:
-        return -(-len(self._items) // self.per_batch)
+        return -(-self.count // self.per_batch)
 
     def items(self, number: int) -> Integers:
         start = number % len(self) * self.per_batch
@@ -62,11 +64,11 @@ class Shuffled:
     def __init__(self, items_of: ItemsOf, length_R: NDArray[np.int32], per_batch: int, seed: int) -> None:
         self._items_of, self._length_R = lru_cache(maxsize=1)(items_of), length_R
         self.per_batch, self._seed = per_batch, seed
-        self._count = len(self._items_of(0))
+        self.count = len(self._items_of(0))
         self._epoch = lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
-        return -(-self._count // self.per_batch)
+        return -(-self.count // self.per_batch)
 
     def items(self, number: int) -> Integers:
         epoch, place = divmod(number, len(self))
@@ -125,13 +127,14 @@ class Mixed:
         for b, size in zip(bins, self._sizes, strict=True):
             if not size:
                 raise DataError(f"data.sampling.difficulty: no rows to train on have a difficulty in {b}; leave it out")
+        self.count = sum(self._sizes)
         self._dealt: Integers = np.zeros((1, len(bins)), np.int64)
         """Items that each deck has given before each pool."""
         self._deck = lru_cache(maxsize=2 * len(bins))(self._shuffled_deck)
         self._batches = lru_cache(maxsize=2)(self._pool)
 
     def __len__(self) -> int:
-        return -(-sum(self._sizes) // self.per_batch)
+        return -(-self.count // self.per_batch)
 
     def items(self, number: int) -> Integers:
         pool, place = divmod(number, POOL)

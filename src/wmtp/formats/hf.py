@@ -257,11 +257,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def backend_fingerprint(tokenizer: Any) -> str:
-    """sha256 over all that decides which ids a text becomes: vocabulary, merges, rules, BOS and EOS."""
+    """sha256 over all that decides which ids a text becomes: vocabulary, merges, rules, BOS, EOS, chat template."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     rules = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("")["input_ids"]]
-    return hashlib.sha256(json.dumps([rules, ends], sort_keys=True).encode()).hexdigest()
+    described = json.dumps([rules, ends, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:
