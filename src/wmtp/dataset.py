@@ -389,7 +389,8 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide])
     key = {
         "code": code_version(), "tokenizer": backend_fingerprint(tokenizer), "template": data.template,
         "max_length": data.max_length, "on_long_row": data.on_long_row, "on_bad_row": data.on_bad_row,
-        "solutions": config.solutions, "validation_fraction": data.validation_fraction,
+        "solutions": config.solutions, "allow_evaluation_data": data.allow_evaluation_data,
+        "validation_fraction": data.validation_fraction,
         "seed": config.train.seed if data.validation_fraction is not None else None,
         "sides": {side.name: side.identity() for side in sides},
     }  # fmt: skip
