@@ -211,7 +211,9 @@ def test_ranks_are_one_process(results: dict[int, dict[str, Any]], ranks: int, a
         for figure in expected.keys() - set(UNDECIDED):
             assert got[figure] == close(expected[figure], 1e-6 if figure.startswith("loss") else 1e-4), (step, figure)
     for figure in one["validation"].keys() - set(UNDECIDED):
-        assert many["validation"][figure] == close(one["validation"][figure], 1e-5), figure
+        # extremes and correlations of a critic's values enlarge what three of Adam's steps make of rounding
+        relative = 1e-3 if figure.startswith(("value/", "reliability/")) else 1e-5
+        assert many["validation"][figure] == close(one["validation"][figure], relative), figure
     for kept, remembered in zip(leaves(one["memory"]), leaves(many["memory"]), strict=True):
         assert remembered == (close(kept, 1e-5) if isinstance(kept, float) else kept)
     for parameter, expected in one["weights"].items():
