@@ -37,6 +37,7 @@ class StopsAfter(Silent):
             raise KeyboardInterrupt
 
 
+@pytest.mark.exhaustive
 def test_a_run_from_a_cache_with_batches_made_ahead_is_the_run_from_memory_also_after_a_crash(
     recipe: Path, tmp_path: Path
 ) -> None:

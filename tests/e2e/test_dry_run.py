@@ -55,6 +55,7 @@ def test_every_strategy_is_told_for_each_rank(recipe: Path, tmp_path: Path, wmtp
     assert all(name in stdout for name in ("FULL_SHARD*", "NO_SHARD", "activations of a micro-batch"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_model_too_large_for_this_machine_is_planned_without_its_weights(recipe: Path) -> None:
     wide = "{model_type: llama, hidden_size: 8192, intermediate_size: 28672, num_hidden_layers: 80, "
@@ -112,7 +113,17 @@ def test_every_shipped_recipe_loads() -> None:
     assert set(configs(Path("x"), [])) == {"critic", "baseline", "verifiable", "rho1"}
 
 
-@pytest.mark.parametrize("name", [path.name for path in RECIPES])
+ALWAYS = ("6.7b", "llama30m", "hybrid", "critic_", "annealed")
+"""In the names of recipes that are tried each time; what is left differs from them in a word."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=() if any(part in path.name for part in ALWAYS) else pytest.mark.exhaustive)
+        for path in RECIPES
+    ],
+)
 def test_every_shipped_recipe_dry_runs(
     name: str, recipe: Path, tmp_path: Path, wmtp_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.fault
 def test_killed_and_resumed_scoring_writes_the_same_files(
     models: Path, scored: dict[str, Path], wmtp_command: Command, tmp_path: Path

@@ -240,6 +240,7 @@ def test_a_budget_of_flops_is_spent_and_not_exceeded(done: tuple[Study, Any]) ->
     assert 1 < steps < steps_within(baseline, BudgetConfig(flops=limit))
 
 
+@pytest.mark.exhaustive
 def test_a_budget_of_tokens_is_that_of_the_journal(tmp_path: Path) -> None:
     study = make(tmp_path, budget={"tokens": 3000}, seeds=[0], arms={"baseline": {}})
     (row,) = finish(study)["arms"]

@@ -23,6 +23,7 @@ def test_a_disk_that_is_full_for_one_rank_costs_a_checkpoint_and_not_the_run(tmp
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000006"]
 
 
+@pytest.mark.exhaustive
 def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file" / "run", Path("/proc/wmtp-run")):  # root may write anywhere else
@@ -32,6 +33,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path)
         assert "Traceback" not in errors
 
 
+@pytest.mark.exhaustive
 def test_a_second_job_in_the_same_folder_is_refused_and_the_first_is_left_alone(tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = start(run, "--ranks", "2", fault="step_begin:2:hang@0")

@@ -98,7 +98,7 @@ def test_two_ranks_that_are_stopped_save_and_go_on(undisturbed: Path, tmp_path: 
     assert_equal(run, undisturbed)
 
 
-@pytest.mark.parametrize(("first", "then"), [("2", "1"), ("1", "2")])
+@pytest.mark.parametrize(("first", "then"), [("2", "1"), pytest.param("1", "2", marks=pytest.mark.exhaustive)])
 def test_a_run_goes_on_with_another_number_of_ranks(first: str, then: str, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(run, "--ranks", first, fault="step_begin:7:raise")[0] == 1

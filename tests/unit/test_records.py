@@ -29,7 +29,7 @@ def test_every_field_is_taken_as_it_is() -> None:
         "tests": ["assert True", ""],
         "source": "hand",
     }
-    assert parse(row) == Record("p/1", GOOD["prompt"], GOOD["response"], False, 3, ("assert True", ""), "hand")
+    assert parse(row) == Record("p/1", GOOD["prompt"], GOOD["response"], False, 3, ("assert True", ""), source="hand")
 
 
 def test_white_space_around_texts_is_kept() -> None:

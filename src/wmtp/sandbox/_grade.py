@@ -118,7 +118,7 @@ def _read(data: Any) -> Plain | None:
         return None
 
 
-_READING = Limits(cpu_s=10, memory_bytes=2**30)
+_READING = Limits(cpu_s=2, wall_s=10, memory_bytes=2**30)
 """For the process that reads tests."""
 
 
