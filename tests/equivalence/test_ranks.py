@@ -82,6 +82,32 @@ FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + 
     (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted", "stored")
 ]
 CASES = {2: TWO, 4: FOUR}
+RARE = {
+    "few_rows", "budget", "soft", "random_matched", "annealed", "from_base", "from_heads", "bf16_tied", "checkpointed",
+    "critic_returns", "linear", "heads_only",
+}  # fmt: skip
+"""Arms that differ from others by what ranks have no part in: tried when all tests are asked for."""
+FIXED = {(2, "hybrid", "FULL_SHARD"), (2, "stored", "FULL_SHARD"), (4, "stored", "FULL_SHARD")}
+"""Cases of tests that name none."""
+
+
+def marked(arm: str, strategy: str = "FULL_SHARD") -> list[pytest.MarkDecorator]:
+    rare = arm in RARE or (strategy != "FULL_SHARD" and arm in ("tied", "bf16"))
+    return [pytest.mark.exhaustive] if rare else []
+
+
+EACH_ARM = [pytest.param(arm, marks=marked(arm)) for arm in ARMS]
+EACH_CASE = [pytest.param(r, *case, marks=marked(*case)) for r, cases in CASES.items() for case in cases]
+
+
+def cases_of(items: list[pytest.Item]) -> dict[int, list[tuple[str, str]]]:
+    """The cases that the tests which will run ask for."""
+    asked = set(FIXED)
+    for item in items:
+        values = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if item.path == Path(__file__) and "arm" in values:
+            asked.add((values.get("ranks", 2), values["arm"], values.get("strategy", "FULL_SHARD")))
+    return {ranks: [case for case in cases if (ranks, *case) in asked] for ranks, cases in CASES.items()}
 
 
 def recipe_of(arm: str, strategy: str, models: Path) -> dict[str, Any]:
@@ -108,8 +134,8 @@ def launch(ranks: int, cases: dict[str, dict[str, Any]], out: Path) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What every case came to with 1 (the arm alone, strategies being nothing to it), 2 and 4 ranks."""
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What every case that is asked for came to with 1 (the arm alone: no strategy), 2 and 4 ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     tokenizer = load_tokenizer("embedded://tiny-llama")
     architecture = load([RECIPE]).model.architecture or {}
@@ -123,10 +149,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     save_model(MTPModel(base(3), 3, "fresh"), folder / "heads", tokenizer)
     save_model(MTPModel(base(3), 3, "fresh", family="chain"), folder / "chain", tokenizer)
     score(load([RECIPE], recipe_of("stored", "FULL_SHARD", folder)["overrides"]), batch_tokens=2048)
-    one = launch(1, {arm: recipe_of(arm, "FULL_SHARD", folder) for arm in ARMS}, folder / "1")
+    wanted = cases_of(request.session.items)
+    arms = {arm for cases in wanted.values() for arm, _ in cases}
+    one = launch(1, {arm: recipe_of(arm, "FULL_SHARD", folder) for arm in ARMS if arm in arms}, folder / "1")
     many = {
         ranks: launch(ranks, {f"{a}-{s}": recipe_of(a, s, folder) for a, s in cases}, folder / str(ranks))
-        for ranks, cases in CASES.items()
+        for ranks, cases in wanted.items()
     }
     scored = {ranks: folder / str(ranks) / "scores" for ranks in (1, *CASES)}
     return {0: {"models": folder, "scored": scored}, 1: one, **many}
@@ -140,13 +168,13 @@ STREAMED = {"from_base": 1, "from_heads": 1, "from_chain": 1, "verifiable": 1, "
 """Models whose weights lie in a folder: each rank reads its own rows."""
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", EACH_ARM)
 def test_weights_from_a_folder_go_straight_into_the_shares(results: dict[int, dict[str, Any]], arm: str) -> None:
     assert results[1][arm]["streamed"] == 0
     assert results[2][f"{arm}-FULL_SHARD"]["streamed"] == STREAMED.get(arm, 0)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", EACH_ARM)
 def test_random_weights_are_drawn_into_the_shares_and_never_built_whole(
     results: dict[int, dict[str, Any]], arm: str
 ) -> None:
@@ -154,7 +182,7 @@ def test_random_weights_are_drawn_into_the_shares_and_never_built_whole(
     assert results[2][f"{arm}-FULL_SHARD"]["drawn"] == (0 if arm.startswith("from_") else 1)
 
 
-@pytest.mark.parametrize(("ranks", "arm", "strategy"), [(r, *case) for r, cases in CASES.items() for case in cases])
+@pytest.mark.parametrize(("ranks", "arm", "strategy"), EACH_CASE)
 def test_weights_gradients_and_optimiser_take_the_bytes_that_a_dry_run_says(
     results: dict[int, dict[str, Any]], ranks: int, arm: str, strategy: str, tmp_path: Path
 ) -> None:
@@ -198,7 +226,7 @@ UNDECIDED = ("value/mean", "value/std", "value/response_mean")
 """The pairwise loss leaves a constant open: its gradient is rounding error, which Adam makes a step of."""
 
 
-@pytest.mark.parametrize(("ranks", "arm", "strategy"), [(r, *case) for r, cases in CASES.items() for case in cases])
+@pytest.mark.parametrize(("ranks", "arm", "strategy"), EACH_CASE)
 def test_ranks_are_one_process(results: dict[int, dict[str, Any]], ranks: int, arm: str, strategy: str) -> None:
     one, many = results[1][arm], results[ranks][f"{arm}-{strategy}"]
     if arm.startswith("bf16"):  # autocast rounds products, ranks round what they fetch: near, and no more
@@ -222,7 +250,7 @@ def test_ranks_are_one_process(results: dict[int, dict[str, Any]], ranks: int, a
         torch.testing.assert_close(many["weights"][parameter], expected, rtol=1e-4, atol=3e-5, msg=parameter)
 
 
-@pytest.mark.parametrize(("ranks", "arm", "strategy"), [(r, *case) for r, cases in CASES.items() for case in cases])
+@pytest.mark.parametrize(("ranks", "arm", "strategy"), EACH_CASE)
 def test_a_sharded_rank_holds_its_share(
     results: dict[int, dict[str, Any]], ranks: int, arm: str, strategy: str
 ) -> None:
