@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from wmtp.data.batches import UNREAD, Batches, items_per_batch
 from wmtp.data.cache import cached_rows, code_version
 from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.facts import facts_of
-from wmtp.data.groups import GroupCounts, Groups, require_mixed, with_groups
+from wmtp.data.groups import GroupCounts, Groups, group_of, require_mixed, with_groups
 from wmtp.data.index import Index
 from wmtp.data.orders import DifficultyBin, Mixed, Order, Sequential, Shuffled
 from wmtp.data.records import Record
@@ -342,8 +341,7 @@ class _Plan:
         count_P = np.bincount(facts.problem_R[labelled], minlength=size)
         right_P = np.bincount(facts.problem_R[side_R & (facts.correct_R == 1)], minlength=size)
         problems = [p for p in np.unique(facts.problem_R[rows]).tolist() if count_P[p]]
-        shares = {self.index.name(p): int(right_P[p]) / int(count_P[p]) for p in problems}
-        return {name: (share, sqrt(share * (1 - share))) for name, share in shares.items()}
+        return {self.index.name(p): group_of(int(right_P[p]), int(count_P[p])) for p in problems}
 
 
 # Rows

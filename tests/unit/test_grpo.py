@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmtp.data.groups import require_mixed, reward_groups, with_groups
+from wmtp.data.groups import GroupCounts, Groups, require_mixed, with_groups
 from wmtp.data.records import Record
 from wmtp.data.text import Row
 from wmtp.errors import DataError
@@ -34,6 +34,14 @@ def weights(scheme: GRPO, rewards: list[float], group: tuple[float, float]) -> l
     for row_TK, valid_TK in zip(weight_BTK, batch.valid_BTK, strict=True):
         assert len(set(row_TK[valid_TK].tolist())) == 1, "one weight per response"
     return weight_BTK[:, 0, 0].tolist()
+
+
+def reward_groups(given: list[Record]) -> Groups:
+    """The groups of all of them."""
+    counts = GroupCounts()
+    for record in given:
+        counts.add(record.problem_id, record.is_correct)
+    return counts.groups()
 
 
 def records(**verdicts: list[bool | None]) -> list[Record]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan, sqrt
 
-from wmtp.data.records import Record
 from wmtp.data.text import Row
 from wmtp.errors import DataError
 
@@ -32,16 +31,13 @@ class GroupCounts:
 
     def groups(self) -> Groups:
         """The groups so far. Equal rewards have a deviation of exactly 0."""
-        shares = {problem: correct / labelled for problem, (correct, labelled) in self._counts.items()}
-        return {problem: (share, sqrt(share * (1 - share))) for problem, share in shares.items()}
+        return {problem: group_of(correct, labelled) for problem, (correct, labelled) in self._counts.items()}
 
 
-def reward_groups(records: Sequence[Record]) -> Groups:
-    """The groups of a data set."""
-    counts = GroupCounts()
-    for record in records:
-        counts.add(record.problem_id, record.is_correct)
-    return counts.groups()
+def group_of(correct: int, labelled: int) -> tuple[float, float]:
+    """Mean and deviation of so many rewards, of which some are 1 and the others 0."""
+    share = correct / labelled
+    return share, sqrt(share * (1 - share))
 
 
 def with_groups(rows: Sequence[Row], groups: Groups) -> list[Row]:
