@@ -10,6 +10,9 @@ The method, for a chunk of C rows of one head:
     r         = row_weight / total                                  (a number per row)
     dhidden   = r * (g @ projection)           dprojection += g.T @ (r * hidden)      (fp32 accumulator)
 
+On a second visit (`seen`) log(total) is the known nll + the target's logit: e / total comes without the maximum and
+the sum.
+
 The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
 dropped before the next chunk. `backward` only multiplies the stored gradients, in place, by the incoming scalar. A row
 without a target never meets the unembedding; a row with weight 0 is looked at (its nll is a metric) but does
@@ -149,6 +152,7 @@ def fused_loss(
         given,
         chunk,
         gradient_norms and seen is None,
+        None if seen is None else [seen.nll_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
     )
     made_BTK = None
     if weight_of is not None:
@@ -233,6 +237,7 @@ def _rows_nll(
     weight_K: Sequence[Weight],
     chunk: int | None,
     norms: bool,
+    seen_K: list[Tensor] | None = None,
 ) -> _Rows:
     device = unembedding.projection_VD.device.type
     chunk = chunk or default_chunk(unembedding.projection_VD.shape[0], device)
@@ -244,9 +249,19 @@ def _rows_nll(
         hidden_K = [hidden.detach() for hidden in hidden_K]
     if torch.is_autocast_enabled(device):
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
+    if hidden_K[0].dtype != accumulator(hidden_K[0].dtype):
+        seen_K = None  # rows meet other rows in a chunk than before, and low-precision logits may round otherwise
     with torch.autocast(device, enabled=False):
         result = _LinearNLL.apply(  # type: ignore[no-untyped-call]
-            unembedding.projection_VD, unembedding.bias_V, unembedding, chunk, norms, target_K, weight_K, *hidden_K
+            unembedding.projection_VD,
+            unembedding.bias_V,
+            unembedding,
+            chunk,
+            norms,
+            target_K,
+            weight_K,
+            seen_K,
+            *hidden_K,
         )
     return _Rows(*result)
 
@@ -264,6 +279,7 @@ class _LinearNLL(torch.autograd.Function):
         norms: bool,
         target_K: list[Tensor],
         weight_K: list[Weight],
+        seen_K: list[Tensor] | None,
         *hidden_K: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
@@ -282,7 +298,8 @@ class _LinearNLL(torch.autograd.Function):
                 # Into one buffer: fresh pages for each chunk would cost more than the softmax.
                 logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - start])
                 wanted = gradients.wanted(k)
-                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms)
+                nll = None if seen_K is None else seen_K[k][rows]
+                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, nll)
                 total += (visited.weight_C * visited.nll_C).sum()
                 if wanted:
                     gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
@@ -312,7 +329,7 @@ class _LinearNLL(torch.autograd.Function):
         )
 
 
-HIDDEN = 7
+HIDDEN = 8
 """Which argument of `_LinearNLL` is the first hidden state."""
 
 
@@ -337,6 +354,7 @@ def _visit(
     start: int,
     gradient: bool,
     norms: bool,
+    seen_C: Tensor | None,
 ) -> _Visited:
     """Losses, weights and, in place, the gradient of a chunk of logits.
 
@@ -347,12 +365,16 @@ def _visit(
     in_place = logits_CV.dtype == accumulator(logits_CV.dtype)
     parts: list[_Visited] = []
     for rows in _blocks(len(target_C), logits_CV):
-        nll, correct, slope_to_C, block_RV = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
+        if seen_C is None:
+            found = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
+        else:
+            found = _seen_softmax(logits_CV[rows], target_C[rows], unembedding, seen_C[rows])
+        nll, correct, slope_to_C, block_RV = found
         place = slice(start + rows.start, start + rows.stop)
         made = torch.ones_like(nll) if norms else _weights_of(weight, place, nll, None)
         factor = slope_to_C * made
         if not in_place and (gradient or norms):
-            logits_CV[rows].copy_(block_RV.mul_(factor.unsqueeze(1)))
+            torch.mul(block_RV, factor.unsqueeze(1), out=logits_CV[rows])
         parts.append(_Visited(nll, correct, made, factor))
     nll_C, correct_C, weight_C, factor_C = (torch.cat(part) for part in list(zip(*parts, strict=True))[:4])
     visited = _Visited(nll_C, correct_C, weight_C, factor_C if in_place else None)
@@ -370,6 +392,34 @@ def _normed(visited: _Visited, logits_CV: Tensor, unembedding: Unembedding, weig
     return visited._replace(weight_C=weight_C, factor_C=factor_C, norm_C=norm_C, product_CD=product_CD)
 
 
+def _capped(logits_RV: Tensor, unembedding: Unembedding, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Bias, scale and soft cap, and the cap's slope where a gradient wants it.
+
+    In the accumulation dtype, over the logits if that is theirs; the logits themselves if there is nothing to do.
+    """
+    softcap = unembedding.softcap
+    if unembedding.bias_V is None and unembedding.scale == 1.0 and softcap is None:
+        return logits_RV, None
+    block_RV = logits_RV.to(accumulator(logits_RV.dtype))
+    if unembedding.bias_V is not None:
+        block_RV += unembedding.bias_V
+    if unembedding.scale != 1.0:
+        block_RV.mul_(unembedding.scale)
+    if softcap is None:
+        return block_RV, None
+    slope_RV = None
+    tanh_RV = block_RV.div_(softcap).tanh_()
+    if gradient:  # (1 - tanh)(1 + tanh): 1 - tanh^2 would round before it subtracts
+        slope_RV = 1 - tanh_RV
+        slope_RV.addcmul_(slope_RV, tanh_RV)
+    return tanh_RV.mul_(softcap), slope_RV
+
+
+def _less(block_RV: Tensor, row_R1: Tensor) -> Tensor:
+    """block - row in row's dtype; in place if that is the block's."""
+    return block_RV.sub_(row_R1) if block_RV.dtype == row_R1.dtype else block_RV - row_R1
+
+
 def _softmax(
     logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -379,19 +429,8 @@ def _softmax(
     out of the sum: p - 1 of a target that is almost certain would be the rounding error of p, -others / total is not.
     Overwrites the logits if that is their dtype.
     """
-    block_RV = logits_RV.to(accumulator(logits_RV.dtype))
-    if unembedding.bias_V is not None:
-        block_RV += unembedding.bias_V
-    if unembedding.scale != 1.0:
-        block_RV.mul_(unembedding.scale)
-    softcap, slope_RV = unembedding.softcap, None
-    if softcap is not None:
-        tanh_RV = block_RV.div_(softcap).tanh_()
-        if gradient:  # (1 - tanh)(1 + tanh): 1 - tanh^2 would round before it subtracts
-            slope_RV = 1 - tanh_RV
-            slope_RV.addcmul_(slope_RV, tanh_RV)
-        tanh_RV.mul_(softcap)
-    block_RV.sub_(block_RV.amax(1, keepdim=True))
+    block_RV, slope_RV = _capped(logits_RV, unembedding, gradient)
+    block_RV = _less(block_RV, block_RV.amax(1, keepdim=True).to(accumulator(logits_RV.dtype)))
     column_R1 = target_R.unsqueeze(1)
     at_target_R1 = block_RV.gather(1, column_R1)
     others_R1 = block_RV.exp_().scatter_(1, column_R1, 0.0).sum(1, keepdim=True)
@@ -403,6 +442,23 @@ def _softmax(
     correct_R1 = at_target_R1 == 0
     nll_R1 = torch.where(correct_R1, others_R1.log1p(), total_R1.log() - at_target_R1)
     return nll_R1.squeeze(1), correct_R1.squeeze(1), unembedding.scale / total_R1.squeeze(1), block_RV
+
+
+def _seen_softmax(
+    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, nll_R: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_softmax` of logits whose nll is known from an earlier visit: their log-sum-exp is nll + the target's logit.
+
+    So there is no maximum to find and nothing to add up: two passes instead of four. At the target p - 1 is
+    exp(-nll) - 1, which keeps the digits of an almost certain one. `correct` is not looked at again.
+    """
+    block_RV, slope_RV = _capped(logits_RV, unembedding, gradient=True)
+    column_R1, nll_R1 = target_R.unsqueeze(1), nll_R.unsqueeze(1)
+    block_RV = _less(block_RV, nll_R1 + block_RV.gather(1, column_R1))
+    block_RV.exp_().scatter_(1, column_R1, torch.expm1(-nll_R1))
+    if slope_RV is not None:
+        block_RV.mul_(slope_RV)
+    return nll_R, torch.zeros_like(target_R, dtype=torch.bool), torch.full_like(nll_R, unembedding.scale), block_RV
 
 
 CACHE_BYTES = 8 * 2**20
