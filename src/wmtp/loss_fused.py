@@ -10,8 +10,7 @@ The method, for a chunk of C rows of one head:
     r         = row_weight / total                                  (a number per row)
     dhidden   = r * (g @ projection)           dprojection += g.T @ (r * hidden)      (fp32 accumulator)
 
-On a second visit (`seen`) log(total) is the known nll + the target's logit: e / total comes without the maximum and
-the sum.
+On a second visit (`seen`) the maximum and `others` are known: neither is looked for again.
 
 The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
 dropped before the next chunk. `backward` only multiplies the stored gradients, in place, by the incoming scalar. A row
@@ -152,7 +151,7 @@ def fused_loss(
         given,
         chunk,
         gradient_norms and seen is None,
-        None if seen is None else [seen.nll_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
+        _picked(seen, index_K),
     )
     made_BTK = None
     if weight_of is not None:
@@ -160,6 +159,7 @@ def fused_loss(
         scale_BTK = scale_BTK * made_BTK
     if seen is not None:
         return replace(seen, weighted_sum=done.weighted_sum, weight_total=scale_BTK.sum())
+    found_R2 = done.found_R2[:0] if torch.is_grad_enabled() else done.found_R2  # with a gradient none comes back
     nll_BTK = _scatter(done.nll_R, index_K, target_BTK)
     correct_BTK = _scatter(done.correct_R, index_K, target_BTK)
     return LossSum(
@@ -171,6 +171,9 @@ def fused_loss(
         nll_BTK=nll_BTK,
         weight_BTK=made_BTK,
         gradient_norm_BTK=_scatter(done.norm_R, index_K, target_BTK) if gradient_norms else None,
+        softmax_2BTK=torch.stack([_scatter(each, index_K, target_BTK) for each in found_R2.T])
+        if len(found_R2)
+        else None,
     )
 
 
@@ -187,6 +190,13 @@ def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, 
         return made_R[-1] * scale[rows]
 
     return weight
+
+
+def _picked(seen: LossSum | None, index_K: list[Tensor]) -> list[Tensor] | None:
+    """What an earlier visit found of these rows."""
+    if seen is None or seen.softmax_2BTK is None:
+        return None
+    return [seen.softmax_2BTK[..., k].flatten(1)[:, index].T for k, index in enumerate(index_K)]
 
 
 def _scatter(value_R: Tensor, index_K: list[Tensor], like_BTK: Tensor) -> Tensor:
@@ -228,6 +238,8 @@ class _Rows(NamedTuple):
     correct_R: Tensor
     norm_R: Tensor
     """Empty unless norms were asked for."""
+    found_R2: Tensor
+    """Empty in a lower precision: rows meet other rows in a second visit, and their logits may be rounded otherwise."""
 
 
 def _rows_nll(
@@ -249,8 +261,6 @@ def _rows_nll(
         hidden_K = [hidden.detach() for hidden in hidden_K]
     if torch.is_autocast_enabled(device):
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
-    if hidden_K[0].dtype != accumulator(hidden_K[0].dtype):
-        seen_K = None  # rows meet other rows in a chunk than before, and low-precision logits may round otherwise
     with torch.autocast(device, enabled=False):
         result = _LinearNLL.apply(  # type: ignore[no-untyped-call]
             unembedding.projection_VD,
@@ -281,7 +291,7 @@ class _LinearNLL(torch.autograd.Function):
         weight_K: list[Weight],
         seen_K: list[Tensor] | None,
         *hidden_K: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
         accumulate = accumulator(compute)
         unembedding = unembedding._replace(
@@ -298,8 +308,8 @@ class _LinearNLL(torch.autograd.Function):
                 # Into one buffer: fresh pages for each chunk would cost more than the softmax.
                 logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - start])
                 wanted = gradients.wanted(k)
-                nll = None if seen_K is None else seen_K[k][rows]
-                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, nll)
+                before = None if seen_K is None else seen_K[k][rows]
+                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, before)
                 total += (visited.weight_C * visited.nll_C).sum()
                 if wanted:
                     gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
@@ -310,8 +320,9 @@ class _LinearNLL(torch.autograd.Function):
         nll_R = torch.cat([none, *(v.nll_C for v in seen)])
         correct_R = torch.cat([none.bool(), *(v.correct_C for v in seen)])
         norm_R = torch.cat([none, *(v.norm_C for v in seen if v.norm_C is not None)])
-        ctx.mark_non_differentiable(nll_R, correct_R, norm_R)
-        return total, nll_R, correct_R, norm_R
+        found_R2 = torch.cat([none.new_zeros(0, 2), *(v.found_C2 for v in seen if v.found_C2 is not None)])
+        ctx.mark_non_differentiable(nll_R, correct_R, norm_R, found_R2)
+        return total, nll_R, correct_R, norm_R, found_R2
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -341,6 +352,8 @@ class _Visited(NamedTuple):
     weight_C: Tensor
     factor_C: Tensor | None
     """factor * (what is in the buffer) = d(weight * nll)/d(logits before scale and cap); None means 1."""
+    found_C2: Tensor | None
+    """Of `_Softmax`."""
     norm_C: Tensor | None = None
     product_CD: Tensor | None = None
     """(what is in the buffer) @ projection, where the norms needed it already."""
@@ -354,7 +367,7 @@ def _visit(
     start: int,
     gradient: bool,
     norms: bool,
-    seen_C: Tensor | None,
+    seen_C2: Tensor | None,
 ) -> _Visited:
     """Losses, weights and, in place, the gradient of a chunk of logits.
 
@@ -365,19 +378,21 @@ def _visit(
     in_place = logits_CV.dtype == accumulator(logits_CV.dtype)
     parts: list[_Visited] = []
     for rows in _blocks(len(target_C), logits_CV):
-        if seen_C is None:
-            found = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
+        if in_place:
+            seen = None if seen_C2 is None else seen_C2[rows]
+            done = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms, seen)
         else:
-            found = _seen_softmax(logits_CV[rows], target_C[rows], unembedding, seen_C[rows])
-        nll, correct, slope_to_C, block_RV = found
+            done = _low_softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
         place = slice(start + rows.start, start + rows.stop)
-        made = torch.ones_like(nll) if norms else _weights_of(weight, place, nll, None)
-        factor = slope_to_C * made
+        made = torch.ones_like(done.nll_R) if norms else _weights_of(weight, place, done.nll_R, None)
+        factor = done.factor_R * made
         if not in_place and (gradient or norms):
-            torch.mul(block_RV, factor.unsqueeze(1), out=logits_CV[rows])
-        parts.append(_Visited(nll, correct, made, factor))
+            torch.mul(done.block_RV, factor.unsqueeze(1), out=logits_CV[rows])
+        parts.append(_Visited(done.nll_R, done.correct_R, made, factor, done.found_R2))
     nll_C, correct_C, weight_C, factor_C = (torch.cat(part) for part in list(zip(*parts, strict=True))[:4])
-    visited = _Visited(nll_C, correct_C, weight_C, factor_C if in_place else None)
+    found = [part.found_C2 for part in parts if part.found_C2 is not None]
+    found_C2 = torch.cat(found) if found else None
+    visited = _Visited(nll_C, correct_C, weight_C, factor_C if in_place else None, found_C2)
     return _normed(visited, logits_CV, unembedding, weight, start) if norms else visited
 
 
@@ -415,25 +430,33 @@ def _capped(logits_RV: Tensor, unembedding: Unembedding, gradient: bool) -> tupl
     return tanh_RV.mul_(softcap), slope_RV
 
 
-def _less(block_RV: Tensor, row_R1: Tensor) -> Tensor:
-    """block - row in row's dtype; in place if that is the block's."""
-    return block_RV.sub_(row_R1) if block_RV.dtype == row_R1.dtype else block_RV - row_R1
+class _Softmax(NamedTuple):
+    """What the passes over a block of logits give."""
+
+    nll_R: Tensor
+    correct_R: Tensor
+    factor_R: Tensor
+    """factor * block = d(nll)/d(hidden @ projection.T + bias)."""
+    block_RV: Tensor
+    found_R2: Tensor | None
+    """The maximum, and the sum of the exponentials but the target's: what another visit need not find again."""
 
 
 def _softmax(
-    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """nll, correct, a factor, and a block of which factor * block = d(nll)/d(hidden @ projection.T + bias).
+    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool, seen_R2: Tensor | None
+) -> _Softmax:
+    """The shifted log-sum-exp, over the logits; its exponentials serve the gradient too.
 
-    The shifted log-sum-exp in the accumulation dtype; its exponentials serve the gradient too. The target's own is left
-    out of the sum: p - 1 of a target that is almost certain would be the rounding error of p, -others / total is not.
-    Overwrites the logits if that is their dtype.
+    The target's own is left out of the sum: p - 1 of a target that is almost certain would be the rounding error of p,
+    -others / total is not.
     """
     block_RV, slope_RV = _capped(logits_RV, unembedding, gradient)
-    block_RV = _less(block_RV, block_RV.amax(1, keepdim=True).to(accumulator(logits_RV.dtype)))
+    top_R1 = block_RV.amax(1, keepdim=True) if seen_R2 is None else seen_R2[:, :1]
+    block_RV.sub_(top_R1)
     column_R1 = target_R.unsqueeze(1)
     at_target_R1 = block_RV.gather(1, column_R1)
-    others_R1 = block_RV.exp_().scatter_(1, column_R1, 0.0).sum(1, keepdim=True)
+    block_RV.exp_().scatter_(1, column_R1, 0.0)
+    others_R1 = block_RV.sum(1, keepdim=True) if seen_R2 is None else seen_R2[:, 1:]
     total_R1 = others_R1 + at_target_R1.exp()
     if gradient:
         block_RV.scatter_(1, column_R1, -others_R1)
@@ -441,24 +464,27 @@ def _softmax(
         block_RV.mul_(slope_RV)
     correct_R1 = at_target_R1 == 0
     nll_R1 = torch.where(correct_R1, others_R1.log1p(), total_R1.log() - at_target_R1)
-    return nll_R1.squeeze(1), correct_R1.squeeze(1), unembedding.scale / total_R1.squeeze(1), block_RV
+    factor_R1 = unembedding.scale / total_R1
+    found_R2 = torch.cat([top_R1, others_R1], 1)
+    return _Softmax(nll_R1.squeeze(1), correct_R1.squeeze(1), factor_R1.squeeze(1), block_RV, found_R2)
 
 
-def _seen_softmax(
-    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, nll_R: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_softmax` of logits whose nll is known from an earlier visit: their log-sum-exp is nll + the target's logit.
+def _low_softmax(logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool) -> _Softmax:
+    """`_softmax` of logits of a lower precision: torch's log-softmax reads them and writes fp32 in one pass.
 
-    So there is no maximum to find and nothing to add up: two passes instead of four. At the target p - 1 is
-    exp(-nll) - 1, which keeps the digits of an almost certain one. `correct` is not looked at again.
+    What it loses of an almost certain target is far below what the rounding of its logit lost before.
     """
-    block_RV, slope_RV = _capped(logits_RV, unembedding, gradient=True)
-    column_R1, nll_R1 = target_R.unsqueeze(1), nll_R.unsqueeze(1)
-    block_RV = _less(block_RV, nll_R1 + block_RV.gather(1, column_R1))
-    block_RV.exp_().scatter_(1, column_R1, torch.expm1(-nll_R1))
+    block_RV, slope_RV = _capped(logits_RV, unembedding, gradient)
+    column_R1 = target_R.unsqueeze(1)
+    correct_R1 = block_RV.gather(1, column_R1) >= block_RV.amax(1, keepdim=True)
+    block_RV = torch.log_softmax(block_RV, 1, dtype=accumulator(logits_RV.dtype))
+    nll_R1 = -block_RV.gather(1, column_R1)
+    if gradient:
+        block_RV.exp_().scatter_(1, column_R1, torch.expm1(-nll_R1))
     if slope_RV is not None:
         block_RV.mul_(slope_RV)
-    return nll_R, torch.zeros_like(target_R, dtype=torch.bool), torch.full_like(nll_R, unembedding.scale), block_RV
+    nll_R = nll_R1.squeeze(1)
+    return _Softmax(nll_R, correct_R1.squeeze(1), torch.full_like(nll_R, unembedding.scale), block_RV, None)
 
 
 CACHE_BYTES = 8 * 2**20
@@ -532,6 +558,8 @@ class _Gradients:
             self.dprojection = torch.mm(dlogits_CV.T, hidden_CD).to(self.accumulate)
         elif dlogits_CV.dtype == self.accumulate:
             self.dprojection.addmm_(dlogits_CV.T, hidden_CD)
+        elif dlogits_CV.is_cuda:  # the product itself adds in fp32; on a CPU torch has none that does
+            torch.addmm(self.dprojection, dlogits_CV.T, hidden_CD, self.accumulate, out=self.dprojection)
         else:
             self.dprojection += dlogits_CV.T @ hidden_CD
 
