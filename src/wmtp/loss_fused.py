@@ -34,11 +34,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wmtp.errors import ConfigError
 from wmtp.loss import LossSum, RowWeight, Unembedding, accumulator, pair_scale
 from wmtp.targets import IGNORE
 
@@ -123,6 +125,7 @@ def fused_loss(
     seen: LossSum | None = None,
     chunk: int | None = None,
     gradient_norms: bool = False,
+    compiled: bool = False,
 ) -> LossSum:
     """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time.
 
@@ -133,6 +136,11 @@ def fused_loss(
             weight > 0 meet the unembedding again: a scheme that had to see the losses first and then drops 40 % of the
             rows costs less than uniform weights do.
         gradient_norms: also give `gradient_norm_BTK`, a by-product of the gradient itself.
+        compiled: let torch.compile fuse the passes over logits of a lower precision, where weights are given and no
+            norms are wanted. Other losses are what they are without.
+
+    Raises:
+        ConfigError: asked to compile where torch cannot.
     """
     scale_BTK = pair_scale(target_BTK, weight_BTK, coefficient_K, accumulator(hidden_K[0].dtype))
     valid_BTK = target_BTK != IGNORE
@@ -145,13 +153,14 @@ def fused_loss(
     if weight_of is not None:
         given = [_on_the_way(weight_of, k, index, scale_BTK, made_R) for k, index in enumerate(index_K)]
     done = _rows_nll(
-        [h.flatten(0, 1)[index] for h, index in zip(hidden_K, index_K, strict=True)],
+        [_rows_of(h.flatten(0, 1), index) for h, index in zip(hidden_K, index_K, strict=True)],
         unembedding,
         [target_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
         given,
         chunk,
         gradient_norms and seen is None,
         _picked(seen, index_K),
+        compiled,
     )
     made_BTK = None
     if weight_of is not None:
@@ -190,6 +199,11 @@ def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, 
         return made_R[-1] * scale[rows]
 
     return weight
+
+
+def _rows_of(value_ND: Tensor, index: Tensor) -> Tensor:
+    """Those rows; all of them without a copy."""
+    return value_ND if len(index) == len(value_ND) else value_ND[index]
 
 
 def _picked(seen: LossSum | None, index_K: list[Tensor]) -> list[Tensor] | None:
@@ -250,6 +264,7 @@ def _rows_nll(
     chunk: int | None,
     norms: bool,
     seen_K: list[Tensor] | None = None,
+    compiled: bool = False,
 ) -> _Rows:
     device = unembedding.projection_VD.device.type
     chunk = chunk or default_chunk(unembedding.projection_VD.shape[0], device)
@@ -271,6 +286,7 @@ def _rows_nll(
             target_K,
             weight_K,
             seen_K,
+            compiled,
             *hidden_K,
         )
     return _Rows(*result)
@@ -290,6 +306,7 @@ class _LinearNLL(torch.autograd.Function):
         target_K: list[Tensor],
         weight_K: list[Weight],
         seen_K: list[Tensor] | None,
+        compiled: bool,
         *hidden_K: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
@@ -309,7 +326,10 @@ class _LinearNLL(torch.autograd.Function):
                 logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - start])
                 wanted = gradients.wanted(k)
                 before = None if seen_K is None else seen_K[k][rows]
-                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, before)
+                if compiled and compute != accumulate and isinstance(weight, Tensor) and wanted and not norms:
+                    visited = _compiled_visit(logits_CV, target[rows], unembedding, weight[rows])
+                else:
+                    visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, before)
                 total += (visited.weight_C * visited.nll_C).sum()
                 if wanted:
                     gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
@@ -340,7 +360,7 @@ class _LinearNLL(torch.autograd.Function):
         )
 
 
-HIDDEN = 8
+HIDDEN = 9
 """Which argument of `_LinearNLL` is the first hidden state."""
 
 
@@ -485,6 +505,43 @@ def _low_softmax(logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, 
         block_RV.mul_(slope_RV)
     nll_R = nll_R1.squeeze(1)
     return _Softmax(nll_R, correct_R1.squeeze(1), torch.full_like(nll_R, unembedding.scale), block_RV, None)
+
+
+def _low_chunk(
+    logits_CV: Tensor, target_C: Tensor, weight_C: Tensor, unembedding: Unembedding
+) -> tuple[Tensor, Tensor]:
+    """nll and correct of a chunk of lower precision; the logits become weight * d(nll)/d(logits before scale and cap).
+
+    The same numbers as `_low_softmax`, written so that a compiler makes two passes of it: one for the row's maximum and
+    sum, one for the gradient.
+    """
+    block_CV, slope_CV = _capped(logits_CV, unembedding, gradient=True)
+    column_C1 = target_C.unsqueeze(1)
+    correct_C1 = block_CV.gather(1, column_C1) >= block_CV.amax(1, keepdim=True)
+    log_CV = torch.log_softmax(block_CV, 1, dtype=weight_C.dtype)
+    nll_C1 = -log_CV.gather(1, column_C1)
+    at_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == column_C1
+    gradient_CV = torch.where(at_target_CV, torch.expm1(-nll_C1), log_CV.exp())
+    if slope_CV is not None:
+        gradient_CV = gradient_CV * slope_CV
+    logits_CV.copy_(gradient_CV * (weight_C * unembedding.scale).unsqueeze(1))
+    return nll_C1.squeeze(1), correct_C1.squeeze(1)
+
+
+@cache
+def _compiled_low_chunk() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_low_chunk)
+
+
+def _compiled_visit(logits_CV: Tensor, target_C: Tensor, unembedding: Unembedding, weight_C: Tensor) -> _Visited:
+    from torch._dynamo.exc import TorchDynamoException  # a second's import
+
+    try:
+        nll_C, correct_C = _compiled_low_chunk()(logits_CV, target_C, weight_C, unembedding)
+    except TorchDynamoException as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise ConfigError(f"torch.compile does not work here ({reason}): choose loss 'fused'") from problem
+    return _Visited(nll_C, correct_C, weight_C, None, None)
 
 
 CACHE_BYTES = 8 * 2**20

@@ -55,8 +55,8 @@ def gradients(kind: str, like: torch.dtype, device: torch.device, dtype: torch.d
 
 def loss_of(kind: str, leaves: list[Tensor], softcap: float | None, target: Tensor, weight: Tensor) -> LossSum:
     hidden_K, unembedding = leaves[:-1], Unembedding(leaves[-1], None, softcap)
-    if kind == "fused":
-        return fused_loss(hidden_K, unembedding, target, weight, chunk=48)
+    if kind != "plain":
+        return fused_loss(hidden_K, unembedding, target, weight, chunk=48, compiled=kind == "compiled")
     return reduce_loss(*plain_nll(hidden_K, unembedding, target), target, weight)
 
 
@@ -64,14 +64,17 @@ def distance(got: Tensor, truth: Tensor) -> float:
     return float((got - truth).norm() / truth.norm())
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
 @pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("fused", torch.float32), ("fused", torch.bfloat16), ("compiled", torch.bfloat16)], ids=str
+)
 def test_the_fused_loss_on_the_device_is_as_near_the_truth_as_the_plain_one(
-    dtype: torch.dtype, softcap: float | None
+    kind: str, dtype: torch.dtype, softcap: float | None
 ) -> None:
     truth = gradients("plain", dtype, torch.device("cpu"), torch.float64, softcap)
     plain = gradients("plain", dtype, DEVICE, dtype, softcap)
-    fused = gradients("fused", dtype, DEVICE, dtype, softcap)
+    fused = gradients(kind, dtype, DEVICE, dtype, softcap)
     for ours, naive, exact in zip(fused, plain, truth, strict=True):
         assert distance(ours, exact) <= 1.05 * distance(naive, exact) + 1e-7
 

@@ -165,14 +165,14 @@ def torch_lce(inputs: Inputs) -> None:
     torch.autograd.backward((nll_of(torch.cat(hidden), torch.cat(target)) * torch.cat(weight)).sum())
 
 
-def wmtp(inputs: Inputs) -> None:
+def of_wmtp(compiled: bool, inputs: Inputs) -> None:
     """This repository's fused loss, as `wmtp.objective` calls it."""
     unembedding, seen, weight_BTK = Unembedding(inputs.projection_VD), None, inputs.known_BTK
     if inputs.case.weights == "batch":
         with torch.no_grad():
-            seen = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK)
+            seen = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK, compiled=compiled)
         weight_BTK = inputs.weights(seen.nll_BTK)
-    loss = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK, weight_BTK, seen=seen)
+    loss = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK, weight_BTK, seen=seen, compiled=compiled)
     torch.autograd.backward(loss.weighted_sum)
 
 
@@ -243,7 +243,8 @@ VARIANTS: dict[str, Callable[[Inputs], None]] = {
     "torch_lce": torch_lce,
     "liger": partial(of_backend, "liger"),
     "cce": partial(of_backend, "cce"),
-    "wmtp": wmtp,
+    "wmtp": partial(of_wmtp, False),
+    "wmtp_compiled": partial(of_wmtp, True),
     "wmtp_norms": wmtp_norms,
     "matmuls": matmuls,
 }
@@ -294,6 +295,8 @@ def obstacle(variant: str, case: Case, device: torch.device) -> str | None:
         return "norms come with the one visit of known weights"
     if variant == "torch_lce" and not hasattr(nn, "LinearCrossEntropyOptions"):
         return f"torch {torch.__version__} has no chunked linear_cross_entropy"
+    if variant == "wmtp_compiled" and case.dtype != "bfloat16":
+        return "compiling changes nothing but lower precisions"
     if variant in BACKENDS:
         width_1D = torch.empty(1, case.width, device=device, dtype=getattr(torch, case.dtype))
         return refusal(variant, Unembedding(width_1D), width_1D.dtype, device)

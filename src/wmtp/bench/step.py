@@ -28,6 +28,7 @@ from wmtp import devices
 from wmtp.bench import measuring
 from wmtp.data.batches import Batch, collate
 from wmtp.data.text import Row
+from wmtp.flops import counter
 from wmtp.heads import Branch
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective, Precision
@@ -167,11 +168,9 @@ def peak_of(variant: str, settings: argparse.Namespace) -> int:
 
 def flops_of(step: Step) -> int:
     """Operations of one step, counted by torch."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         step()
-    return int(counter.get_total_flops())
+    return int(counted.get_total_flops())
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
