@@ -42,12 +42,13 @@ class Plan:
     """What all zygotes of a sandbox have in common.
 
     Raises:
-        UsageError: an unknown mechanism, a package that is not installed, a scratch size below zero.
+        UsageError: an unknown mechanism, a package that is not installed, a scratch size or hash seed out of range.
     """
 
     without: frozenset[str] = frozenset()
     packages: tuple[str, ...] = ()
     scratch_bytes: int = 0
+    hash_seed: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
     """Why a mechanism is not even tried."""
 
@@ -57,6 +58,8 @@ class Plan:
             raise UsageError(f"unknown mechanisms {unknown}; known are {', '.join(MECHANISMS)}")
         if self.scratch_bytes < 0:
             raise UsageError(f"scratch_bytes must be 0 (no scratch folder) or a size, got {self.scratch_bytes}")
+        if not 0 <= self.hash_seed < 2**32:
+            raise UsageError(f"hash_seed must be from 0 to 2**32 - 1, got {self.hash_seed}")
         self.found_packages()
 
     def found_packages(self) -> list[dict[str, Any]]:
@@ -119,7 +122,7 @@ def _attempt(plan: Plan) -> Started | str:
     with ExitStack() as undo:
         if scratch is not None:
             undo.callback(shutil.rmtree, scratch, ignore_errors=True)
-        worker = Worker(config)
+        worker = Worker(config, plan.hash_seed)
         undo.callback(worker.close)
         if worker.failed is not None:
             return worker.failed
