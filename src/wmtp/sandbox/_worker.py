@@ -62,7 +62,8 @@ class Worker:
         inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self.environment = {**_ENVIRONMENT, "PYTHONHASHSEED": str(hash_seed), **inherited}
         # Without -E, for PYTHONHASHSEED: two zygotes then order a set alike. The environment is ours anyway.
-        command = [executable, "-P", "-s", "-S", "-B", "-c", _BOOT, str(Path(__file__).parent), str(theirs.fileno())]
+        options = ["-P", "-s", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+        command = [executable, *options, "-c", _BOOT, str(Path(__file__).parent), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -118,10 +119,14 @@ class Worker:
         words = (self._process.stderr.read() or b"").decode("utf-8", "replace").strip()
         return f", its last line is {words.splitlines()[-1][:200]!r}" if words else f", exit {self._process.returncode}"
 
+    def hang_up(self) -> None:
+        """Tells the zygote to end, and an exchange that is going on."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Ends the zygote and all that came from it, and waits until it has ended."""
-        with suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)  # the zygote ends when it reads this, and so does an exchange
+        self.hang_up()
         try:
             self._process.wait(timeout=_LEAVE_S)
         except subprocess.TimeoutExpired:
