@@ -4,23 +4,23 @@
     python scripts/make_embedded.py --check    # rebuild elsewhere; exit 1 if the committed files differ
 
 Whether a program is correct is never assumed: every hand-written solution and every mutant of it is run against the
-tests of its problem, in a process of its own without inherited environment and with limits on time and memory. The
-text of the programs comes from `ast.unparse` and the tokenizer files from `transformers`, so a check needs the same
-versions of Python and of these libraries as the build.
+tests of its problem, in the sandbox. The text of the programs comes from `ast.unparse` and the tokenizer files from
+`transformers`, so a check needs the same versions of Python and of these libraries as the build.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from embedded_problems import Problem, load_problems
@@ -28,6 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from wmtp.data.mutate import OPERATORS, mutants, normalize
+from wmtp.sandbox import Job, Limits, Sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "src" / "wmtp" / "embedded"
@@ -44,51 +45,7 @@ QUICK_CPU_SECONDS = 0.25
 CONFIRM_CPU_SECONDS = 2.0
 CONFIRM_HASH_SEEDS = range(1, 6)
 
-# The runner forks once per program, so a crash or a hang ends nothing but its own process. It reads its job from stdin
-# and prints one verdict per program. The exit status of a child is its verdict.
-RUNNER = r"""
-import json, os, resource, signal, sys
-
-def run(program, tests, cpu_seconds):
-    resource.setrlimit(resource.RLIMIT_AS, (512 * 2**20, 512 * 2**20))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
-    signal.setitimer(signal.ITIMER_VIRTUAL, cpu_seconds)
-    signal.alarm(60)
-    names = {"__name__": "program"}
-    try:
-        exec(compile(program, "<program>", "exec"), names)
-        for test in tests:
-            exec(compile(test, "<test>", "exec"), names)
-    except AssertionError:
-        return 10
-    except BaseException:  # whatever the program under test raises is its verdict
-        return 11
-    return 0
-
-def verdict(status):
-    if os.WIFSIGNALED(status):
-        hung = os.WTERMSIG(status) in (signal.SIGVTALRM, signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)
-        return "timeout" if hung else "crash"
-    return {0: "pass", 10: "wrong", 11: "crash"}[os.WEXITSTATUS(status)]
-
-job = json.load(sys.stdin)
-verdicts = []
-for program in job["programs"]:
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        code = 12
-        try:
-            code = run(program, job["tests"], job["cpu_seconds"])
-        finally:
-            os._exit(code)
-    verdicts.append(verdict(os.waitpid(child, 0)[1]))
-json.dump(verdicts, sys.stdout)
-"""
+VERDICTS = {"passed": PASS, "wrong": WRONG, "error": CRASH, "memory": CRASH, "forbidden": CRASH, "timeout": TIMEOUT}
 
 
 @dataclass(frozen=True)
@@ -110,28 +67,22 @@ class Built:
     chosen: list[Candidate]
 
 
-def run_programs(
-    programs: Sequence[str], tests: Sequence[str], cpu_seconds: float, hash_seed: int = 0, timeout: float = 600
-) -> list[str]:
-    """Run each program with the tests in its own process and return one verdict per program.
+@cache
+def sandbox(hash_seed: int) -> Sandbox:
+    """One for all programs with this hash seed, on which the order of sets depends; it ends with the script."""
+    made = Sandbox(require="strong", hash_seed=hash_seed)
+    atexit.register(made.close)
+    return made
 
-    The interpreter is as isolated as `-I` makes it (no user site, no script folder, an environment with one variable),
-    but reads that one variable: the order of sets would otherwise change from run to run.
-    """
-    job = json.dumps({"programs": list(programs), "tests": list(tests), "cpu_seconds": cpu_seconds})
-    result = subprocess.run(
-        [sys.executable, "-P", "-s", "-S", "-c", RUNNER],
-        input=job,
-        env={"PYTHONHASHSEED": str(hash_seed)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    if result.returncode != 0:
-        raise SystemExit(f"The runner itself failed:\n{result.stderr}")
-    verdicts: list[str] = json.loads(result.stdout)
-    return verdicts
+
+def run_programs(programs: Sequence[str], tests: Sequence[str], cpu_seconds: float, hash_seed: int = 0) -> list[str]:
+    """Run each program with the tests in the sandbox and return one verdict per program."""
+    jobs = (Job(program, tests, Limits(cpu_s=cpu_seconds, memory_bytes=2**29)) for program in programs)
+    verdicts = [verdict for _, verdict in sandbox(hash_seed).map(jobs)]
+    undecided = next((verdict for verdict in verdicts if not verdict.decided), None)
+    if undecided is not None:
+        raise SystemExit(f"No verdict: {undecided.status}: {undecided.reason}")
+    return [VERDICTS[verdict.status] for verdict in verdicts]
 
 
 def confirmed(programs: Sequence[str], tests: Sequence[str]) -> list[bool | None]:

@@ -22,6 +22,7 @@ from wmtp.errors import UsageError, WmtpError, out_of_memory
 
 if TYPE_CHECKING:
     from wmtp.config import Config
+    from wmtp.data.token_lengths import Measure
     from wmtp.estimate import Estimate
     from wmtp.sandbox import Requirement
     from wmtp.supervisor import Options
@@ -255,7 +256,7 @@ def score(
     Example: wmtp score --recipe recipes/verifiable_embedded_cpu.yaml objective.weighting.scores=scores/critic
     """
     from wmtp.prescoring import score as work
-    from wmtp.terminal import Latest
+    from wmtp.progress import Latest
 
     if config is None and recipe is None:
         raise UsageError("nothing to score: give --recipe FILE (and --config FILE)")
@@ -386,7 +387,7 @@ def evaluate(
     """
     from wmtp.evaluation import command
     from wmtp.evaluation.tables import evaluation_table
-    from wmtp.terminal import Latest
+    from wmtp.progress import Latest
 
     _quiet_libraries()
     options = command.Options(
@@ -447,8 +448,8 @@ def prepare(
     from wmtp.curation.prepare import prepare as work
     from wmtp.curation.tables import prepared_table
     from wmtp.data.records import field_map
+    from wmtp.progress import Latest
     from wmtp.storage import resolve
-    from wmtp.terminal import Latest
 
     plan = Plan(
         fields=field_map(field or []),
@@ -480,9 +481,9 @@ def label(
     """
     from wmtp.curation.label import label as work
     from wmtp.curation.tables import curation_table
+    from wmtp.progress import Latest
     from wmtp.sandbox import Limits
     from wmtp.storage import resolve
-    from wmtp.terminal import Latest
 
     with Latest(quiet=as_json) as report:
         found = work(
@@ -513,9 +514,9 @@ def mutate(
     """
     from wmtp.curation.mutate import mutate as work
     from wmtp.curation.tables import curation_table
+    from wmtp.progress import Latest
     from wmtp.sandbox import Limits
     from wmtp.storage import resolve
-    from wmtp.terminal import Latest
 
     with Latest(quiet=as_json) as report:
         found = work(
@@ -529,6 +530,14 @@ def mutate(
 def index_records(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Records, as JSON Lines that are not compressed.")],
     out: Annotated[str | None, typer.Option(help="Folder to write; default FILE.index, beside it.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model folder or hub id: lengths in its tokens too, for training with it.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="With --tokenizer: data.template of the training.")] = "{prompt}\n",
+    workers: Annotated[int, typer.Option(min=0, max=64, help="With --tokenizer: processes that tokenise.")] = 0,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="With --tokenizer: keep the ids, so that training tokenises nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Where every row is and what sampling needs of it, so that training reads only its own rows (data.index).
@@ -538,12 +547,23 @@ def index_records(
     from wmtp.data.index import Index, build_index, default_folder, describe
     from wmtp.storage import resolve
 
+    if ids and tokenizer is None:
+        raise UsageError("--ids keeps what a tokenizer makes of the rows: give --tokenizer MODEL too")
     path = resolve(file)
     folder = resolve(out) if out is not None else default_folder(path)
-    counts = build_index(path, folder)
+    counts = build_index(path, folder, _measure(tokenizer, template, workers, ids) if tokenizer is not None else None)
     with Index(path, folder) as index:
         found = {"folder": str(folder), **counts, **describe(index)}
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+def _measure(tokenizer: str, template: str, workers: int, ids: bool) -> Measure:
+    from wmtp.data.token_lengths import Measure
+    from wmtp.formats.hf import backend_fingerprint, load_tokenizer
+
+    _quiet_libraries()
+    loaded = load_tokenizer(tokenizer)
+    return Measure(loaded, backend_fingerprint(loaded), template, workers, ids)
 
 
 def _required(require: str) -> Requirement:

@@ -225,11 +225,6 @@ class DataConfig(_Part):
             return self
         if self.train.split is not None or self.train.fields is not None:
             raise ValueError("data.index is of records in our own schema: data.train.split and fields do nothing")
-        if self.on_long_row == "drop":
-            raise ValueError(
-                "data.index decides what is read before lengths in tokens are known: data.on_long_row must be truncate "
-                "or error"
-            )
         return self
 
     @model_validator(mode="after")

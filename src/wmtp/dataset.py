@@ -31,9 +31,9 @@ from wmtp.data.records import Record
 from wmtp.data.sampling import UNKNOWN, Integers, Kind, RowFacts, Selection
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.data.stored import StoredRows, write_problems, write_rows
-from wmtp.data.text import Encoder, Row, check_template
+from wmtp.data.text import Encoder, Row, Tokens, all_too_long, check_template
 from wmtp.data.tokenising import with_tokens
-from wmtp.errors import DataError, WmtpError
+from wmtp.errors import ConfigError, DataError, WmtpError
 from wmtp.formats.hf import backend_fingerprint
 from wmtp.storage import resolve, sha256_file
 
@@ -45,7 +45,8 @@ class Data:
     train: Batches
     validation: Batches | None
     fingerprint: str
-    """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
+    """sha256 over every id of every row, the rewards and groups, and whether an index's lengths in tokens made the
+    batches: what a resumed run must find again."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -59,18 +60,19 @@ def build_data(config: Config, tokenizer: Any) -> Data:
 
     Raises:
         DataError: a file, an index or a row that is wrong, or rows that the objective cannot use.
-        ConfigError: a template that is none.
+        ConfigError: a template that is none, or long rows that cannot be dropped.
     """
     check_template(config.data.template)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if config.data.index is None:
         rows = _rows(config, tokenizer, [_Side(config, name) for name in _sides(config)])
-        order, place_R = order_of(config, facts_of(rows.train)), None
+        order, place_R, identity = order_of(config, facts_of(rows.train)), None, rows.fingerprint
     else:
         with Index(resolve(config.data.train.path), resolve(config.data.index)) as index:
-            plan = _Plan(config, index)
+            plan = _Plan(config, index, tokenizer)
             rows = _rows(config, tokenizer, plan.sides())
-            order, place_R = plan.order, plan.place_R
+            order, place_R, identity = plan.order, plan.place_R, plan.identity(rows)
+            rows.notes.append(plan.note())
     if config.data.sampling is not None:
         rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
     _check_rows(config, rows.train)
@@ -82,7 +84,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         items = Selection(facts, _held_out_kind(config, facts, rows)).items(0)
         sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
-    return Data(batches, validation, rows.fingerprint, rows.notes)
+    return Data(batches, validation, identity, rows.notes)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -225,6 +227,10 @@ class _Side:
             "fields": source.fields,
         }  # fmt: skip
 
+    def tokenised(self, encoder: Encoder, workers: int) -> Iterator[tuple[Record, Tokens]]:
+        """The records with their tokens, in order."""
+        return with_tokens(self.records(), encoder, workers)
+
     def records(self) -> Iterator[Record]:
         """Those that take part; `groups` and `notes` are there when all have come.
 
@@ -284,17 +290,28 @@ class _IndexedSide:
         """What decides which records these are."""
         return {"file": self.index.sha256, "rows": hashlib.sha256(self._rows.tobytes()).hexdigest()}
 
-    def records(self) -> Iterator[Record]:
-        """One after another."""
-        return self.index.read(self._rows)
+    def tokenised(self, encoder: Encoder, workers: int) -> Iterator[tuple[Record, Tokens]]:
+        """The records with their tokens, in order; nothing is tokenised where the index has the ids."""
+        records = self.index.read(self._rows)
+        if self.index.has_ids:
+            return zip(records, self.index.tokens(self._rows, encoder), strict=True)
+        return with_tokens(records, encoder, workers)
 
 
 class _Plan:
-    """What a run reads of an indexed file, known before any of it is read."""
+    """What a run reads of an indexed file, known before any of it is read.
 
-    def __init__(self, config: Config, index: Index) -> None:
+    Raises:
+        DataError: rows cannot be selected, or the index has lengths in tokens of another tokenizer.
+        ConfigError: long rows are to be dropped, and the index does not know them.
+    """
+
+    def __init__(self, config: Config, index: Index, tokenizer: Any) -> None:
         self.config, self.index = config, index
-        facts, fraction = index.facts, config.data.validation_fraction
+        if index.in_tokens:
+            index.require_measured_by(backend_fingerprint(tokenizer), config.data.template)
+        facts = index.facts_in_tokens(config.data.max_length) if index.in_tokens else index.facts
+        fraction = config.data.validation_fraction
         names = index.names() if fraction is not None else ()
         out_P = np.fromiter((held_out(name, fraction, config.train.seed) for name in names), bool)
         self._held_R = out_P[facts.problem_R] if fraction is not None else np.zeros(len(facts), bool)
@@ -302,6 +319,7 @@ class _Plan:
         candidates = np.flatnonzero(taking_part & ~self._held_R)
         held = int(self._held_R.sum())
         check_kept(config, len(facts) - held, held, len(candidates))
+        candidates = self._without_long(candidates)
         self.order = order_of(config, facts.take(candidates))
         steps = number_of_steps(config, len(self.order))
         used = rows_used(self.order, steps, len(candidates))
@@ -326,6 +344,35 @@ class _Plan:
             groups = self._groups(self.validation, self._held_R)
             sides.append(_IndexedSide(self.index, "validation", self.validation, groups, note))
         return sides
+
+    def note(self) -> str:
+        """By which lengths rows are put together."""
+        left_out = f"; {self._dropped:,} rows dropped as too long" if self._dropped else ""
+        unit = "tokens" if self.index.in_tokens else "characters"
+        return f"data.index: rows are sorted, and paired by length, by their {unit}{left_out}"
+
+    def identity(self, rows: _Rows) -> str:
+        """The fingerprint of what is trained on, in which order."""
+        if not self.index.in_tokens:
+            return rows.fingerprint
+        return hashlib.sha256(f"{rows.fingerprint} by tokens".encode()).hexdigest()
+
+    def _without_long(self, candidates: Integers) -> Integers:
+        """Those that `drop` leaves: before pairs are made, since a pair that loses a row is none."""
+        data, self._dropped = self.config.data, 0
+        if data.on_long_row != "drop":
+            return candidates
+        if not self.index.in_tokens:
+            raise ConfigError(
+                f"data.on_long_row = drop with data.index: {self.index.folder} does not know lengths in tokens; make "
+                f"it with: wmtp data index {self.index.path} --tokenizer MODEL, or set data.on_long_row to truncate or "
+                "error"
+            )
+        kept = candidates[~self.index.longer_R(data.max_length)[candidates]]
+        self._dropped = len(candidates) - len(kept)
+        if not len(kept):
+            raise all_too_long(self._dropped, data.max_length)
+        return kept
 
     def _taking_part(self) -> NDArray[np.bool_]:
         trainable_R = self.index.trainable_R
@@ -365,7 +412,7 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide])
 
     def encoded(side: _Side | _IndexedSide) -> Iterator[Row]:
         encoder = encoders[side.name]
-        for record, tokens in with_tokens(side.records(), encoder, data.workers if data.cache else 0):
+        for record, tokens in side.tokenised(encoder, data.workers if data.cache else 0):
             row = encoder.row(record, tokens)
             if row is not None:
                 yield row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.status import Status
 from rich.table import Column, Table
 
 from wmtp.config import Config
@@ -127,31 +125,6 @@ def _short(metrics: dict[str, Any]) -> str:
     heads = [v for k, v in metrics.items() if k.startswith("loss/nll_head_")]
     loss = f"nll {heads[0]:.2f}..{heads[-1]:.2f}" if heads else f"loss {metrics['loss/weighted']:.3f}"
     return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s"
-
-
-class Latest:
-    """The last line of what goes on: in place on a terminal, now and then in a log."""
-
-    def __init__(self, *, quiet: bool = False, every_s: float = 30.0) -> None:
-        self.console = Console(stderr=True, quiet=quiet)
-        self._status = Status("", console=self.console) if self.console.is_terminal else None
-        self._every_s, self._next = every_s, 0.0
-
-    def __enter__(self) -> Latest:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def __call__(self, text: str) -> None:
-        if self._status is not None:
-            self._status.update(escape(text))
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + self._every_s
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def size(count: float) -> str:

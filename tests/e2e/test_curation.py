@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,25 @@ def test_wrong_usage_is_told(
     code, _, err = wmtp_command("data", options[0], "--data", source, "--out", tmp_path / "out.jsonl", *options[1:])
     assert code == 2, err
     assert message in err
+
+
+def test_the_data_commands_load_no_torch(source: Path, tmp_path: Path) -> None:
+    made = str(tmp_path / "made.jsonl")
+    commands = [
+        ["data", "prepare", str(source), "--out", made],
+        ["data", "label", "--data", str(source), "--out", str(tmp_path / "labelled.jsonl")],
+        ["data", "mutate", "--data", str(source), "--out", str(tmp_path / "mutated.jsonl"), "--variants", "1"],
+        ["data", "index", made],
+    ]
+    code = (
+        "import json, sys\nfrom wmtp.cli import run_command\n"
+        "assert [run_command(command) for command in json.loads(sys.argv[1])] == [0, 0, 0, 0]\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_was_made_from_mbpps_test_split_is_not_trained_on(tmp_path: Path) -> None:

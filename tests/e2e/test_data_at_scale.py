@@ -53,18 +53,21 @@ def test_a_run_from_a_cache_with_batches_made_ahead_is_the_run_from_memory_also_
 
 
 @pytest.mark.parametrize(
-    "sampling",
+    ("options", "sampling"),
     [
-        "{max_per_problem: 1}",
-        "{difficulty: [{levels: [1, 1], weight: {start: 1, end: 0.1}}, {levels: [2, 5], weight: 0.5}]}",
+        ([], "{max_per_problem: 1}"),
+        (
+            ["--tokenizer", "embedded://tiny-llama", "--ids"],
+            "{difficulty: [{levels: [1, 1], weight: {start: 1, end: 0.1}}, {levels: [2, 5], weight: 0.5}]}",
+        ),
     ],
 )
 def test_every_sampling_trains_from_an_index(
-    sampling: str, recipe: Path, tmp_path: Path, wmtp_command: Command
+    options: list[str], sampling: str, recipe: Path, tmp_path: Path, wmtp_command: Command
 ) -> None:
     records = tmp_path / "records.jsonl"
     records.write_bytes(resolve("embedded://problems_train.jsonl").read_bytes())
-    code, out, err = wmtp_command("data", "index", records, "--json")
+    code, out, err = wmtp_command("data", "index", records, *options, "--json")
     assert code == 0, err
     counts = json.loads(out)
     assert counts["rows"] == len(records.read_text().splitlines())
@@ -86,8 +89,9 @@ def test_an_index_of_something_else_is_told(recipe: Path, tmp_path: Path, wmtp_c
     assert "is the index of a file of" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
-    code, _, err = wmtp_command("data", "index", tmp_path / "no.jsonl")
-    assert (code, "Traceback" in err) == (2, False)
+    for wrong in ([tmp_path / "no.jsonl"], [records, "--ids"], [records, "--tokenizer", tmp_path / "no"]):
+        code, _, err = wmtp_command("data", "index", *wrong)
+        assert (code, "Traceback" in err) == (2, False)
 
 
 @pytest.mark.exhaustive

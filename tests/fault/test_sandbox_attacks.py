@@ -22,7 +22,6 @@ from wmtp.sandbox._start import PROMISES
 
 pytestmark = [pytest.mark.fault, pytest.mark.skipif(sys.platform != "linux", reason="isolation is Linux's")]
 LIMITS = Limits(cpu_s=0.3, asleep_s=0.5, memory_bytes=2**27, output_bytes=2**20)
-SHARE = 4
 LEVELS = {
     "level 3": ((), 3),
     "level 3 without Landlock": (("Landlock",), 3),
@@ -32,11 +31,17 @@ LEVELS = {
 }
 
 
+LOWER = ("level 2", "level 1", "level 0")
+
+
 def cases() -> Iterator[Any]:
-    """All attacks at the highest level, a share of them at the others; the rest is `slow`."""
+    """All attacks at the highest level, and each at one of the lower ones in turn; the rest is `exhaustive`."""
     for level in LEVELS:
-        for at, attack in enumerate(REACHING if level == "level 3 without Landlock" else ATTACKS):
-            marks = pytest.mark.slow if level != "level 3" and at % SHARE else ()
+        for at, attack in enumerate(ATTACKS):
+            if level == "level 3 without Landlock" and attack not in REACHING:
+                continue
+            always = level == "level 3" or level == LOWER[at % len(LOWER)] or (level not in LOWER and at % 4 == 0)
+            marks = () if always else pytest.mark.exhaustive
             yield pytest.param(level, attack, id=f"{level}-{attack.name}", marks=marks)
 
 

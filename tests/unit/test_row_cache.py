@@ -286,7 +286,6 @@ def test_an_index_and_a_cache_go_together(indexed: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.index=x", "data.on_long_row=drop"], "decides what is read before lengths in tokens are known"),
         (["data.index=x", "data.train.fields={prompt: text}"], "of records in our own schema"),
         (["data.sampling.pairs=unique"], "is for objective.loss = pairwise"),
         (["data.sampling.difficulty=[{levels: [0, 3]}]"], "0 means unknown, not easy"),

@@ -400,6 +400,16 @@ def test_a_scratch_folder_can_be_written_to_and_is_empty_for_the_next_program() 
         assert large.status == "error", large.reason
 
 
+def test_the_order_of_sets_is_repeatable_and_another_hash_seed_gives_another() -> None:
+    def order(seed: int) -> str:
+        with Sandbox(workers=1, hash_seed=seed) as sandbox:
+            return sandbox.run("def f():\n    return list({*'abcdefgh'})", "assert f() == []").reason
+
+    assert order(1) == order(1) != order(2)
+    with pytest.raises(UsageError, match="hash_seed must be from 0"):
+        Sandbox(hash_seed=-1)
+
+
 def test_installed_packages_can_be_given_to_programs() -> None:
     pytest.importorskip("numpy")
     with Sandbox(workers=1, packages=["numpy"]) as sandbox:

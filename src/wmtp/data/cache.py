@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from wmtp.data import columns, containers, contests, groups, kinds, records, sources, stored, text, tokenising
@@ -28,7 +29,17 @@ _CODE = (columns, containers, contests, groups, kinds, records, sources, stored,
 @cache
 def code_version() -> str:
     """sha256 over the modules that decide what a row is: another version of them makes its rows anew."""
-    files = [Path(str(module.__file__)).read_bytes() for module in _CODE]
+    return _sha256_of(_CODE)
+
+
+@cache
+def token_code_version() -> str:
+    """sha256 over the modules that decide which ids a record becomes."""
+    return _sha256_of((text, tokenising))
+
+
+def _sha256_of(modules: Iterable[ModuleType]) -> str:
+    files = [Path(str(module.__file__)).read_bytes() for module in modules]
     return hashlib.sha256(b"\0".join(files)).hexdigest()
 
 

@@ -5,6 +5,8 @@ The index of a file is a folder of columns: per row the offset and size of its l
 and the problems' names. It belongs to one
 content: opening it compares size and, where the file was touched since, the SHA-256 of the whole; reading compares
 every line with its CRC. Records that are not in our own schema are made so first (`wmtp data prepare`).
+
+With a tokenizer it also has lengths in tokens (`wmtp.data.token_lengths`), which belong to that tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -23,12 +26,15 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from wmtp.data import token_lengths
 from wmtp.data.columns import ColumnWriter, append_texts, new_folder, open_folder, text_at
 from wmtp.data.containers import MAX_LINE_BYTES, decode_line
 from wmtp.data.kinds import official_split
 from wmtp.data.records import BadRow, Record, parse
 from wmtp.data.sampling import UNKNOWN, Integers, RowFacts
 from wmtp.data.stored import blocks
+from wmtp.data.text import Encoder, Tokens
+from wmtp.data.token_lengths import NO_LIMIT, Measure, Measured
 from wmtp.errors import DataError
 from wmtp.storage import sha256_file
 
@@ -53,23 +59,29 @@ def default_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.index")
 
 
-def build_index(path: Path, out: Path) -> dict[str, Any]:
+def build_index(path: Path, out: Path, measure: Measure | None = None) -> dict[str, Any]:
     """Read a records file once and write its index; what is in it, as counts.
 
     Holds some 200 bytes for every problem, and nothing for rows.
 
+    Args:
+        measure: how rows are measured in tokens; without it, in characters alone.
+
     Raises:
         DataError: no plain JSON Lines, or a row that is no record; with file and line.
+        ModelError, WmtpError: as `with_tokens`.
         UsageError: `out` is there and is no index.
     """
     state = _state(path)
     with new_folder(out, KIND) as writer:
         digest, problems = hashlib.sha256(), _Problems(writer)
         counts = {"rows": 0, "correct": 0, "incorrect": 0, "unlabelled": 0}
-        for block in blocks(_lines(path, digest, problems)):
-            columns = np.array(block, np.int64).T
+        for block in blocks(_measured(_lines(path, digest, problems), measure)):
+            columns = np.array([places for places, _ in block], np.int64).T
             for (name, kind), column in zip(_COLUMNS.items(), columns, strict=True):
                 writer.append(name, column.astype(kind))
+            if measure is not None:
+                token_lengths.append(writer, [measured for _, measured in block])
             labels = np.bincount(columns[list(_COLUMNS).index("correct")] - UNKNOWN, minlength=3)
             for name, count in zip(("unlabelled", "incorrect", "correct"), labels.tolist(), strict=True):
                 counts[name] += count
@@ -80,7 +92,7 @@ def build_index(path: Path, out: Path) -> dict[str, Any]:
             raise DataError(f"{path} was written to while it was read; run it again when it is complete")
         about = {"kind": KIND, "version": VERSION, **state, "sha256": digest.hexdigest()}
         counts["problems"] = problems.finish()
-        writer.finish(about | counts)
+        writer.finish(about | counts | {"lengths": measure.about() if measure is not None else None})
     return counts
 
 
@@ -124,6 +136,51 @@ class Index:
         arrays = self._arrays
         lengths = arrays["prompt"] + arrays["response"]
         return RowFacts(arrays["problem"], arrays["correct"], arrays["difficulty"], lengths, arrays["response"])
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether it has lengths in tokens."""
+        return self._lengths is not None
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether it has the ids of all rows."""
+        return self._lengths is not None and bool(self._lengths["ids"])
+
+    def require_measured_by(self, fingerprint: str, template: str) -> None:
+        """Raise `DataError` unless its lengths in tokens are those of this tokenizer and template.
+
+        Args:
+            fingerprint: of the tokenizer, `wmtp.formats.hf.backend_fingerprint`.
+        """
+        wanted = token_lengths.identity(fingerprint, template)
+        other = [name for name in wanted if (self._lengths or {}).get(name) != wanted[name]]
+        if other:
+            what = {"tokenizer": "another tokenizer", "template": "another data.template", "code": "another version"}
+            raise DataError(
+                f"the lengths in tokens of {self.folder} were made with {' and '.join(what[name] for name in other)} "
+                f"than this run has; make it anew: wmtp data index {self.path} --tokenizer MODEL "
+                f"--template {template!r}, or without --tokenizer, to go by characters"
+            )
+
+    def facts_in_tokens(self, max_length: int) -> RowFacts:
+        """Of all rows, lengths in tokens as they are after truncation to `max_length`."""
+        arrays = self._arrays
+        lengths = token_lengths.lengths(arrays, max_length)
+        return RowFacts(arrays["problem"], arrays["correct"], arrays["difficulty"], *lengths)
+
+    def longer_R(self, max_length: int) -> NDArray[np.bool_]:
+        """Rows of more than `max_length` tokens."""
+        return np.asarray(self._arrays["tokens"] > max_length)
+
+    def tokens(self, rows: Integers, encoder: Encoder) -> Iterator[Tokens]:
+        """What `encoder.tokens` gives for some rows, from the ids that are kept."""
+        return token_lengths.kept_tokens(self._arrays, rows, len(encoder.before))
+
+    @property
+    def _lengths(self) -> Mapping[str, Any] | None:
+        found: Mapping[str, Any] | None = self._columns.about.get("lengths")
+        return found
 
     @property
     def trainable_R(self) -> NDArray[np.bool_]:
@@ -201,8 +258,26 @@ def _state(path: Path) -> dict[str, int]:
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[int, ...]]:
-    """The columns of each row; `digest` is given every byte."""
+def _measured(
+    rows: Iterator[tuple[Record, tuple[int, ...]]], measure: Measure | None
+) -> Iterator[tuple[tuple[int, ...], Measured | None]]:
+    """The columns of each row, with its lengths in tokens."""
+    if measure is None:
+        yield from ((places, None) for _, places in rows)
+        return
+    waiting: deque[tuple[int, ...]] = deque()
+
+    def records() -> Iterator[Record]:
+        for record, places in rows:
+            waiting.append(places)
+            yield record
+
+    for measured in measure.measured(records()):
+        yield waiting.popleft(), measured
+
+
+def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[Record, tuple[int, ...]]]:
+    """The record and the columns of each row; `digest` is given every byte."""
     try:
         with path.open("rb") as file:
             _require_lines(path, file.read(4096))
@@ -214,13 +289,14 @@ def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[int, 
                     raise DataError(f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes")
                 digest.update(line)
                 if line.strip():
-                    yield (offset, len(line), crc32(line), *_row(path, number, line, problems))
+                    record, facts = _row(path, number, line, problems)
+                    yield record, (offset, len(line), crc32(line), *facts)
                 offset += len(line)
     except OSError as problem:
         raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
 
 
-def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[int, ...]:
+def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[Record, tuple[int, ...]]:
     try:
         record = parse(decode_line(line))
         _, split = official_split(record)
@@ -233,7 +309,7 @@ def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[int
     correct = UNKNOWN if record.is_correct is None else int(record.is_correct)
     lengths = len(record.prompt), len(record.response)
     place = _NO_SPLIT if split is None else _TRAIN if split == "train" else _OTHER_SPLIT
-    return problems.number(record.problem_id), correct, record.difficulty, *lengths, place
+    return record, (problems.number(record.problem_id), correct, record.difficulty, *lengths, place)
 
 
 def _require_lines(path: Path, start: bytes) -> None:
@@ -252,16 +328,20 @@ def _require_lines(path: Path, start: bytes) -> None:
 
 
 def describe(index: Index) -> dict[str, Any]:
-    """Figures of an index beyond its counts: problems with both kinds of responses, and difficulties."""
+    """Figures of an index beyond its counts: problems with both kinds of responses, difficulties, tokens."""
     facts = index.facts
     size = int(facts.problem_R.max()) + 1
     both = [np.bincount(facts.problem_R[facts.correct_R == label], minlength=size) for label in (1, 0)]
     levels, counts = _counted(facts.difficulty_R)
-    return {
+    found: dict[str, Any] = {
         "problems_with_both": int(((both[0] > 0) & (both[1] > 0)).sum()),
         "unique_pairs": int(np.minimum(*both).sum()),
         "difficulties": dict(zip(map(str, levels), counts, strict=True)),
     }
+    if index.in_tokens:
+        length_R = index.facts_in_tokens(NO_LIMIT).length_R
+        found |= {"tokens": int(length_R.sum()), "longest": int(length_R.max())}
+    return found
 
 
 def _counted(values: NDArray[np.int32]) -> tuple[list[int], list[int]]:

@@ -50,8 +50,13 @@ class RowFacts:
         return len(self.problem_R)
 
     def take(self, rows: Integers) -> RowFacts:
-        """The facts of some rows."""
-        return RowFacts(*(column[rows] for column in vars(self).values()))
+        """The facts of some rows; problems are numbered anew, in the order in which they first appear."""
+        problem_R, *others = (column[rows] for column in vars(self).values())
+        first_P = np.full(int(problem_R.max(initial=-1)) + 1, len(rows))
+        first_P[problem_R[::-1]] = np.arange(len(rows))[::-1]  # where several are written, the last one stays
+        number_P = np.empty(len(first_P), np.int32)
+        number_P[np.argsort(first_P, kind="stable")] = np.arange(len(first_P))
+        return RowFacts(number_P[problem_R], *others)
 
     def levels(self) -> NDArray[np.int32]:
         """The difficulty of each row's problem: the largest that any of its rows has."""

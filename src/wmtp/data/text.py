@@ -158,8 +158,12 @@ class Encoder:
     def check_any(self) -> None:
         """Raise `DataError` if no row was made."""
         if not self.report.rows:
-            left_out = self.report.dropped_long
-            raise DataError(f"no rows left: all {left_out:,} are longer than data.max_length = {self.max_length}")
+            raise all_too_long(self.report.dropped_long, self.max_length)
+
+
+def all_too_long(dropped: int, max_length: int) -> DataError:
+    """What to raise where `drop` leaves no row."""
+    return DataError(f"no rows left: all {dropped:,} are longer than data.max_length = {max_length}")
 
 
 def encode(

@@ -91,6 +91,8 @@ class Pool:
 def _end_all(alive: set[Started], starter: ThreadPoolExecutor, owner: int) -> None:
     if os.getpid() != owner:  # a fork has copies of the handles, but the zygotes are not its own
         return
+    for started in list(alive):  # they end beside one another
+        started.worker.hang_up()
     while alive:
         alive.pop().close()
     starter.shutdown()

@@ -34,7 +34,6 @@ _ENVIRONMENT = {
     "HOME": "/",
     "LANG": "C.UTF-8",
     "TZ": "UTC",
-    "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -51,7 +50,7 @@ class Worker:
     Must be made by a thread that lives as long as it: the kernel ends a zygote together with its parent thread.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], hash_seed: int = 0) -> None:
         self.runs = 0
         self._busy = threading.Lock()
         if os.name != "posix":
@@ -61,9 +60,10 @@ class Worker:
             raise SandboxError("there is no Python interpreter to start: sys.executable is empty")
         ours, theirs = socket.socketpair()
         inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        self.environment = {**_ENVIRONMENT, **inherited}
+        self.environment = {**_ENVIRONMENT, "PYTHONHASHSEED": str(hash_seed), **inherited}
         # Without -E, for PYTHONHASHSEED: two zygotes then order a set alike. The environment is ours anyway.
-        command = [executable, "-P", "-s", "-S", "-B", "-c", _BOOT, str(Path(__file__).parent), str(theirs.fileno())]
+        options = ["-P", "-s", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+        command = [executable, *options, "-c", _BOOT, str(Path(__file__).parent), str(theirs.fileno())]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -119,10 +119,14 @@ class Worker:
         words = (self._process.stderr.read() or b"").decode("utf-8", "replace").strip()
         return f", its last line is {words.splitlines()[-1][:200]!r}" if words else f", exit {self._process.returncode}"
 
+    def hang_up(self) -> None:
+        """Tells the zygote to end, and an exchange that is going on."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Ends the zygote and all that came from it, and waits until it has ended."""
-        with suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)  # the zygote ends when it reads this, and so does an exchange
+        self.hang_up()
         try:
             self._process.wait(timeout=_LEAVE_S)
         except subprocess.TimeoutExpired:

@@ -68,6 +68,8 @@ class Sandbox:
             there is nothing it may write to. The size is enforced where there are namespaces; elsewhere only that of
             each file, by `Limits.file_bytes`.
         without: Mechanisms not to use: `namespaces`, `Landlock`, `seccomp`, `unprivileged user`.
+        hash_seed: Python's, on which the order of sets depends: all programs have the same, so that a verdict is
+            repeatable. Other seeds show whether it hangs on that order.
 
     Raises:
         SandboxError: the machine cannot give what is required; the message says what is missing and why.
@@ -83,6 +85,7 @@ class Sandbox:
         packages: Sequence[str] = (),
         scratch_bytes: int = 0,
         without: Iterable[str] = (),
+        hash_seed: int = 0,
     ) -> None:
         if require not in get_args(Requirement):
             raise UsageError(f"require must be one of {', '.join(get_args(Requirement))}, got {require!r}")
@@ -92,7 +95,7 @@ class Sandbox:
         self._require, self._limits = require, limits or Limits()
         self._as_data = _Remembered()
         skipped = frozenset(without) | (_CONFINING if require == "none" else frozenset())
-        self._pool = Pool(Plan(skipped, tuple(packages), scratch_bytes), count)
+        self._pool = Pool(Plan(skipped, tuple(packages), scratch_bytes, hash_seed), count)
         try:
             self.isolation = self._first()
         except BaseException:

@@ -58,7 +58,7 @@ def confine(config: dict[str, Any]) -> State:
     state, without = State(), set(config["without"])
     machine = os.uname().machine
     scratch_bytes = int(config["scratch_bytes"])
-    unprivileged = _unprivileged_id() if kernel.LINUX and os.geteuid() == 0 else None
+    unprivileged = config["unprivileged_id"] if kernel.LINUX and os.geteuid() == 0 else None
     if kernel.LINUX:
         _enter_namespaces(state, without)
     _preload(config["packages"])
@@ -164,18 +164,6 @@ def _landlock(state: State, without: set[str], readable: list[str]) -> kernel.La
     state.landlock = landlock.version
     state.mechanisms.append("Landlock")
     return landlock
-
-
-def _unprivileged_id() -> int:
-    """A user id that no account has: its processes are then counted, and can be signalled, apart from all others."""
-    import pwd
-
-    for candidate in range(61184 + os.getpid() % 4000, 65520):
-        try:
-            pwd.getpwuid(candidate)
-        except KeyError:
-            return candidate
-    return 65534
 
 
 def _become(uid: int, state: State) -> bool:

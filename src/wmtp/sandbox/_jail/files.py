@@ -63,12 +63,12 @@ def _mapped() -> Iterator[str]:
     """Files mapped into this process: its interpreter and libraries, wherever they are."""
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                path = line.split(maxsplit=5)[-1].strip()
-                if path.startswith("/") and os.path.isfile(path):
-                    yield os.path.realpath(path)
+            paths = {line.split(maxsplit=5)[-1].strip() for line in lines}
     except FileNotFoundError:
         return
+    for path in paths:
+        if path.startswith("/") and os.path.isfile(path):
+            yield os.path.realpath(path)
 
 
 def _shared_libraries() -> Iterator[str]:

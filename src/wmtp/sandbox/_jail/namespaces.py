@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 
@@ -22,6 +23,7 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 409
 _READ_ONLY = 1
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _MOUNT_SETATTR = 442
+_RECURSIVE = 0x8000
 _DETACH = 2
 _NOBODY = 65534
 _BASE = "/proc"
@@ -66,15 +68,20 @@ def change_root(
     for path, target in links.items():
         os.makedirs(os.path.dirname(_BASE + path), mode=0o755, exist_ok=True)
         os.symlink(target, _BASE + path)
-    for path in (*paths, *devices):
-        if os.path.exists(path):
-            _bind(path, device=path.startswith("/dev/"))
+    folders: set[str] = set()
+    bound, devices = ([path for path in some if _made_target(path, folders)] for some in (paths, devices))
     os.makedirs(_BASE + "/tmp", exist_ok=True)  # or a program would be told that there is none, not that it may not
     if scratch_bytes:
         os.mkdir(_BASE + SCRATCH)
+    for path in bound:
+        _mount(path, _BASE + path, None, _MS_BIND | _MS_REC)
+    _set_attributes(_BASE, _READ_ONLY | _MS_NOSUID | _MS_NODEV)  # and all in it; what is mounted later has its own
+    for path in devices:
+        _mount(path, _BASE + path, None, _MS_BIND | _MS_REC)
+        _set_attributes(_BASE + path, _MS_NOSUID)
+    if scratch_bytes:
         room = f"mode=777,size={scratch_bytes},nr_inodes=4096"
         _mount("tmpfs", _BASE + SCRATCH, "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, room)
-    _set_attributes(_BASE, _READ_ONLY | _MS_NOSUID | _MS_NODEV, recursive=False)
     os.chdir(_BASE)
     kernel.call(_PIVOT_ROOT[machine], b".", b".")
     if kernel.libc.umount2(b".", _DETACH) < 0:
@@ -82,16 +89,19 @@ def change_root(
     os.chdir("/")
 
 
-def _bind(path: str, device: bool) -> None:
-    target = _BASE + path
-    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-    if os.path.isdir(path):
-        os.makedirs(target, mode=0o755, exist_ok=True)
-    else:
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-    _mount(path, target, None, _MS_BIND | _MS_REC)
-    attributes = _MS_NOSUID if device else _READ_ONLY | _MS_NOSUID | _MS_NODEV
-    _set_attributes(target, attributes, recursive=True)
+def _made_target(path: str, folders: set[str]) -> bool:
+    """Makes what `path` can be bound on, if there is such a path. `folders` are those that have been made."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError:
+        return False
+    folder = path if is_folder else os.path.dirname(path)
+    if folder not in folders:
+        os.makedirs(_BASE + folder, mode=0o755, exist_ok=True)
+        folders.add(folder)
+    if not is_folder:
+        os.close(os.open(_BASE + path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    return True
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -102,6 +112,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
         raise OSError(code, f"mount {target}: {os.strerror(code)}")
 
 
-def _set_attributes(path: str, attributes: int, recursive: bool) -> None:
+def _set_attributes(path: str, attributes: int) -> None:
+    """Of the mount at `path` and of all below it."""
     change = ctypes.create_string_buffer(struct.pack("=QQQQ", attributes, 0, 0, 0))
-    kernel.call(_MOUNT_SETATTR, -100, path.encode(), 0x8000 if recursive else 0, change, 32)
+    kernel.call(_MOUNT_SETATTR, -100, path.encode(), _RECURSIVE, change, 32)

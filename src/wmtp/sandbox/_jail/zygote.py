@@ -199,6 +199,9 @@ def _reap(children: list[_Running], state: State) -> None:
         if running.status is None:
             _, running.status, usage = os.wait4(running.pid, 0)
             running.used_s = usage.ru_utime + usage.ru_stime
+    comes_to_us = state.process_one or state.children_fd is not None  # whatever loses its parent becomes our child
+    if comes_to_us and _is_childless():
+        return  # as ever where programs start no processes; to signal "all" the kernel looks at every process it has
     while True:
         if state.process_one:
             _signal(-1)
@@ -209,10 +212,18 @@ def _reap(children: list[_Running], state: State) -> None:
             for running in children:
                 _signal(-running.pid)
         try:
-            if os.waitpid(-1, 0 if state.children_fd is not None or state.process_one else os.WNOHANG)[0] == 0:
+            if os.waitpid(-1, 0 if comes_to_us else os.WNOHANG)[0] == 0:
                 return
         except ChildProcessError:
             return
+
+
+def _is_childless() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _signal(pid: int) -> None:
