@@ -563,6 +563,7 @@ def study(
     only: Annotated[int | None, typer.Option(help="Do this run of the list alone, for a job array.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Print one command a run, and run nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and say what it means.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; the table of the results there are.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Arms x seeds from one file, and what may be said of the difference. Run it again and it goes on.
@@ -597,7 +598,7 @@ def study(
         result = command.run_only(found, only, options, say)
         typer.echo(json.dumps(_finite(asdict(result))) if as_json else f"done: {result.arm}, seed {result.seed}")
         return
-    figures = command.run_all(found, options, say)
+    figures = command.table_of(found) if table else command.run_all(found, options, say)
     if as_json:
         typer.echo(json.dumps(figures))
     else:

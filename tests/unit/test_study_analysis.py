@@ -124,6 +124,16 @@ def test_nothing_done_is_still_a_table_and_json() -> None:
     assert all(row["mean"] is None and row["spent"] is None for row in found["arms"])
 
 
+@pytest.mark.parametrize(
+    ("at", "better", "value"), [("mean", "lower", 3.5), ("best", "lower", 3.0), ("best", "higher", 4.0)]
+)
+def test_a_metric_can_be_the_mean_or_the_best_of_a_runs_evaluations(at: Any, better: Any, value: float) -> None:
+    metric = {"name": "loss/nll_head_1", "at": at, "better": better}
+    found = {row["arm"]: row["values"] for row in figures(study(metric=metric), RESULTS, {})["arms"]}
+    assert found["baseline"] == {"0": value, "1": value + 1, "2": value + 2}
+    assert list(found["rho1"]) == ["0", "1"]
+
+
 def test_a_figure_that_is_no_number_is_left_out() -> None:
     found = figures(study(), [*RESULTS[:3], result("rho1", 0, math.nan)], {})
     assert [row["values"] for row in found["arms"] if row["arm"] == "rho1"] == [{}]

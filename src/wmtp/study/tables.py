@@ -18,7 +18,10 @@ def study_table(figures: Mapping[str, Any], path: Path) -> None:
     """Arms, what they spent, what may be said, and what went wrong."""
     console = Console()
     metric = figures["metric"]
-    table = Table(title=f"{metric['name']} ({metric['better']} is better): mean and 95 % interval over seeds")
+    which = {"last": "", "best": ", best evaluation of each run", "mean": ", mean of each run's evaluations"}[
+        metric["at"]
+    ]
+    table = Table(title=f"{metric['name']}{which} ({metric['better']} is better): mean and 95 % interval over seeds")
     for name in ("arm", "mean", "difference", "p", "effect"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in figures["arms"]:

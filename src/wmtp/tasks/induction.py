@@ -10,7 +10,7 @@ two random tokens.)
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, product
 from random import Random
 from typing import Any
@@ -21,6 +21,8 @@ from wmtp.tasks.base import SPECIALS, Question, Role, word_level
 from wmtp.tasks.stories import ENDINGS, EVENTS, MEETINGS, OPENINGS, WORDS
 
 PROMPT = "Tell a story."
+WORDS_OF_A_KIND = 2
+"""That a story is told with: its things, places and so on come again."""
 _FIELDS = string.Formatter()
 
 
@@ -87,11 +89,13 @@ class Induction:
     def _story(self, random: Random, names: Sequence[tuple[str, str]]) -> str:
         """One story. The first three sentences bring the characters in, the last one ends it."""
         a, b, c = (" ".join(name) for name in random.sample(names, 3))
-        told = [_told(random, OPENINGS, {"a": a, "b": b})]
-        told += [_told(random, MEETINGS, {"a": a, "b": other}) for other in (b, c)]
+        words = {kind: random.sample(every, WORDS_OF_A_KIND) for kind, every in WORDS.items()}
+        told = [_told(random, OPENINGS, words, {"a": a, "b": b})]
+        told += [_told(random, MEETINGS, words, {"a": a, "b": other}) for other in (b, c)]
         while len(told) < self.sentences:
             one, other = random.sample((a, b, c), 2)
-            told.append(_told(random, ENDINGS if len(told) == self.sentences - 1 else EVENTS, {"a": one, "b": other}))
+            templates = ENDINGS if len(told) == self.sentences - 1 else EVENTS
+            told.append(_told(random, templates, words, {"a": one, "b": other}))
         return " ".join(told)
 
     def questions(self, row: Row) -> Iterator[Question]:
@@ -104,10 +108,12 @@ class Induction:
                 seen.add(name)
 
 
-def _told(random: Random, templates: Sequence[str], characters: dict[str, str]) -> str:
+def _told(
+    random: Random, templates: Sequence[str], words: Mapping[str, Sequence[str]], characters: Mapping[str, str]
+) -> str:
     """A sentence, its gaps filled."""
     parts = []
     for literal, gap, *_ in _FIELDS.parse(random.choice(templates)):
-        filled = "" if gap is None else characters[gap] if gap in characters else random.choice(WORDS[gap])
+        filled = "" if gap is None else characters[gap] if gap in characters else random.choice(words[gap])
         parts.append(literal + filled)
     return "".join(parts)
