@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
 from itertools import islice
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -197,6 +200,18 @@ def test_the_first_choice_is_that_of_the_base_model() -> None:
     tokens_BT = collate(rows, range(4), 0).tokens_BT
     best_BT = base_of(task)(tokens_BT).logits.argmax(-1)
     assert torch.equal(first_choice(model, tokens_BT)[:, 1:], best_BT[:, :-1] == tokens_BT[:, 1:])
+
+
+def test_the_pages_own_task_makes_rows_and_asks_for_all_that_follows_the_prompt() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    found = re.search(r"<!-- task: my_tasks.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    module = ModuleType("my_tasks")
+    exec(found[1], module.__dict__)  # noqa: S102
+    task = module.Backwards(length=3)
+    rows = rows_of(task, 5)
+    assert [[q.group, len(q.tokens)] for row in rows for q in task.questions(row)] == [["backwards", 4]] * 5
+    assert set(grade(model_of(task), task, rows, [[collate(rows, range(5), 0)]])) == {"task/backwards"}
 
 
 @pytest.mark.parametrize(
