@@ -54,6 +54,7 @@ def test_what_cannot_be_said_is_not_said() -> None:
     assert "nothing can be said" in said([])
     assert "may be chance" in said([0.5])
     assert "equal in all 3 seeds" in said([0.0, 0.0, 0.0])
+    assert "equal in the one seed" in said([0.0])
     assert "not shown to differ from baseline, nor to equal it" in said([-1.0, 1.0, 0.5, -0.7])
 
 

@@ -115,10 +115,11 @@ def sentence(
     """
     if p_holm is None:
         return f"{arm}: no seed has a figure for both it and {baseline}, so nothing can be said."
+    if not any(differences):
+        where = "the one seed" if len(differences) == 1 else f"all {len(differences)} seeds"
+        return f"{arm} and {baseline} are equal in {where}."
     if len(differences) == 1:
         return f"{arm} differs from {baseline} by {differences[0]:+.4g} in one seed, which may be chance."
-    if not any(differences):
-        return f"{arm} and {baseline} are equal in all {len(differences)} seeds."
     found, count = bootstrap(differences), len(differences)
     seen = f"mean difference {found.mean:+.4g}, 95 % interval {found.low:+.4g} to {found.high:+.4g}, {count} seeds"
     if found.low <= 0 <= found.high:
