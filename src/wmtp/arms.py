@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from wmtp.errors import ConfigError
 from wmtp.formats.streamed import Weights
 from wmtp.frozen import REFERENCE, VALUES, Scorer, build_scorers
 from wmtp.objective import MTPObjective, Objective, ValueObjective
+from wmtp.own import made_by
 from wmtp.schedule import Schedule, value_at
 from wmtp.weighting import SCHEMES, Hybrid, Scheme
 
@@ -69,6 +69,8 @@ def build_objective(
 
 # Schemes
 
+SCHEME_PARTS = ("when", "per_head", "needs", "bounds", "weights", "observe", "state_dict", "load_state_dict")
+
 
 def build_scheme(weighting: WeightingConfig, seed: int, steps: int) -> Scheme:
     """The scheme that a config describes, with those that it is made of.
@@ -83,7 +85,9 @@ def build_scheme(weighting: WeightingConfig, seed: int, steps: int) -> Scheme:
         parts = [build_scheme(part, seed, steps) for part in weighting.parts]
         return Hybrid(parts, weighting.combine, weighting.shares)
     if isinstance(weighting, OwnConfig):
-        return own_scheme(weighting.builder, weighting.options)
+        page, key = "docs/schemes/own.md", "objective.weighting.builder"
+        made: Scheme = made_by(key, weighting.builder, weighting.options, "scheme", SCHEME_PARTS, page)
+        return made
     return SCHEMES[weighting.scheme](**scheme_options(weighting, steps))
 
 
@@ -91,35 +95,6 @@ def scheme_options(weighting: SimpleConfig, steps: int) -> dict[str, Any]:
     """The scheme's own arguments: its config without its name and what concerns its frozen model."""
     others = {"scheme", "critic", "reference", "alignment", "scores"}
     return {name: scheduled(value, steps) for name, value in weighting if name not in others}
-
-
-def own_scheme(builder: str, options: dict[str, Any]) -> Scheme:
-    """A scheme of the user's own.
-
-    Args:
-        builder: `package.module:attribute`, something that makes a scheme when it is called.
-
-    Raises:
-        ConfigError: it cannot be imported, is refused its options, or makes no scheme.
-    """
-    where = f"objective.weighting.builder = {builder!r}"
-    module, _, attribute = builder.partition(":")
-    try:
-        make = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as problem:
-        raise ConfigError(f"{where}: {problem}; install its package, or put its folder on PYTHONPATH") from problem
-    try:
-        scheme: Scheme = make(**options)
-    except (TypeError, ValueError) as problem:
-        raise ConfigError(f"{where} with options {options}: {problem}") from problem
-    parts = ("when", "per_head", "needs", "bounds", "weights", "observe", "state_dict", "load_state_dict")
-    lacking = [name for name in parts if not hasattr(scheme, name)]
-    if lacking:
-        raise ConfigError(
-            f"{where} makes {type(scheme).__name__}, which is no scheme: it has no {', '.join(lacking)} "
-            "(see docs/schemes/own.md)"
-        )
-    return scheme
 
 
 def scheduled(value: Any, steps: int) -> Any:

@@ -583,6 +583,8 @@ def study(
     only: Annotated[int | None, typer.Option(help="Do this run of the list alone, for a job array.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Print one command a run, and run nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and say what it means.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; the table of the results there are.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown, for a log.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Arms x seeds from one file, and what may be said of the difference. Run it again and it goes on.
@@ -592,7 +594,7 @@ def study(
     from wmtp.storage import resolve
     from wmtp.study import command
     from wmtp.study.settings import read_study
-    from wmtp.study.tables import plan_table, study_table
+    from wmtp.study.tables import markdown, plan_table, study_table
     from wmtp.supervisor import Options
 
     _quiet_libraries()
@@ -617,9 +619,11 @@ def study(
         result = command.run_only(found, only, options, say)
         typer.echo(json.dumps(_finite(asdict(result))) if as_json else f"done: {result.arm}, seed {result.seed}")
         return
-    figures = command.run_all(found, options, say)
+    figures = command.table_of(found) if table else command.run_all(found, options, say)
     if as_json:
         typer.echo(json.dumps(figures))
+    elif as_markdown:
+        typer.echo(markdown(figures))
     else:
         study_table(figures, found.folder / "study.json")
     if any(run["state"] != "done" for run in figures["runs"]):

@@ -39,6 +39,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+Builder = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""`package.module:attribute`, which is imported and run."""
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -98,7 +101,7 @@ class ModelConfig(_Part):
 
     path: ModelLocation | None = None
     architecture: dict[str, Any] | ModelLocation | None = None
-    """A transformers config (with `model_type`), or the folder of one; needs `tokenizer` if it is a mapping."""
+    """A transformers config (with `model_type`), or the folder of one; a mapping needs `tokenizer` or `data.task`."""
     tokenizer: ModelLocation | None = None
     """Default: the folder of `path` or `architecture`."""
     heads: HeadsConfig = HeadsConfig()
@@ -107,13 +110,11 @@ class ModelConfig(_Part):
     def _one_source(self) -> ModelConfig:
         if (self.path is None) == (self.architecture is None):
             raise ValueError("give exactly one of model.path (trained weights) and model.architecture (random weights)")
-        if self.tokenizer is None and isinstance(self.architecture, dict):
-            raise ValueError("model.architecture as a mapping needs model.tokenizer")
         return self
 
     @property
     def tokenizer_source(self) -> str:
-        """Where the tokenizer comes from."""
+        """Where the tokenizer comes from, if it is not a task's."""
         source = self.tokenizer or self.path or self.architecture
         if not isinstance(source, str):
             raise TypeError("validated configs have a tokenizer source")
@@ -142,6 +143,19 @@ class SourceConfig(_Part):
     """Another official split than this role's own, where the data set has official splits (MBPP)."""
     fields: dict[RecordField, str] | None = None
     """Our field name -> the file's."""
+
+
+class TaskConfig(_Part):
+    """Rows that are made, with their own tokenizer and questions, in place of files (docs/tasks.md)."""
+
+    builder: Builder
+    """What makes the task, such as `wmtp.tasks:Polynomial`."""
+    options: dict[str, Any] = {}
+    """Its arguments."""
+    train: Positive
+    """Rows to train on."""
+    validation: Positive
+    """Rows held out."""
 
 
 Level = Annotated[int, Field(ge=0)]
@@ -197,7 +211,9 @@ class SamplingConfig(_Part):
 class DataConfig(_Part):
     """Rows in."""
 
-    train: SourceConfig
+    train: SourceConfig | None = None
+    task: TaskConfig | None = None
+    """In place of `train` and `validation`; the model's tokenizer is then the task's."""
     validation: SourceConfig | None = None
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Hold this share of the training *problems* out instead of reading a validation file."""
@@ -223,6 +239,8 @@ class DataConfig(_Part):
     def _fits_the_index(self) -> DataConfig:
         if self.index is None:
             return self
+        if self.train is None:
+            raise ValueError("data.index is of data.train.path; a task has no file")
         if self.train.split is not None or self.train.fields is not None:
             raise ValueError("data.index is of records in our own schema: data.train.split and fields do nothing")
         return self
@@ -232,6 +250,24 @@ class DataConfig(_Part):
         if self.validation is not None and self.validation_fraction is not None:
             raise ValueError("give at most one of data.validation and data.validation_fraction")
         return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.train is None) == (self.task is None):
+            raise ValueError("give exactly one of data.train (a file) and data.task (rows that are made)")
+        if self.task is not None and self.has_validation_file:
+            raise ValueError("data.task holds out rows itself (data.task.validation): leave data.validation out")
+        return self
+
+    @property
+    def has_validation_file(self) -> bool:
+        """Whether rows of a file are held out."""
+        return self.validation is not None or self.validation_fraction is not None
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether any rows are held out."""
+        return self.task is not None or self.has_validation_file
 
 
 class UniformConfig(_Part):
@@ -308,8 +344,8 @@ class OwnConfig(_Part):
     """A scheme of the user's own (docs/schemes/own.md)."""
 
     scheme: Literal["own"]
-    builder: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    """`package.module:attribute`: what makes the scheme. It is imported and run."""
+    builder: Builder
+    """What makes the scheme."""
     options: dict[str, Any] = {}
     """Its arguments."""
     critic: ModelLocation | None = None
@@ -586,11 +622,12 @@ class Config(_Part):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         objective, data, train = self.objective, self.data, self.train
-        has_validation = data.validation is not None or data.validation_fraction is not None
+        has_validation = data.has_validation
         if not has_validation and (train.eval_every or train.early_stopping):
             raise ValueError(
                 "train.eval_every and train.early_stopping need data.validation or data.validation_fraction"
             )
+        self._fits_tokenizer()
         if train.early_stopping:
             self._fits_early_stopping(train.early_stopping)
         if self.checkpoint.select == "best":
@@ -611,6 +648,15 @@ class Config(_Part):
         if data.sampling is not None and data.sampling.pairs != "cycled" and not in_pairs:
             raise ValueError(f"data.sampling.pairs = {data.sampling.pairs!r} is for objective.loss = pairwise")
         return self
+
+    def _fits_tokenizer(self) -> None:
+        model, is_task = self.model, self.data.task is not None
+        if is_task and (model.tokenizer is not None or not isinstance(model.architecture, dict)):
+            raise ValueError(
+                "data.task has its own tokenizer: it needs model.architecture as a mapping, without model.tokenizer"
+            )
+        if not is_task and model.tokenizer is None and isinstance(model.architecture, dict):
+            raise ValueError("model.architecture as a mapping needs model.tokenizer")
 
     def _fits_early_stopping(self, options: EarlyStoppingConfig) -> None:
         if not self.train.eval_every:

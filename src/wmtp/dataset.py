@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from wmtp.data.stored import StoredRows, write_problems, write_rows
 from wmtp.data.text import Encoder, Row, Tokens, all_too_long, check_template
 from wmtp.data.tokenising import with_tokens
 from wmtp.errors import ConfigError, DataError, WmtpError
-from wmtp.formats.hf import backend_fingerprint
+from wmtp.formats import hf
+from wmtp.own import made_by
 from wmtp.storage import resolve, sha256_file
+from wmtp.tasks import PARTS, Role, Task
 
 
 @dataclass
@@ -48,11 +51,37 @@ class Data:
     """sha256 over every id of every row, the rewards and groups, and whether an index's lengths in tokens made the
     batches: what a resumed run must find again."""
     notes: list[str] = field(default_factory=list)
+    task: Task | None = None
+    """Which made them."""
 
     @property
     def rows(self) -> list[Row]:
         """Those of training, then those held out."""
         return [*self.train.rows, *(self.validation.rows if self.validation is not None else ())]
+
+
+def build_task(config: Config) -> Task | None:
+    """The task of a run that has one.
+
+    Raises:
+        ConfigError: its builder cannot be had, or refuses its options.
+    """
+    given = config.data.task
+    if given is None:
+        return None
+    made: Task = made_by("data.task.builder", given.builder, given.options, "task", PARTS, "docs/tasks.md")
+    return made
+
+
+def load_tokenizer(config: Config) -> Any:
+    """The tokenizer of a run: its task's, or one from a folder.
+
+    Raises:
+        ModelError: as `hf.load_tokenizer`.
+        ConfigError: as `build_task`.
+    """
+    task = build_task(config)
+    return hf.load_tokenizer(config.model.tokenizer_source) if task is None else hf.fast_tokenizer(task.tokenizer())
 
 
 def build_data(config: Config, tokenizer: Any) -> Data:
@@ -65,10 +94,12 @@ def build_data(config: Config, tokenizer: Any) -> Data:
     check_template(config.data.template)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if config.data.index is None:
-        rows = _rows(config, tokenizer, [_Side(config, name) for name in _sides(config)])
+        task = build_task(config)
+        rows = _rows(config, tokenizer, _sides(config, task))
         order, place_R, identity = order_of(config, facts_of(rows.train)), None, rows.fingerprint
     else:
-        with Index(resolve(config.data.train.path), resolve(config.data.index)) as index:
+        task = None
+        with Index(resolve(_file_of(config).path), resolve(config.data.index)) as index:
             plan = _Plan(config, index, tokenizer)
             rows = _rows(config, tokenizer, plan.sides())
             order, place_R, identity = plan.order, plan.place_R, plan.identity(rows)
@@ -84,7 +115,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         items = Selection(facts, _held_out_kind(config, facts, rows)).items(0)
         sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
-    return Data(batches, validation, identity, rows.notes)
+    return Data(batches, validation, identity, rows.notes, task)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -202,9 +233,19 @@ def held_out(problem_id: str, fraction: float | None, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _sides(config: Config) -> list[str]:
-    has_validation = config.data.validation is not None or config.data.validation_fraction is not None
-    return ["train", "validation"] if has_validation else ["train"]
+def _sides(config: Config, task: Task | None) -> list[_Side | _TaskSide]:
+    """Training, and validation where the run has one."""
+    names: tuple[Role, ...] = ("train", "validation") if config.data.has_validation else ("train",)
+    if task is None:
+        return [_Side(config, name) for name in names]
+    return [_TaskSide(config, task, name) for name in names]
+
+
+def _file_of(config: Config) -> SourceConfig:
+    """Where training reads its rows."""
+    if config.data.train is None:
+        raise TypeError("validated configs have data.train or data.task")
+    return config.data.train
 
 
 class _Side:
@@ -213,7 +254,7 @@ class _Side:
     def __init__(self, config: Config, name: str) -> None:
         own = config.data.validation if name == "validation" else None
         self.config, self.name = config, name
-        self.source: SourceConfig = own or config.data.train
+        self.source: SourceConfig = own or _file_of(config)
         self.role = "validation" if own is not None else "train"
         self.is_held_out = self.name != self.role
         self.notes: list[str] = []
@@ -257,6 +298,25 @@ class _Side:
         if self.is_held_out:
             return [f"held out {own:,} rows whose problems are not trained on"]
         return [f"{self.role}: {report.summary()}"]
+
+
+class _TaskSide:
+    """The records of one side, as a task makes them."""
+
+    def __init__(self, config: Config, task: Task, name: Role) -> None:
+        assert config.data.task is not None
+        self.given, self.task, self.name = config.data.task, task, name
+        self.count = self.given.train if name == "train" else self.given.validation
+        self.groups: Groups = {}
+        self.notes = [f"{name}: {self.count:,} rows made by {self.given.builder}"]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which records these are."""
+        return {"builder": self.given.builder, "options": self.given.options, "role": self.name, "rows": self.count}
+
+    def records(self) -> Iterator[Record]:
+        """One after another."""
+        return islice(self.task.records(self.name), self.count)
 
 
 def _content(path: Path) -> str:
@@ -309,7 +369,7 @@ class _Plan:
     def __init__(self, config: Config, index: Index, tokenizer: Any) -> None:
         self.config, self.index = config, index
         if index.in_tokens:
-            index.require_measured_by(backend_fingerprint(tokenizer), config.data.template)
+            index.require_measured_by(hf.backend_fingerprint(tokenizer), config.data.template)
         facts = index.facts_in_tokens(config.data.max_length) if index.in_tokens else index.facts
         fraction = config.data.validation_fraction
         names = index.names() if fraction is not None else ()
@@ -402,7 +462,7 @@ class _Rows:
     notes: list[str]
 
 
-def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide]) -> _Rows:
+def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _IndexedSide]) -> _Rows:
     """The rows of all sides, encoded."""
     data = config.data
     encoders = {
@@ -410,7 +470,7 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide])
         for side in sides
     }
 
-    def encoded(side: _Side | _IndexedSide) -> Iterator[Row]:
+    def encoded(side: _Side | _TaskSide | _IndexedSide) -> Iterator[Row]:
         encoder = encoders[side.name]
         for record, tokens in side.tokenised(encoder, data.workers if data.cache else 0):
             row = encoder.row(record, tokens)
@@ -432,7 +492,7 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide])
         both = made["train"], made.get("validation", [])
         return _Rows(*both, fingerprint(*both), notes())
     key = {
-        "code": code_version(), "tokenizer": backend_fingerprint(tokenizer), "template": data.template,
+        "code": code_version(), "tokenizer": hf.backend_fingerprint(tokenizer), "template": data.template,
         "max_length": data.max_length, "on_long_row": data.on_long_row, "on_bad_row": data.on_bad_row,
         "solutions": config.solutions, "allow_evaluation_data": data.allow_evaluation_data,
         "validation_fraction": data.validation_fraction,

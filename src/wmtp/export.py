@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from wmtp import checkpoint
 from wmtp.config import Config
+from wmtp.dataset import load_tokenizer
 from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError
 from wmtp.formats import hf, medusa, meta
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model, write_folder
@@ -89,7 +90,7 @@ def _from_checkpoint(path: Path) -> tuple[Model, Any]:
         config = Config.model_validate(saved.facts["config"])
     except (KeyError, ValidationError) as problem:
         raise CheckpointError(f"{path} does not say how its model is built: {problem}") from problem
-    tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
+    tokenizer = load_tokenizer(config)
     model, _ = build_model(config, tokenizer)
     try:
         model.load_state_dict(saved.parts["model"])

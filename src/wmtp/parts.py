@@ -17,7 +17,7 @@ from wmtp import devices, optim
 from wmtp.adapters import add_adapters, is_adapter
 from wmtp.arms import build_objective
 from wmtp.config import Config, HeadsConfig, LoraConfig, MTPObjectiveConfig, ValueObjectiveConfig
-from wmtp.dataset import Data, build_data, number_of_steps
+from wmtp.dataset import Data, build_data, load_tokenizer, number_of_steps
 from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, ModelError
 from wmtp.formats import hf, meta
@@ -88,7 +88,7 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         torch.set_num_threads(config.num_threads)
     device = devices.pick(config.device)
     precision = devices.precision(device, config.precision)
-    tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
+    tokenizer = load_tokenizer(config)
     data = build_data(config, tokenizer)
     devices.seed_everything(config.train.seed)
     when: Weights = "now" if weights else "never"

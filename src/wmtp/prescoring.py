@@ -22,10 +22,9 @@ from wmtp import devices
 from wmtp.config import Config
 from wmtp.data.batches import Batch, collate, filler
 from wmtp.data.text import Row
-from wmtp.dataset import build_data
+from wmtp.dataset import build_data, load_tokenizer
 from wmtp.distributed import Sharding, World, joined
 from wmtp.errors import ConfigError
-from wmtp.formats import hf
 from wmtp.frozen import Scorer, build_scorers, column_card, columns_wanted, score_key
 from wmtp.objective import Precision
 from wmtp.parts import sharding_of, spread, stored_in
@@ -118,7 +117,7 @@ def prepare(config: Config, mesh: Sharding | None, dtype: str, batch_tokens: int
         UsageError: as `score`.
     """
     device = devices.pick(config.device)
-    tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
+    tokenizer = load_tokenizer(config)
     data = build_data(config, tokenizer)
     by_key = {span.key: (row, span) for row in data.rows for span in [span_of(row.tokens, row.response_start)]}
     order = sorted(by_key, key=lambda key: (-len(by_key[key][0].tokens), key))

@@ -40,6 +40,8 @@ from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
 from wmtp.formats.native import copy_model, save_model
+from wmtp.grading import grade
+from wmtp.model import MTPModel
 from wmtp.parts import Parts, build, sharding_of
 from wmtp.runfolder import (
     check_disk,
@@ -447,6 +449,7 @@ class Loop:
         count = min(len(validation), self.config.train.eval_batches or len(validation))
         batches = (self._here(self._batches(validation, number)) for number in range(count))
         metrics = evaluate(parts.model, parts.objective, batches, reduce=self.world, precision=parts.precision)
+        metrics |= self._grades(validation, count)
         progress.validation = {"tokens": progress.tokens, **metrics, "time/eval_s": time.perf_counter() - started}
         journal.log(progress.step, "validation", progress.validation)
         self.reporter.evaluated(progress.step, progress.validation)
@@ -456,6 +459,15 @@ class Loop:
         if reason is not None:
             progress.stopped_early = True
             self.reporter.note(f"stopped early at step {progress.step}: {reason}")
+
+    def _grades(self, validation: Batches, count: int) -> dict[str, float]:
+        """How many of its task's questions the model answers, if it has a task and answers at all."""
+        parts = self.parts
+        if parts.data.task is None or not isinstance(parts.model, MTPModel):
+            return {}
+        batches = (self._here(self._batches(validation, number)) for number in range(count))
+        rows, how = validation.rows, parts.precision
+        return grade(parts.model, parts.data.task, rows, batches, reduce=self.world, precision=how)
 
     def _early_stopping(self) -> EarlyStopping | None:
         options = self.config.train.early_stopping

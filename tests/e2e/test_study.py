@@ -98,6 +98,21 @@ def test_the_table_holds_the_runs_last_evaluation(done: tuple[Study, Any]) -> No
     assert json.loads((study.folder / "study.json").read_text()) == found
 
 
+def test_the_table_of_what_there_is_is_made_without_running(
+    done: tuple[Study, Any], tmp_path: Path, wmtp_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    study = make(tmp_path)
+    arguments = ("study", "--study", tmp_path / "study.yaml", "--out", study.folder, "--table", "--json")
+    assert "no run of the study" in wmtp_command(*arguments)[2]
+    study.file("results", "x").parent.mkdir(parents=True)
+    for run in ("baseline-seed0", "rho1-seed0"):
+        study.file("results", run).write_text(done[0].file("results", run).read_text())
+    code, out, _ = wmtp_command(*arguments)
+    found = json.loads(out)
+    assert [row["values"] for row in found["arms"]] == [{"0": row["values"]["0"]} for row in done[1]["arms"]]
+    assert (code, [run["state"] for run in found["runs"]]) == (1, ["done", "done", "open", "open"])
+
+
 def test_a_finished_study_runs_nothing_again(done: tuple[Study, Any]) -> None:
     def nothing(*_: Any) -> int:
         raise AssertionError("a process was started")

@@ -15,6 +15,7 @@ from wmtp.statistics import bootstrap, holm, signed_rank
 from wmtp.study.analysis import ALPHA, curve, figures, sentence
 from wmtp.study.results import Result
 from wmtp.study.settings import Arm, MetricConfig, Study, StudyConfig
+from wmtp.study.tables import markdown
 
 LOWER = MetricConfig()
 HIGHER = MetricConfig(name="embedded/base/pass_at_1", better="higher")
@@ -53,6 +54,7 @@ def test_what_cannot_be_said_is_not_said() -> None:
     assert "nothing can be said" in said([])
     assert "may be chance" in said([0.5])
     assert "equal in all 3 seeds" in said([0.0, 0.0, 0.0])
+    assert "equal in the one seed" in said([0.0])
     assert "not shown to differ from baseline, nor to equal it" in said([-1.0, 1.0, 0.5, -0.7])
 
 
@@ -122,6 +124,25 @@ def test_nothing_done_is_still_a_table_and_json() -> None:
     found = figures(study(), [], {})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert all(row["mean"] is None and row["spent"] is None for row in found["arms"])
+
+
+@pytest.mark.parametrize(
+    ("at", "better", "value"), [("mean", "lower", 3.5), ("best", "lower", 3.0), ("best", "higher", 4.0)]
+)
+def test_a_metric_can_be_the_mean_or_the_best_of_a_runs_evaluations(at: Any, better: Any, value: float) -> None:
+    metric = {"name": "loss/nll_head_1", "at": at, "better": better}
+    found = {row["arm"]: row["values"] for row in figures(study(metric=metric), RESULTS, {})["arms"]}
+    assert found["baseline"] == {"0": value, "1": value + 1, "2": value + 2}
+    assert list(found["rho1"]) == ["0", "1"]
+
+
+def test_markdown_has_every_arm_and_every_sentence() -> None:
+    found = figures(study(), RESULTS, {})
+    lines = markdown(found).splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:] == ["baseline", "rho1", "late"]
+    assert {line.count("|") for line in lines if line.startswith("|")} == {8}
+    assert all(f"- {row['sentence']}" in lines for row in found["arms"] if "sentence" in row)
+    assert "| 2.9500 [2.5000, 3.4000] | -0.5500 [-0.6000, -0.5000] |" in "\n".join(lines)
 
 
 def test_a_figure_that_is_no_number_is_left_out() -> None:

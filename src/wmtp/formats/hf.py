@@ -209,6 +209,21 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
+def fast_tokenizer(backend: Any) -> Any:
+    """A `tokenizers.Tokenizer` that was built in code as one of transformers, with pad, BOS and EOS.
+
+    Raises:
+        ModelError: its vocabulary lacks `<pad>`, `<bos>` or `<eos>`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    specials = {f"{name}_token": f"<{name}>" for name in ("pad", "bos", "eos")}
+    lacking = [token for token in specials.values() if backend.token_to_id(token) is None]
+    if lacking:
+        raise ModelError(f"a tokenizer of a task must have {', '.join(specials.values())}; {lacking[0]} is missing")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **specials)
+
+
 PROBES = (
     "def f(x):\n    return x + 1\n", "two  spaces, a\ttab", "\n\n# comment", "12345 + 6.78e-10", "naïve café, 数学 🙂",
     "[[1, 2], {'a': 0}]", "a_b.c(d)[e:f] != g",

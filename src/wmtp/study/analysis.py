@@ -31,7 +31,7 @@ def figures(study: Study, results: Sequence[Result], failed: Mapping[str, str]) 
     config = study.config
     compared = [arm for arm in study.arms.values() if arm.compare]
     by_arm = {arm.name: [one for one in results if one.arm == arm.name] for arm in compared}
-    values = {name: _values(found, config.metric.name) for name, found in by_arm.items()}
+    values = {name: _values(found, config.metric) for name, found in by_arm.items()}
     differences = {
         name: [mine[seed] - values[config.baseline][seed] for seed in mine if seed in values[config.baseline]]
         for name, mine in values.items()
@@ -63,10 +63,22 @@ def figures(study: Study, results: Sequence[Result], failed: Mapping[str, str]) 
     }
 
 
-def _values(results: Sequence[Result], metric: str) -> dict[int, float]:
+def _values(results: Sequence[Result], metric: MetricConfig) -> dict[int, float]:
     """The metric by seed, where there is a finite one."""
-    found = {one.seed: one.metrics.get(metric) for one in results}
+    found = {one.seed: _value(one, metric) for one in results}
     return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def _value(result: Result, metric: MetricConfig) -> float | None:
+    """A run's figure; None if an evaluation that it is made of has none."""
+    if metric.at == "last":
+        return result.metrics.get(metric.name)
+    on_the_way = [value for point in result.curve if (value := point.get(metric.name)) is not None]
+    if not on_the_way or len(on_the_way) < len(result.curve):
+        return None
+    if metric.at == "mean":
+        return fmean(on_the_way)
+    return min(on_the_way) if metric.better == "lower" else max(on_the_way)
 
 
 def _row(arm: Arm, results: Sequence[Result], values: Values) -> dict[str, Any]:
@@ -103,10 +115,11 @@ def sentence(
     """
     if p_holm is None:
         return f"{arm}: no seed has a figure for both it and {baseline}, so nothing can be said."
+    if not any(differences):
+        where = "the one seed" if len(differences) == 1 else f"all {len(differences)} seeds"
+        return f"{arm} and {baseline} are equal in {where}."
     if len(differences) == 1:
         return f"{arm} differs from {baseline} by {differences[0]:+.4g} in one seed, which may be chance."
-    if not any(differences):
-        return f"{arm} and {baseline} are equal in all {len(differences)} seeds."
     found, count = bootstrap(differences), len(differences)
     seen = f"mean difference {found.mean:+.4g}, 95 % interval {found.low:+.4g} to {found.high:+.4g}, {count} seeds"
     if found.low <= 0 <= found.high:

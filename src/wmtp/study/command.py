@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wmtp.errors import UsageError
@@ -28,7 +28,23 @@ def run_all(study: Study, options: Options, say: Say, launch: Launch = in_child)
     _make(study)
     runner = Runner(study, options, say, launch)
     runner.all()
-    found = figures(study, results_of(study), runner.failed)
+    return _written(study, runner.failed)
+
+
+def table_of(study: Study) -> dict[str, Any]:
+    """Run nothing, and write `study.json` of the results that are there.
+
+    Raises:
+        UsageError: there is none.
+    """
+    check(study)
+    if not results_of(study):
+        raise UsageError(f"no run of the study in {study.folder} has a result yet; leave --table out to run them")
+    return _written(study, {})
+
+
+def _written(study: Study, failed: Mapping[str, str]) -> dict[str, Any]:
+    found = figures(study, results_of(study), failed)
     write_atomic(study.folder / "study.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     return found
 

@@ -48,6 +48,15 @@ class MetricConfig(_Part):
     name: str = "loss/nll_head_1"
     """A key of the last evaluation in metrics.jsonl, or BENCHMARK/SUITE/pass_at_K of `evaluate`."""
     better: Literal["lower", "higher"] = "lower"
+    at: Literal["last", "best", "mean"] = "last"
+    """Of the evaluations on the way: the last; the best, which only one who sees the figure can choose; or their mean,
+    which is larger (or lower) the sooner a run gets there."""
+
+    @model_validator(mode="after")
+    def _has_a_way(self) -> MetricConfig:
+        if self.at != "last" and "/pass_at_" in self.name:
+            raise ValueError(f"metric.at = {self.at!r} is for what every evaluation has; {self.name} has one figure")
+        return self
 
 
 class BudgetConfig(_Part):

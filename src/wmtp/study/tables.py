@@ -12,24 +12,17 @@ from rich.table import Table
 from wmtp.study.settings import Study
 
 MISSING = "-"
+COLUMNS = ("arm", "mean", "difference", "p", "effect")
 
 
 def study_table(figures: Mapping[str, Any], path: Path) -> None:
     """Arms, what they spent, what may be said, and what went wrong."""
     console = Console()
-    metric = figures["metric"]
-    table = Table(title=f"{metric['name']} ({metric['better']} is better): mean and 95 % interval over seeds")
-    for name in ("arm", "mean", "difference", "p", "effect"):
+    table = Table(title=_title(figures["metric"]))
+    for name in COLUMNS:
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in figures["arms"]:
-        compared = "p_holm" in row
-        table.add_row(
-            f"{row['arm']} {row['about']}".strip(),
-            _interval(row["mean"]),
-            _interval(row["difference"], "+") if compared else MISSING,
-            f"{row['p_holm']:.3g}" if compared else MISSING,
-            f"{row['effect']:+.2f}" if compared else MISSING,
-        )
+        table.add_row(*_cells(row))
     console.print(table)
     console.print(_spent(figures))
     say = {"highlight": False, "markup": False, "soft_wrap": True}
@@ -42,6 +35,35 @@ def study_table(figures: Mapping[str, Any], path: Path) -> None:
     for run in left:
         console.print(f"{run['state']}: {run['run']}", **say)  # type: ignore[arg-type]
     console.print(f"wrote {path}", **say)  # type: ignore[arg-type]
+
+
+def markdown(figures: Mapping[str, Any]) -> str:
+    """The arms, what may be said and what must be known as Markdown, for a log of experiments."""
+    columns = (*COLUMNS, "seeds", "FLOPs")
+    rows = [
+        (*_cells(row), str(len(row["values"])), f"{row['spent']['flops']:.3g}" if row["spent"] else MISSING)
+        for row in figures["arms"]
+    ]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
+    said = [*(row["sentence"] for row in figures["arms"] if "sentence" in row), *figures["notes"]]
+    return f"{_title(figures['metric'])}\n\n{table}\n\n" + "\n".join(f"- {text}" for text in said)
+
+
+def _title(metric: Mapping[str, Any]) -> str:
+    which = {"last": "", "best": ", best evaluation of each run", "mean": ", mean of each run's evaluations"}
+    return f"{metric['name']}{which[metric['at']]} ({metric['better']} is better): mean and 95 % interval over seeds"
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of an arm, one for each of `COLUMNS`."""
+    compared = "p_holm" in row
+    return (
+        f"{row['arm']} {row['about']}".strip(),
+        _interval(row["mean"]),
+        _interval(row["difference"], "+") if compared else MISSING,
+        f"{row['p_holm']:.3g}" if compared else MISSING,
+        f"{row['effect']:+.2f}" if compared else MISSING,
+    )
 
 
 def _spent(figures: Mapping[str, Any]) -> Table:

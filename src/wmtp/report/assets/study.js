@@ -6,6 +6,8 @@ const overSeeds = (value, signed) => {
   return {text: text(value.mean), sub: `${text(value.low)} to ${text(value.high)}`};
 };
 
+const IN_WORDS = {best: ', best evaluation of each run', mean: ", mean of each run's evaluations"};
+
 function studies({studies, runs}) {
   if (!studies.length) return null;
   return section('study', 'Over seeds', 'Mean and 95 % bootstrap interval over seeds. Differences are from the baseline, paired by seed: the same rows in the same order from the same initial weights.',
@@ -31,10 +33,11 @@ function oneStudy(study, runs) {
     [{text: row.arm, run}, whole(point.step), whole(point.tokens), overSeeds(point), whole(point.count)]));
   const left = study.runs.filter((run) => run.state !== 'done').map((run) => `${run.run}: ${run.state}`);
   const said = [...study.arms.map((row) => row.sentence), ...study.notes, ...left].filter(Boolean);
+  const figure = study.metric.name + (IN_WORDS[study.metric.at] ?? '');
   return html('div', {},
-    html('h3', {}, `${study.study}: ${study.metric.name}, ${study.metric.better} is better`),
+    html('h3', {}, `${study.study}: ${figure}, ${study.metric.better} is better`),
     html('ul', {}, said.map((text) => html('li', {}, text))),
-    dotChart({title: `${study.metric.name}: mean and interval over seeds`, format: fixed(4), rows: dots}),
+    dotChart({title: `${figure}: mean and interval over seeds`, format: fixed(4), rows: dots}),
     table(`Arms beside ${study.baseline}`, ['arm', 'mean', 'difference', 'p (Holm)', 'effect', 'seeds', 'steps', 'tokens', 'FLOPs', 'seconds'], rows),
     along.some((line) => line.points.length > 1) ? lineChart({title: `${study.metric.name}, mean over seeds`, format: fixed(4), xLabel: 'tokens', height: 260, series: along}) : null,
     html('details', {class: 'figures'}, html('summary', {}, 'Intervals along the curve'), table('Curve', ['arm', 'step', 'tokens', 'mean', 'seeds'], points)),
