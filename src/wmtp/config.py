@@ -431,11 +431,24 @@ class ValueRatesConfig(_Part):
     backbone: AboveZero | None = None
 
 
+class RewardConfig(_Part):
+    """A reward model whose score a critic learns to foresee, in the place of is_correct (docs/math.md 4.2.2)."""
+
+    model: ModelLocation
+    """A Hugging Face sequence classifier with one output."""
+    template: str | None = None
+    """Of a model whose tokenizer has no chat template: with `{prompt}` and `{response}`, as it was trained."""
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: the reward model is then not loaded."""
+
+
 class ValueObjectiveConfig(_Part):
     """Training of a critic (docs/math.md 4.2)."""
 
     kind: Literal["value"]
     loss: Literal["pairwise", "lambda_return", "monte_carlo", "combined"] = "pairwise"
+    reward: RewardConfig | None = None
+    """What the values should foresee; default: is_correct."""
     head: Literal["linear", "mlp", "sigmoid"] = "mlp"
     backbone: Literal["full", "frozen", "lora"] = "full"
     lora: LoraConfig | None = None
@@ -455,6 +468,13 @@ class ValueObjectiveConfig(_Part):
             raise ValueError("loss 'monte_carlo' is lam = 1; leave lam out, or use lambda_return")
         if self.loss != "combined" and self.returns_share != 0.5:
             raise ValueError("returns_share does nothing but in loss 'combined'; leave it out")
+        if self.reward is not None and self.pairs:
+            raise ValueError(
+                f"reward does nothing in loss {self.loss!r}, whose pairs are told apart by is_correct: set loss to "
+                "lambda_return or monte_carlo, or leave reward out"
+            )
+        if self.reward is not None and self.head == "sigmoid":
+            raise ValueError("head 'sigmoid' cannot give a reward model's rewards, whose mean is 0; use mlp or linear")
         if self.lora is not None and self.backbone != "lora":
             raise ValueError("lora does nothing with this backbone; leave it out, or set backbone to lora")
         trained = {"adapters": self.backbone == "lora", "backbone": self.backbone == "full"}
@@ -665,9 +685,12 @@ class Config(_Part):
     def asking_models(self) -> Config:
         """The same run, but frozen models are asked even where it names their stored scores."""
         objective = self.objective
-        if isinstance(objective, ValueObjectiveConfig):
-            return self
-        asked = objective.model_copy(update={"weighting": _without_scores(objective.weighting)})
+        asked: ObjectiveConfig
+        if isinstance(objective, MTPObjectiveConfig):
+            asked = objective.model_copy(update={"weighting": _without_scores(objective.weighting)})
+        else:
+            reward = objective.reward and objective.reward.model_copy(update={"scores": None})
+            asked = objective.model_copy(update={"reward": reward})
         return self.model_copy(update={"objective": asked})
 
     @property

@@ -24,6 +24,7 @@ from wmtp.loss import LossSum
 from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.ranks import Reduce, alone
+from wmtp.reward import RunningScale
 from wmtp.schedule import Scheduled, value_at
 from wmtp.targets import IGNORE
 from wmtp.value import LOSSES, ValueModel, lambda_return_loss, pairwise_loss
@@ -403,6 +404,7 @@ class ValueObjective:
         gamma, lam: of the lambda-return; lam may be scheduled. `monte_carlo` is lam = 1.
         huber_delta: None for the squared error.
         returns_share: of `combined`: `(1 - share) * pairwise + share * lambda_return`.
+        reward: a reward model's `reward_B` of a batch, learned in the place of its labels; None for these.
     """
 
     def __init__(
@@ -413,12 +415,14 @@ class ValueObjective:
         lam: Scheduled = 0.95,
         huber_delta: float | None = 0.5,
         returns_share: float = 0.5,
+        reward: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         if loss not in LOSSES:
             raise ValueError(f"value loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.loss, self.gamma, self.huber_delta = loss, gamma, huber_delta
         self.lam: Scheduled = 1.0 if loss == "monte_carlo" else lam
         self.share = {"pairwise": 0.0, "combined": returns_share}.get(loss, 1.0)
+        self.reward, self.scale = reward, RunningScale()
         self.step = 1
 
     @property
@@ -432,16 +436,19 @@ class ValueObjective:
         device = batches[0].tokens_BT.device
         return torch.tensor(float(rows // 2 if self.needs_pairs else rows), device=device)
 
-    def plan(self, model: ValueModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[None]:
-        """Nothing to prepare."""
-        return [None] * len(batches)
+    def plan(self, model: ValueModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[Tensor]:
+        """What every row's values should foresee: its label, or its reward on the scale of all rows so far."""
+        if self.reward is None:
+            return [batch.reward_B[: len(batch.row_B)] for batch in batches]
+        rewards = [self.reward(batch)[: len(batch.row_B)] for batch in batches]  # a filler has no rows
+        return self.scale.scaled(rewards, reduce, training)
 
-    def sums(self, model: ValueModel, batch: Batch, plan: None, reduce: Reduce, training: bool) -> Sums:
+    def sums(self, model: ValueModel, batch: Batch, plan: Tensor, reduce: Reduce, training: bool) -> Sums:
         """Loss over pairs or rows; pair figures wherever the rows come as pairs."""
         rows = len(batch.row_B)  # none in a filler
         values_BT = model(batch.tokens_BT)[:rows]
-        response, reward_B = batch.trainable_BT[:rows], batch.reward_B[:rows]
-        meter = value_meter(values_BT.detach(), response, reward_B)
+        response = batch.trainable_BT[:rows]
+        meter = value_meter(values_BT.detach(), response, batch.reward_B[:rows], plan)
         paired = batch.paired
         if self.needs_pairs and not paired:
             raise ValueError(f"the {self.loss} loss needs batches of pairs: a correct row, then an incorrect one")
@@ -452,7 +459,7 @@ class ValueObjective:
         if self.share > 0:
             lam = value_at(self.lam, self.step)
             returns = lambda_return_loss(
-                values_BT, response, reward_B, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
+                values_BT, response, plan, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
             )
             terms.append(self.share * returns / (2 if self.needs_pairs else 1))
         loss_sum = torch.stack(terms).sum()
@@ -464,7 +471,7 @@ class ValueObjective:
         self,
         model: ValueModel,
         batch: Batch,
-        plan: None,
+        plan: Tensor,
         scale: Tensor,
         reduce: Reduce,
         precision: Precision,
@@ -480,7 +487,11 @@ class ValueObjective:
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         """`loss/weighted` (the loss that is trained), and what `value_metrics` says of the values."""
         loss = ratio(float(totals["weighted_sum"]), float(totals["weight_total"]))
-        return {"loss/weighted": loss, **value_metrics(totals, calibrated=self.share > 0)}
+        calibrated = self.share > 0 and self.reward is None
+        figures = {"loss/weighted": loss, **value_metrics(totals, calibrated=calibrated)}
+        if self.reward is not None:
+            figures |= {"reward/mean": self.scale.mean, "reward/std": self.scale.deviation}
+        return figures
 
     def begin(self, step: int) -> None:
         """A scheduled lam takes the value of this step."""
@@ -490,8 +501,10 @@ class ValueObjective:
         """No memory."""
 
     def state_dict(self) -> dict[str, Any]:
-        """No memory."""
-        return {}
+        """The scale of the rewards; nothing where labels are learned."""
+        return {} if self.reward is None else {"rewards": self.scale.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """No memory."""
+        """Restore what `state_dict` returned."""
+        if self.reward is not None:
+            self.scale.load_state_dict(state["rewards"])

@@ -32,10 +32,12 @@ from wmtp.formats.streamed import (
     fill_rows,
     missing,
 )
+from wmtp.frozen import Frozen
 from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
 from wmtp.objective import Objective
 from wmtp.probing import without_weights
+from wmtp.reward import RewardModel
 from wmtp.value import ValueModel
 
 
@@ -49,8 +51,8 @@ class Parts:
     tokenizer: Any
     tokenizer_fingerprint: str
     model: MTPModel | ValueModel
-    frozen: list[MTPModel | ValueModel]
-    """The critic and the reference, where the scheme has them and their scores are not stored."""
+    frozen: list[Frozen]
+    """Critic, reference, reward model: those that the objective has, and whose scores are not stored."""
     objective: Objective
     optimizer: AdamW
     data: Data
@@ -176,7 +178,8 @@ def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
         scale = _adapted(base, objective) if objective.backbone == "lora" else None
-        return ValueModel(base, objective.head, objective.backbone, objective.loss, scale)
+        rewards = "labels" if objective.reward is None else "model"
+        return ValueModel(base, objective.head, objective.backbone, objective.loss, scale, rewards)
     heads = config.model.heads
     return MTPModel(base, heads.num_heads, heads.init, family=heads.family, depth=heads.depth)
 
@@ -188,7 +191,7 @@ def _adapted(base: Any, objective: ValueObjectiveConfig) -> float:
     return lora.alpha / lora.rank
 
 
-def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
+def prepare_model(model: Frozen, *, checkpointing: bool, compiled: bool) -> None:
     """Switch on what changes how the model computes, not what.
 
     Raises:
@@ -219,13 +222,13 @@ def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:
             raise ConfigError(f"objective.loss = {kind!r}: {reason}")
 
 
-def spread(model: MTPModel | ValueModel, how: Sharding, fill_model: Fill | None, device: torch.device) -> None:
+def spread(model: Frozen, how: Sharding, fill_model: Fill | None, device: torch.device) -> None:
     """Shard a model over ranks, and give each what it holds if it is still without weights."""
     if isinstance(model, MTPModel):
         shard(model, model.trunk_layers(), how, heads=list(model.heads()), embedding=model.own_embedding())
     else:
-        shard(model, model.layers(), how, exact=[model.value_head])
-    if fill_model is not None and without_weights(model):
+        shard(model, model.layers(), how, exact=[model.value_head] if isinstance(model, ValueModel) else [])
+    if fill_model is not None and not isinstance(model, RewardModel) and without_weights(model):
         fill_model(model, device)
 
 

@@ -63,6 +63,7 @@ class ValueModel(nn.Module):
         loss: what trains it (one of `LOSSES`), kept with the saved model: it decides whether the values can be
             compared with rewards.
         adapter_scale: what the adapters' product is multiplied by; None where there are none.
+        rewards: what the values foresee, kept like `loss`: `labels` (is_correct), or the score of a reward `model`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ValueModel(nn.Module):
         backbone: str = "full",
         loss: str = "pairwise",
         adapter_scale: float | None = None,
+        rewards: str = "labels",
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
@@ -80,7 +82,7 @@ class ValueModel(nn.Module):
         self.base = base
         self.value_head = ValueHead(base.config.hidden_size, head)
         self.backbone = backbone
-        self.loss = loss
+        self.loss, self.rewards = loss, rewards
         self.adapter_scale = adapter_scale
         tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
         if not tied:
