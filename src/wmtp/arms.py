@@ -66,6 +66,7 @@ def build_objective(
         denominator=objective.denominator,
         kind=objective.loss,
         chunk=objective.logits_chunk,
+        aux_value=objective.aux_value_loss,
     )
 
 

@@ -398,6 +398,8 @@ class MTPObjectiveConfig(_Part):
     where it would be wrong (docs/performance.md)."""
     logits_chunk: Positive | None = None
     """Rows of logits held at once by the fused loss, or given to a library; default from the vocabulary's size."""
+    aux_value_loss: AboveZero | None = None
+    """Coefficient of the loss of the policy's own value head, which follows the critic (docs/math.md 4.2.3)."""
 
     @model_validator(mode="after")
     def _one_coefficient(self) -> MTPObjectiveConfig:
@@ -407,9 +409,16 @@ class MTPObjectiveConfig(_Part):
             ends = [(c.start, c.end) if isinstance(c, ScheduleConfig) else (c, c) for c in self.head_coefficients]
             if not all(any(values) for values in zip(*ends, strict=True)):
                 raise ValueError("objective.head_coefficients are all 0: nothing would be trained")
+        if self.aux_value_loss is not None and self.critic is None:
+            raise ValueError("objective.aux_value_loss follows a critic's values: it needs a weighting with a critic")
         if self.loss == "plain" and self.logits_chunk is not None:
             raise ValueError("objective.logits_chunk does nothing with loss 'plain'; leave it out")
         return self
+
+    @property
+    def critic(self) -> str | None:
+        """The critic of the schemes, which share one."""
+        return next((c for c in (getattr(s, "critic", None) for s in simple_schemes(self.weighting)) if c), None)
 
 
 class LoraConfig(_Part):

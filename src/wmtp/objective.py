@@ -27,7 +27,7 @@ from wmtp.ranks import Reduce, alone
 from wmtp.reward import RunningScale
 from wmtp.schedule import Scheduled, value_at
 from wmtp.targets import IGNORE
-from wmtp.value import LOSSES, ValueModel, lambda_return_loss, pairwise_loss
+from wmtp.value import LOSSES, ValueModel, following_loss, lambda_return_loss, pairwise_loss, with_state_before
 from wmtp.value_stats import ratio, value_meter, value_metrics
 from wmtp.weight_stats import weight_meter, weight_metrics
 from wmtp.weighting.base import Scheme, SchemeInput, When
@@ -139,6 +139,7 @@ class MTPObjective:
         denominator: `weights` or `tokens`, see docs/math.md (2).
         kind: `fused`, `plain`, or a library of `loss_backends.BACKENDS`.
         chunk: rows of logits held at once.
+        aux_value: coefficient of the loss of the policy's value head; None where it has none.
     """
 
     def __init__(
@@ -150,8 +151,9 @@ class MTPObjective:
         denominator: str = "weights",
         kind: str = "fused",
         chunk: int | None = None,
+        aux_value: float | None = None,
     ) -> None:
-        self.scheme, self.score = scheme, score
+        self.scheme, self.score, self.aux_value = scheme, score, aux_value
         self.coefficient_K, self.denominator = coefficient_K, denominator
         self.kind, self.chunk = kind, chunk
         self.norms = "gradient_norm_BTK" in scheme.needs
@@ -221,7 +223,7 @@ class MTPObjective:
         if cut is None:
             return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
         meter = Meter()
-        with head_passes(model, list(model.heads()), last):
+        with head_passes(model, model.apart(), last):
             for k in range(model.num_heads):
                 if k == model.num_heads - 1 and not cut.hidden_BTD.requires_grad:
                     synchronise(model, last)  # no backward pass of the trunk follows
@@ -314,7 +316,19 @@ class MTPObjective:
         norm_BTK = plan.scheme_input.gradient_norm_BTK if plan.weighted else loss.gradient_norm_BTK
         if norm_BTK is not None:
             meter.add(gradient_norm_sum_K=norm_BTK.sum((0, 1)))
-        return Sums(loss.weighted_sum, loss.weight_total, meter)
+        weighted_sum = loss.weighted_sum
+        if self.aux_value is not None and plan.scheme_input.first_head == 0:
+            following = self._following(model, hidden_K[0], plan.scheme_input, meter)
+            weighted_sum = weighted_sum + self.aux_value * following
+        return Sums(weighted_sum, loss.weight_total, meter)
+
+    def _following(self, model: MTPModel, hidden_BTD: Tensor, known: SchemeInput, meter: Meter) -> Tensor:
+        """How far the policy's value head is from the critic's values, summed over tokens; told to the meter."""
+        if model.value_head is None or known.values_BT is None:
+            raise ValueError("an auxiliary value loss needs a policy with a value head, and a critic's values")
+        following = following_loss(model.value_head(hidden_BTD), known.values_BT, known.response_BT)
+        meter.add(value_sum=following.detach(), value_count=with_state_before(known.response_BT).sum())
+        return following
 
     def _row_weights(
         self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, norm_R: Tensor | None
@@ -350,6 +364,8 @@ class MTPObjective:
         if "correct_K" in totals:
             pairs = enumerate(zip(totals["correct_K"].tolist(), count_K, strict=True), 1)
             out |= {f"acc/head_{k}": ratio(correct, count) for k, (correct, count) in pairs}
+        if "value_sum" in totals:
+            out["loss/value"] = ratio(float(totals["value_sum"]), float(totals["value_count"]))
         return out | weight_metrics(totals, meter)
 
     def _coefficients(self, batch: Batch, head: int | None = None) -> Tensor | None:

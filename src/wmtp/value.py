@@ -33,7 +33,7 @@ class ValueHead(nn.Module):
         super().__init__()
         if kind not in HEADS:
             raise ValueError(f"value head must be one of {HEADS}, got {kind!r}")
-        self.kind = kind
+        self.kind, self.width = kind, width
         if kind == "mlp":
             inner, last = max(1, width // 4), max(1, width // 8)
             self.layers = nn.Sequential(
@@ -47,6 +47,12 @@ class ValueHead(nn.Module):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             value_BT: Tensor = self.layers(hidden_BTD.float()).squeeze(-1).clone()  # no view: sharding hooks into it
         return value_BT.sigmoid() if self.kind == "sigmoid" else value_BT
+
+
+def following_loss(values_BT: Tensor, critic_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """How far values are from a critic's: Huber's loss of width 0.5, summed over the tokens that have values."""
+    error_BT = F.huber_loss(values_BT, critic_BT.detach(), reduction="none", delta=0.5)
+    return (error_BT * with_state_before(response_BT)).sum()
 
 
 class ValueModel(nn.Module):

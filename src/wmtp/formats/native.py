@@ -3,7 +3,8 @@
     config.json, model.safetensors (sharded when large), tokenizer files    a plain Hugging Face folder
     wmtp.json                                                               what WMTP added
     mtp_heads.safetensors                                                   heads 2..K           (an MTP model)
-    value_head.safetensors                                                  the value head       (a critic)
+    value_head.safetensors                                                  the value head       (a critic, or a policy
+                                                                                                  that followed one)
 
 So `transformers` loads the folder as it is, heads dropped, without a warning; and whether a folder is ours is told
 by its `wmtp.json`, never by its name.
@@ -44,6 +45,8 @@ class MTPCard(BaseModel):
     kind: Literal["mtp"] = "mtp"
     heads: Literal["parallel", "linear", "chain"] = "parallel"
     num_heads: int
+    value_head: Literal["linear", "mlp", "sigmoid"] | None = None
+    """Of a policy that followed a critic's values."""
 
 
 class ValueCard(BaseModel):
@@ -116,6 +119,8 @@ def load_model(
     else:
         model = MTPModel(load_causal_lm(source, dtype), card.num_heads, family=card.heads)
         _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
+        if card.value_head is not None:
+            model.value_head = load_value_head(source)
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
@@ -141,16 +146,17 @@ VALUE_HEAD_NAME = "wmtp_critic_value_head"
 
 
 def load_value_head(source: str) -> ValueHead:
-    """The value head of a critic alone, without its backbone; its file is `VALUE_HEAD` in the folder.
+    """The value head of a critic, or of a policy that followed one, without its backbone: `VALUE_HEAD` in the folder.
 
     Raises:
         ModelError: the folder holds something else.
     """
     card = read_card(source)
-    if not isinstance(card, ValueCard):
-        raise ModelError(f"{source} is not a critic, so it has no value head")
+    kind = card.head if isinstance(card, ValueCard) else card and card.value_head
+    if kind is None:
+        raise ModelError(f"{source} is neither a critic nor a policy that followed one: it has no value head")
     path = Path(locate(source)) / VALUE_HEAD
-    head = ValueHead(_width_of(path), card.head)
+    head = ValueHead(_width_of(path), kind)
     _read_into(head, path)
     return head
 
@@ -275,7 +281,10 @@ def _write_extra(model: MTPModel | ValueModel, state: Mapping[str, Tensor], fold
         card = ValueCard.model_validate({"head": model.value_head.kind, "loss": model.loss, "rewards": model.rewards})
         save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
     else:
-        card = MTPCard.model_validate({"heads": model.family, "num_heads": model.num_heads})
+        value_head = None if model.value_head is None else model.value_head.kind
+        card = MTPCard.model_validate({"heads": model.family, "num_heads": model.num_heads, "value_head": value_head})
+        if value_head is not None:
+            save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
         if model.num_heads > 1:
             save_file(_below(state, "extra_heads."), folder / MTP_HEADS, metadata={"format": "pt"})
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")
