@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from tests_recipe import with_few_rows
 
 from wmtp import frozen
 from wmtp.config import load
-from wmtp.formats.hf import load_tokenizer
 from wmtp.formats.native import VALUE_HEAD, load_value_head, read_card
 from wmtp.parts import build
 from wmtp.testing import tiny_tokenizer
@@ -122,5 +122,26 @@ def test_weights_that_compare_is_correct_with_such_a_critics_values_are_refused(
     assert wmtp_command("train", "--recipe", recipe, weighting % "value", "--dry-run")[0] == 0
 
 
-def test_the_policy_and_the_reward_model_need_no_common_tokenizer(recipe: Path) -> None:
-    assert load_tokenizer("embedded://tiny-llama").get_vocab() != load_tokenizer(f"{recipe.parent}/rm").get_vocab()
+def test_weights_come_from_such_a_critic_and_the_policy_s_own_value_head_goes_along(
+    recipe: Path, scores: Path, wmtp_command: Command, tmp_path: Path
+) -> None:
+    short = [*SHORT, "train.eval_every=null", "checkpoint.every=2"]
+    run(load([recipe], [objective(recipe, scores), *short, "train.steps=1"]), out=tmp_path / "critic")
+    weighting = f"{{scheme: critic, critic: '{tmp_path}/critic/final'}}"
+    policy = [f"objective={{weighting: {weighting}, aux_value_loss: 0.5}}", *short]
+    run(load([recipe], policy), out=tmp_path / "whole")
+    one = load_value_head(str(tmp_path / "whole" / "final")).state_dict()
+    before = load_value_head(str(tmp_path / "critic" / "final")).state_dict()
+    assert any(not tensor.equal(before[name]) for name, tensor in one.items())
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all("loss/value" in line for line in lines)
+    shutil.copytree(
+        tmp_path / "whole" / "checkpoints" / "step_00000002", tmp_path / "again" / "checkpoints" / "step_00000002"
+    )
+    shutil.copy(tmp_path / "whole" / "config.yaml", tmp_path / "again" / "config.yaml")
+    run(load([recipe], policy), out=tmp_path / "again", resume="auto")
+    other = load_value_head(str(tmp_path / "again" / "final")).state_dict()
+    assert all(tensor.equal(other[name]) for name, tensor in one.items())
+    assert wmtp_command("export", "--model", tmp_path / "whole", "--out", tmp_path / "exported")[0] == 0
+    exported = load_value_head(str(tmp_path / "exported")).state_dict()
+    assert all(tensor.equal(exported[name]) for name, tensor in one.items())

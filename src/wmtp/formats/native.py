@@ -152,7 +152,7 @@ def load_value_head(source: str) -> ValueHead:
         ModelError: the folder holds something else.
     """
     card = read_card(source)
-    kind = card.head if isinstance(card, ValueCard) else card and card.value_head
+    kind = card.head if isinstance(card, ValueCard) else None if card is None else card.value_head
     if kind is None:
         raise ModelError(f"{source} is neither a critic nor a policy that followed one: it has no value head")
     path = Path(locate(source)) / VALUE_HEAD
