@@ -41,9 +41,11 @@ class RewardModel(nn.Module):
         self.base, self.pad_id = base, int(pad_id)
 
     def layers(self) -> list[nn.Module]:
-        """Its layers."""
-        _, layers = layer_list(self.base.base_model, self.base.config.num_hidden_layers)
-        return list(layers)
+        """Its layers, each of which is sharded by itself; none where they cannot be told apart (encoders nest them)."""
+        try:
+            return list(layer_list(self.base.base_model, self.base.config.num_hidden_layers)[1])
+        except ModelError:
+            return []
 
     def forward(self, tokens_BJ: Tensor, mask_BJ: Tensor | None = None) -> Tensor:
         """`reward_B`, fp32: that of each row as if it were alone.

@@ -23,6 +23,7 @@ from wmtp.formats.native import load_value_head, save_model
 from wmtp.formats.reward import load_reward_model, load_reward_text
 from wmtp.objective import ValueObjective
 from wmtp.ranks import alone
+from wmtp.rehearsal import on_meta, rehearse_scoring
 from wmtp.reward import RewardModel, RunningScale
 from wmtp.scoring import reward_scores
 from wmtp.testing import FAMILIES, Ranks, random_batch, tiny_base, tiny_tokenizer
@@ -67,6 +68,14 @@ def test_a_row_in_a_batch_has_the_reward_that_transformers_gives_it_alone(kind: 
         alone = torch.cat([base(input_ids=torch.tensor(row.judged).long().unsqueeze(0)).logits for row in rows])
     assert float(got.std()) > 0.01
     torch.testing.assert_close(got[:, 0], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("llama", 3), ("gpt2", 3), ("bert", 0)])
+def test_what_asking_a_reward_model_holds_can_be_told_without_weights(kind: str, layers: int) -> None:
+    model = RewardModel(classifier(kind))
+    assert len(model.layers()) == layers
+    moments = rehearse_scoring(on_meta(model), (2, 8), lambda heads: {})
+    assert max(moment.activations for moment in moments) > 2 * 8 * 32 * 4
 
 
 @pytest.mark.parametrize(
