@@ -42,12 +42,14 @@ def build_objective(
     """
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
-        return [], ValueObjective(
+        scorers = build_scorers(config, tokenizer, device, weights)
+        return scorers, ValueObjective(
             objective.loss,
             gamma=objective.gamma,
             lam=scheduled(objective.lam, steps),
             huber_delta=objective.huber_delta,
             returns_share=objective.returns_share,
+            reward=scorers[0].rewards if scorers else None,
         )
     num_heads = config.model.heads.num_heads
     scheme = build_scheme(objective.weighting, config.train.seed, steps)
@@ -64,6 +66,7 @@ def build_objective(
         denominator=objective.denominator,
         kind=objective.loss,
         chunk=objective.logits_chunk,
+        aux_value=objective.aux_value_loss,
     )
 
 

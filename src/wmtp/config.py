@@ -430,6 +430,8 @@ class MTPObjectiveConfig(_Part):
     refused where it would be wrong (docs/performance.md)."""
     logits_chunk: Positive | None = None
     """Rows of logits held at once by the fused loss, or given to a library; default from the vocabulary's size."""
+    aux_value_loss: AboveZero | None = None
+    """Coefficient of the loss of the policy's own value head, which follows the critic (docs/math.md 4.2.3)."""
 
     @model_validator(mode="after")
     def _one_coefficient(self) -> MTPObjectiveConfig:
@@ -439,9 +441,16 @@ class MTPObjectiveConfig(_Part):
             ends = [(c.start, c.end) if isinstance(c, ScheduleConfig) else (c, c) for c in self.head_coefficients]
             if not all(any(values) for values in zip(*ends, strict=True)):
                 raise ValueError("objective.head_coefficients are all 0: nothing would be trained")
+        if self.aux_value_loss is not None and self.critic is None:
+            raise ValueError("objective.aux_value_loss follows a critic's values: it needs a weighting with a critic")
         if self.loss == "plain" and self.logits_chunk is not None:
             raise ValueError("objective.logits_chunk does nothing with loss 'plain'; leave it out")
         return self
+
+    @property
+    def critic(self) -> str | None:
+        """The critic of the schemes, which share one."""
+        return next((c for c in (getattr(s, "critic", None) for s in simple_schemes(self.weighting)) if c), None)
 
 
 class LoraConfig(_Part):
@@ -463,11 +472,24 @@ class ValueRatesConfig(_Part):
     backbone: AboveZero | None = None
 
 
+class RewardConfig(_Part):
+    """A reward model whose score a critic learns to foresee, in the place of is_correct (docs/math.md 4.2.2)."""
+
+    model: ModelLocation
+    """A Hugging Face sequence classifier with one output."""
+    template: str | None = None
+    """Of a model whose tokenizer has no chat template: with `{prompt}` and `{response}`, as it was trained."""
+    scores: Location | None = None
+    """Folder that `wmtp score` wrote: the reward model is then not loaded."""
+
+
 class ValueObjectiveConfig(_Part):
     """Training of a critic (docs/math.md 4.2)."""
 
     kind: Literal["value"]
     loss: Literal["pairwise", "lambda_return", "monte_carlo", "combined"] = "pairwise"
+    reward: RewardConfig | None = None
+    """What the values should foresee; default: is_correct."""
     head: Literal["linear", "mlp", "sigmoid"] = "mlp"
     backbone: Literal["full", "frozen", "lora"] = "full"
     lora: LoraConfig | None = None
@@ -487,6 +509,13 @@ class ValueObjectiveConfig(_Part):
             raise ValueError("loss 'monte_carlo' is lam = 1; leave lam out, or use lambda_return")
         if self.loss != "combined" and self.returns_share != 0.5:
             raise ValueError("returns_share does nothing but in loss 'combined'; leave it out")
+        if self.reward is not None and self.pairs:
+            raise ValueError(
+                f"reward does nothing in loss {self.loss!r}, whose pairs are told apart by is_correct: set loss to "
+                "lambda_return or monte_carlo, or leave reward out"
+            )
+        if self.reward is not None and self.head == "sigmoid":
+            raise ValueError("head 'sigmoid' cannot give a reward model's rewards, whose mean is 0; use mlp or linear")
         if self.lora is not None and self.backbone != "lora":
             raise ValueError("lora does nothing with this backbone; leave it out, or set backbone to lora")
         trained = {"adapters": self.backbone == "lora", "backbone": self.backbone == "full"}
@@ -707,9 +736,12 @@ class Config(_Part):
     def asking_models(self) -> Config:
         """The same run, but frozen models are asked even where it names their stored scores."""
         objective = self.objective
-        if isinstance(objective, ValueObjectiveConfig):
-            return self
-        asked = objective.model_copy(update={"weighting": _without_scores(objective.weighting)})
+        asked: ObjectiveConfig
+        if isinstance(objective, MTPObjectiveConfig):
+            asked = objective.model_copy(update={"weighting": _without_scores(objective.weighting)})
+        else:
+            reward = objective.reward and objective.reward.model_copy(update={"scores": None})
+            asked = objective.model_copy(update={"reward": reward})
         return self.model_copy(update={"objective": asked})
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.facts import facts_of
 from wmtp.data.groups import GroupCounts, Groups, group_of, require_mixed, with_groups
 from wmtp.data.index import Index
+from wmtp.data.judged import RewardText
 from wmtp.data.orders import DifficultyBin, Mixed, Order, Sequential, Shuffled
 from wmtp.data.records import Record
 from wmtp.data.sampling import UNKNOWN, Integers, Kind, RowFacts, Selection
@@ -36,6 +37,7 @@ from wmtp.data.text import Encoder, Row, Tokens, all_too_long, check_template
 from wmtp.data.tokenising import with_tokens
 from wmtp.errors import ConfigError, DataError, WmtpError
 from wmtp.formats import hf
+from wmtp.formats.reward import load_reward_text
 from wmtp.own import made_by
 from wmtp.storage import resolve, sha256_file
 from wmtp.tasks import PARTS, Role, Task
@@ -55,9 +57,9 @@ class Data:
     """Which made them."""
 
     @property
-    def rows(self) -> list[Row]:
-        """Those of training, then those held out."""
-        return [*self.train.rows, *(self.validation.rows if self.validation is not None else ())]
+    def rows(self) -> Iterator[Row]:
+        """Those of training, then those held out, one after another."""
+        return chain(self.train.rows, self.validation.rows if self.validation is not None else ())
 
 
 def build_task(config: Config) -> Task | None:
@@ -195,7 +197,7 @@ def _check_rows(config: Config, rows: Sequence[Row]) -> None:
     """Raise `DataError` if the objective cannot use the rows."""
     facts = facts_of(rows)
     if isinstance(config.objective, ValueObjectiveConfig):
-        if not _in_pairs(config):
+        if not _in_pairs(config) and config.objective.reward is None:
             _require_labels(facts, f"objective.loss = {config.objective.loss}")
         return
     for scheme in config.schemes:
@@ -464,9 +466,15 @@ class _Rows:
 
 def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _IndexedSide]) -> _Rows:
     """The rows of all sides, encoded."""
-    data = config.data
+    data, judge = config.data, _judge(config)
     encoders = {
-        side.name: Encoder(tokenizer, template=data.template, max_length=data.max_length, on_long_row=data.on_long_row)
+        side.name: Encoder(
+            tokenizer,
+            template=data.template,
+            max_length=data.max_length,
+            on_long_row=data.on_long_row,
+            judge=judge,
+        )
         for side in sides
     }
 
@@ -497,6 +505,7 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _I
         "solutions": config.solutions, "allow_evaluation_data": data.allow_evaluation_data,
         "validation_fraction": data.validation_fraction,
         "seed": config.train.seed if data.validation_fraction is not None else None,
+        "judge": None if judge is None else [hf.backend_fingerprint(judge.tokenizer), judge.template, judge.context],
         "sides": {side.name: side.identity() for side in sides},
     }  # fmt: skip
 
@@ -513,6 +522,12 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _I
     return _Rows(train, validation, columns.about["fingerprint"], [*columns.about["notes"], about])
 
 
+def _judge(config: Config) -> RewardText | None:
+    """How the run's reward model reads records, where it has one."""
+    reward = config.objective.reward if isinstance(config.objective, ValueObjectiveConfig) else None
+    return None if reward is None else load_reward_text(reward.model, reward.template)
+
+
 def _both(columns: Columns) -> tuple[StoredRows, StoredRows]:
     return StoredRows(columns, "train."), StoredRows(columns, "validation.")
 
@@ -525,4 +540,6 @@ def fingerprint(*row_sets: Sequence[Row]) -> str:
         for row in rows:
             digest.update(f"{len(row.tokens)} {row.response_start} {row.problem} {row.reward} {row.group}".encode())
             digest.update(row.tokens.tobytes())
+            if row.judged is not None:
+                digest.update(row.judged.tobytes())
     return digest.hexdigest()

@@ -31,6 +31,7 @@ from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective
 from wmtp.parts import Parts, prepare_model
 from wmtp.rehearsal import Loss, Model, on_meta, rehearse, rehearse_scoring, units_of
+from wmtp.reward import RewardModel
 
 GIB, MIB = 2**30, 2**20
 
@@ -60,7 +61,7 @@ class Estimate:
     parameters: int
     trainable: int
     frozen_parameters: int
-    """Of the critic and the reference."""
+    """Of critic, reference and reward model."""
     steps: int
     epochs: float
     tokens: int
@@ -186,12 +187,14 @@ def rehearsed(parts: Parts, shape: tuple[int, int], ranks: int, *, recomputed: b
 
 
 def scoring(parts: Parts, ranks: int) -> list[Passes]:
-    """What asking each frozen model, the critic or the reference, about one micro-batch holds."""
+    """What asking each frozen model about one micro-batch holds."""
     return [_scoring(parts, scorer, ranks) for scorer in parts.frozen]
 
 
 def _scoring(parts: Parts, scorer: Model, ranks: int) -> Passes:
     rows, length, _ = largest_share(parts, ranks)
+    if isinstance(scorer, RewardModel):
+        length = max(len(row.judged) for row in parts.data.rows if row.judged is not None)
     model, autocast = _copy(parts, scorer, ranks)
     loss = _loss(parts, model, (rows, length))
 

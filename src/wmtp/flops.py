@@ -135,7 +135,8 @@ class StepCost:
         rows, length = batch.tokens_BT.shape
         total = self.training.of(rows, length)
         for scorer, cost in self.scorers:
-            total += cost.of(rows, length) + _unembedding(scorer, batch, products=1)
+            read = batch.tokens_BT if batch.judged_BJ is None else batch.judged_BJ
+            total += cost.of(*read.shape) + _unembedding(scorer, batch, products=1)
         objective = self.objective
         if not isinstance(objective, MTPObjective):
             return total

@@ -1,7 +1,8 @@
 """The frozen models that weighting schemes read, asked at every step or once and for all (`wmtp score`).
 
-A scheme wants at most two columns: the critic's `values` and the reference's `reference_nll`. Each comes from a model
-that is loaded here, or from stored scores of that model: then it is not loaded at all.
+A scheme wants at most two columns: the critic's `values` and the reference's `reference_nll`; the training of a critic
+may want a `reward`. Each comes from a model that is loaded here, or from stored scores of that model: then it is not
+loaded at all.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wmtp.config import Config, CriticConfig, MTPObjectiveConfig, OwnConfig, Rho1Config
+from wmtp.config import Config, CriticConfig, MTPObjectiveConfig, OwnConfig, Rho1Config, ValueObjectiveConfig
 from wmtp.data.batches import Batch
 from wmtp.distributed import release
 from wmtp.errors import ConfigError, ModelError
 from wmtp.formats import hf, meta
 from wmtp.formats.identity import model_fingerprint
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card
+from wmtp.formats.reward import empty_reward_model, load_reward_model, load_reward_text
 from wmtp.formats.streamed import Weights, asked, empty_model, missing
 from wmtp.model import MTPModel
 from wmtp.probing import without_weights
-from wmtp.scores import CODE, ColumnCard, StoredScores
-from wmtp.scoring import critic_scores, of_pairs, reference_scores
+from wmtp.reward import RewardModel
+from wmtp.scores import CODE, ColumnCard, Of, StoredScores
+from wmtp.scoring import critic_scores, of_pairs, reference_scores, reward_scores
 from wmtp.storage import resolve
 from wmtp.value import ValueModel
 
 M = TypeVar("M", bound=nn.Module)
-VALUES, REFERENCE = "values", "reference_nll"
+VALUES, REFERENCE, REWARD = "values", "reference_nll", "reward"
+Frozen = MTPModel | ValueModel | RewardModel
 
 
 class Wanted(NamedTuple):
@@ -38,11 +42,16 @@ class Wanted(NamedTuple):
     source: str
     """The model's location."""
     alignment: str
-    """Of a reference; empty for a critic."""
+    """Of a reference; empty for the others."""
     width: int
     """Scores per token: K for `matched`, else 1."""
     scores: str | None
     """Folder of stored scores, where the config names one."""
+
+    @property
+    def of(self) -> Of:
+        """What a score is of."""
+        return "row" if self.name == REWARD else "token"
 
 
 class Scorer(NamedTuple):
@@ -51,9 +60,13 @@ class Scorer(NamedTuple):
     wanted: Wanted
     of_tokens: Callable[[Batch], Tensor]
     """`scores_BTC` of a batch."""
-    model: MTPModel | ValueModel | None
+    model: Frozen | None
     """None: the scores are stored."""
     stored: StoredScores | None = None
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """A reward model's `reward_B`."""
+        return self.of_tokens(batch)[:, 0, 0]
 
     def fields(self, batch: Batch, num_heads: int) -> dict[str, Tensor]:
         """What a `SchemeInput` gets of it."""
@@ -64,7 +77,10 @@ class Scorer(NamedTuple):
 
 
 def columns_wanted(config: Config) -> list[Wanted]:
-    """What the config's schemes read of frozen models."""
+    """What the config's schemes, or the training of a critic, read of frozen models."""
+    if isinstance(config.objective, ValueObjectiveConfig):
+        reward = config.objective.reward
+        return [] if reward is None else [Wanted(REWARD, reward.model, "", 1, reward.scores)]
     found: dict[str, Wanted] = {}
     num_heads = config.model.heads.num_heads
     for part in config.schemes:
@@ -92,15 +108,25 @@ def build_scorers(config: Config, tokenizer: Any, device: torch.device, weights:
             if wanted.scores is not None:
                 scorers.append(_stored(config, tokenizer, wanted))
             else:
-                what = "critic" if wanted.name == VALUES else "reference"
-                other = hf.load_tokenizer(wanted.source)
-                hf.check_same_tokenizer(tokenizer, other, f"objective.weighting.{what}")
+                if wanted.name != REWARD:
+                    what = "critic" if wanted.name == VALUES else "reference"
+                    other = hf.load_tokenizer(wanted.source)
+                    hf.check_same_tokenizer(tokenizer, other, f"objective.weighting.{what}")
                 scorers.append(_online(config, wanted, device, weights))
     return scorers
 
 
 def score_key(config: Config, tokenizer: Any) -> dict[str, str | int]:
     """What scores depend on beside the row and the model."""
+    objective = config.objective
+    if isinstance(objective, ValueObjectiveConfig) and objective.reward is not None:
+        text = load_reward_text(objective.reward.model, objective.reward.template)
+        return {
+            "scoring code": CODE,
+            "tokenizer of the reward model": hf.backend_fingerprint(text.tokenizer),
+            "objective.reward.template": text.template or "",
+            "precision": config.precision,
+        }
     return {
         "scoring code": CODE,
         "tokenizer": hf.tokenizer_fingerprint(tokenizer),
@@ -119,6 +145,7 @@ def column_card(wanted: Wanted) -> ColumnCard:
             "source": wanted.source,
             "alignment": wanted.alignment,
             "width": wanted.width,
+            "of": wanted.of,
         }
     )
 
@@ -131,13 +158,20 @@ def _stored(config: Config, tokenizer: Any, wanted: Wanted) -> Scorer:
 
 def _check_source(config: Config, wanted: Wanted) -> None:
     """Raise `UsageError` if the model cannot give what is asked of it; from its card alone."""
+    if wanted.name == REWARD:
+        return  # loading it says all
     card = read_card(wanted.source)
     if wanted.name == VALUES:
-        by_reward = any(isinstance(part, CriticConfig) and part.terminal == "reward" for part in config.schemes)
-        if by_reward and isinstance(card, ValueCard) and card.loss == "pairwise":
+        by_label = any(isinstance(part, CriticConfig) and part.terminal == "reward" for part in config.schemes)
+        if by_label and isinstance(card, ValueCard) and card.loss == "pairwise":
             raise ConfigError(
                 "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined "
                 "up to a constant and cannot be compared with rewards; use terminal 'value'"
+            )
+        if by_label and isinstance(card, ValueCard) and card.rewards == "model":
+            raise ConfigError(
+                "objective.weighting.terminal = 'reward' reads is_correct, but the critic foresees the score of a "
+                "reward model: the two cannot be compared; use terminal 'value'"
             )
         return
     own_heads = card.num_heads if card is not None and not isinstance(card, ValueCard) else 1
@@ -149,22 +183,7 @@ def _check_source(config: Config, wanted: Wanted) -> None:
 
 
 def _online(config: Config, wanted: Wanted, device: torch.device, weights: Weights) -> Scorer:
-    objective = config.objective
-    assert isinstance(objective, MTPObjectiveConfig)
-    model: MTPModel | ValueModel
-    ask: Callable[[Batch], Tensor]
-    if wanted.name == VALUES:
-        critic = _empty(wanted.source, ValueModel, weights) or load_value_model(wanted.source)
-        model, ask = critic, lambda batch: critic_scores(critic, batch)
-    else:
-        heads = wanted.width
-        reference = _empty(wanted.source, MTPModel, weights, heads) or load_model(wanted.source, num_heads=heads)
-        model = reference
-
-        def ask(batch: Batch) -> Tensor:
-            options: dict[str, Any] = {"kind": objective.loss, "chunk": objective.logits_chunk}
-            return reference_scores(reference, batch, heads, alignment=wanted.alignment, **options)
-
+    model, ask = {VALUES: _critic, REFERENCE: _reference, REWARD: _reward_model}[wanted.name](config, wanted, weights)
     _freeze(model, device)
 
     def of_tokens(batch: Batch) -> Tensor:
@@ -173,6 +192,28 @@ def _online(config: Config, wanted: Wanted, device: torch.device, weights: Weigh
         return finite(scores_BTC.float(), wanted.source)
 
     return Scorer(wanted, of_tokens, model)
+
+
+Asked = tuple[Frozen, Callable[[Batch], Tensor]]
+"""A model, and what it says of a batch."""
+
+
+def _critic(config: Config, wanted: Wanted, weights: Weights) -> Asked:
+    critic = _empty(wanted.source, ValueModel, weights) or load_value_model(wanted.source)
+    return critic, lambda batch: critic_scores(critic, batch)
+
+
+def _reference(config: Config, wanted: Wanted, weights: Weights) -> Asked:
+    objective, heads = config.objective, wanted.width
+    assert isinstance(objective, MTPObjectiveConfig)
+    options: dict[str, Any] = {"kind": objective.loss, "chunk": objective.logits_chunk}
+    reference = _empty(wanted.source, MTPModel, weights, heads) or load_model(wanted.source, num_heads=heads)
+    return reference, lambda batch: reference_scores(reference, batch, heads, alignment=wanted.alignment, **options)
+
+
+def _reward_model(config: Config, wanted: Wanted, weights: Weights) -> Asked:
+    reward_model = (empty_reward_model if weights == "never" else load_reward_model)(wanted.source)
+    return reward_model, lambda batch: reward_scores(reward_model, batch)
 
 
 def finite(score: torch.Tensor, source: str) -> torch.Tensor:

@@ -87,7 +87,7 @@ def _finished(folder: Path) -> tuple[Parts, MTPModel | ValueModel]:
         raise UsageError(f"{folder} is no finished run: config.yaml and final/ are needed, as wmtp train writes them")
     config = load([folder / "config.yaml"])
     if config.arm == "critic":
-        parts = build(_all_solutions(config))
+        parts = build(config)
         return parts, load_value_model(str(final)).to(parts.device)
     model = config.model.model_copy(update={"path": str(final.absolute()), "architecture": None, "tokenizer": None})
     parts = build(_all_solutions(config.model_copy(update={"model": model})))

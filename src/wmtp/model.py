@@ -22,6 +22,7 @@ from wmtp.loss_backends import BACKENDS, backend_loss
 from wmtp.loss_fused import fused_loss
 from wmtp.probing import check_causal, evaluating, probe, without_weights
 from wmtp.targets import future_targets
+from wmtp.value import ValueHead
 
 
 class TokenBatch(Protocol):
@@ -70,6 +71,8 @@ class MTPModel(nn.Module):
         self.base = base
         self.num_heads = num_heads
         self.family = family
+        self.value_head: ValueHead | None = None
+        """Reads head 1's final hidden state, where the policy follows a critic (docs/math.md 4.2.3)."""
         layers_name, layers = layer_list(self.decoder, getattr(base.config, "num_hidden_layers", None))
         self._norm_name = final_norm(self.decoder, layers_name)
         taken = self._taken_layers(layers, depth)
@@ -251,6 +254,12 @@ class MTPModel(nn.Module):
         self.extra_heads.requires_grad_(True)
         if which == "heads+norm":
             self.final_norm.requires_grad_(True)
+        if self.value_head is not None:
+            self.value_head.requires_grad_(True)
+
+    def apart(self) -> list[nn.Module]:
+        """The modules that run on their own between the trunk's forward and backward pass: heads, and a value head."""
+        return [*self.heads(), *([] if self.value_head is None else [self.value_head])]
 
     def unembedding(self) -> Unembedding:
         """The shared map from final hidden states to logits, as tensors."""

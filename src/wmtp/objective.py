@@ -24,9 +24,10 @@ from wmtp.loss import LossSum
 from wmtp.metrics import Meter
 from wmtp.model import MTPModel, batch_targets, coefficient_total, hidden_loss
 from wmtp.ranks import Reduce, alone
+from wmtp.reward import RunningScale
 from wmtp.schedule import Scheduled, value_at
 from wmtp.targets import IGNORE
-from wmtp.value import LOSSES, ValueModel, lambda_return_loss, pairwise_loss
+from wmtp.value import LOSSES, ValueModel, following_loss, lambda_return_loss, pairwise_loss, with_state_before
 from wmtp.value_stats import ratio, value_meter, value_metrics
 from wmtp.weight_stats import weight_meter, weight_metrics
 from wmtp.weighting.base import Scheme, SchemeInput, When
@@ -139,6 +140,7 @@ class MTPObjective:
         kind: `fused`, `compiled` (the same, compiled for lower precisions), `plain`, or a library of
             `loss_backends.BACKENDS`.
         chunk: rows of logits held at once.
+        aux_value: coefficient of the loss of the policy's value head; None where it has none.
     """
 
     def __init__(
@@ -150,8 +152,9 @@ class MTPObjective:
         denominator: str = "weights",
         kind: str = "fused",
         chunk: int | None = None,
+        aux_value: float | None = None,
     ) -> None:
-        self.scheme, self.score = scheme, score
+        self.scheme, self.score, self.aux_value = scheme, score, aux_value
         self.coefficient_K, self.denominator = coefficient_K, denominator
         self.kind, self.chunk = kind, chunk
         self.norms = "gradient_norm_BTK" in scheme.needs
@@ -221,7 +224,7 @@ class MTPObjective:
         if cut is None:
             return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
         meter = Meter()
-        with head_passes(model, list(model.heads()), last):
+        with head_passes(model, model.apart(), last):
             for k in range(model.num_heads):
                 if k == model.num_heads - 1 and not cut.hidden_BTD.requires_grad:
                     synchronise(model, last)  # no backward pass of the trunk follows
@@ -314,7 +317,19 @@ class MTPObjective:
         norm_BTK = plan.scheme_input.gradient_norm_BTK if plan.weighted else loss.gradient_norm_BTK
         if norm_BTK is not None:
             meter.add(gradient_norm_sum_K=norm_BTK.sum((0, 1)))
-        return Sums(loss.weighted_sum, loss.weight_total, meter)
+        weighted_sum = loss.weighted_sum
+        if self.aux_value is not None and plan.scheme_input.first_head == 0:
+            following = self._following(model, hidden_K[0], plan.scheme_input, meter)
+            weighted_sum = weighted_sum + self.aux_value * following
+        return Sums(weighted_sum, loss.weight_total, meter)
+
+    def _following(self, model: MTPModel, hidden_BTD: Tensor, known: SchemeInput, meter: Meter) -> Tensor:
+        """How far the policy's value head is from the critic's values, summed over tokens; told to the meter."""
+        if model.value_head is None or known.values_BT is None:
+            raise ValueError("an auxiliary value loss needs a policy with a value head, and a critic's values")
+        following = following_loss(model.value_head(hidden_BTD), known.values_BT, known.response_BT)
+        meter.add(value_sum=following.detach(), value_count=with_state_before(known.response_BT).sum())
+        return following
 
     def _row_weights(
         self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, norm_R: Tensor | None
@@ -350,6 +365,8 @@ class MTPObjective:
         if "correct_K" in totals:
             pairs = enumerate(zip(totals["correct_K"].tolist(), count_K, strict=True), 1)
             out |= {f"acc/head_{k}": ratio(correct, count) for k, (correct, count) in pairs}
+        if "value_sum" in totals:
+            out["loss/value"] = ratio(float(totals["value_sum"]), float(totals["value_count"]))
         return out | weight_metrics(totals, meter)
 
     def _coefficients(self, batch: Batch, head: int | None = None) -> Tensor | None:
@@ -404,6 +421,7 @@ class ValueObjective:
         gamma, lam: of the lambda-return; lam may be scheduled. `monte_carlo` is lam = 1.
         huber_delta: None for the squared error.
         returns_share: of `combined`: `(1 - share) * pairwise + share * lambda_return`.
+        reward: a reward model's `reward_B` of a batch, learned in the place of its labels; None for these.
     """
 
     def __init__(
@@ -414,12 +432,14 @@ class ValueObjective:
         lam: Scheduled = 0.95,
         huber_delta: float | None = 0.5,
         returns_share: float = 0.5,
+        reward: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         if loss not in LOSSES:
             raise ValueError(f"value loss must be one of {', '.join(LOSSES)}, got {loss!r}")
         self.loss, self.gamma, self.huber_delta = loss, gamma, huber_delta
         self.lam: Scheduled = 1.0 if loss == "monte_carlo" else lam
         self.share = {"pairwise": 0.0, "combined": returns_share}.get(loss, 1.0)
+        self.reward, self.scale = reward, RunningScale()
         self.step = 1
 
     @property
@@ -433,16 +453,19 @@ class ValueObjective:
         device = batches[0].tokens_BT.device
         return torch.tensor(float(rows // 2 if self.needs_pairs else rows), device=device)
 
-    def plan(self, model: ValueModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[None]:
-        """Nothing to prepare."""
-        return [None] * len(batches)
+    def plan(self, model: ValueModel, batches: Sequence[Batch], reduce: Reduce, training: bool) -> list[Tensor]:
+        """What every row's values should foresee: its label, or its reward on the scale of all rows so far."""
+        if self.reward is None:
+            return [batch.reward_B[: len(batch.row_B)] for batch in batches]
+        rewards = [self.reward(batch)[: len(batch.row_B)] for batch in batches]  # a filler has no rows
+        return self.scale.scaled(rewards, reduce, training)
 
-    def sums(self, model: ValueModel, batch: Batch, plan: None, reduce: Reduce, training: bool) -> Sums:
+    def sums(self, model: ValueModel, batch: Batch, plan: Tensor, reduce: Reduce, training: bool) -> Sums:
         """Loss over pairs or rows; pair figures wherever the rows come as pairs."""
         rows = len(batch.row_B)  # none in a filler
         values_BT = model(batch.tokens_BT)[:rows]
-        response, reward_B = batch.trainable_BT[:rows], batch.reward_B[:rows]
-        meter = value_meter(values_BT.detach(), response, reward_B)
+        response = batch.trainable_BT[:rows]
+        meter = value_meter(values_BT.detach(), response, batch.reward_B[:rows], plan)
         paired = batch.paired
         if self.needs_pairs and not paired:
             raise ValueError(f"the {self.loss} loss needs batches of pairs: a correct row, then an incorrect one")
@@ -453,7 +476,7 @@ class ValueObjective:
         if self.share > 0:
             lam = value_at(self.lam, self.step)
             returns = lambda_return_loss(
-                values_BT, response, reward_B, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
+                values_BT, response, plan, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
             )
             terms.append(self.share * returns / (2 if self.needs_pairs else 1))
         loss_sum = torch.stack(terms).sum()
@@ -465,7 +488,7 @@ class ValueObjective:
         self,
         model: ValueModel,
         batch: Batch,
-        plan: None,
+        plan: Tensor,
         scale: Tensor,
         reduce: Reduce,
         precision: Precision,
@@ -481,7 +504,11 @@ class ValueObjective:
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         """`loss/weighted` (the loss that is trained), and what `value_metrics` says of the values."""
         loss = ratio(float(totals["weighted_sum"]), float(totals["weight_total"]))
-        return {"loss/weighted": loss, **value_metrics(totals, calibrated=self.share > 0)}
+        calibrated = self.share > 0 and self.reward is None
+        figures = {"loss/weighted": loss, **value_metrics(totals, calibrated=calibrated)}
+        if self.reward is not None:
+            figures |= {"reward/mean": self.scale.mean, "reward/std": self.scale.deviation}
+        return figures
 
     def begin(self, step: int) -> None:
         """A scheduled lam takes the value of this step."""
@@ -491,8 +518,10 @@ class ValueObjective:
         """No memory."""
 
     def state_dict(self) -> dict[str, Any]:
-        """No memory."""
-        return {}
+        """The scale of the rewards; nothing where labels are learned."""
+        return {} if self.reward is None else {"rewards": self.scale.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """No memory."""
+        """Restore what `state_dict` returned."""
+        if self.reward is not None:
+            self.scale.load_state_dict(state["rewards"])

@@ -22,7 +22,7 @@ from wmtp.distributed import Sharding, World, shard, sharding
 from wmtp.errors import ConfigError, ModelError
 from wmtp.formats import hf, meta
 from wmtp.formats.drawn import Drawn
-from wmtp.formats.native import MTPCard, ValueCard, load_model, read_card
+from wmtp.formats.native import MTPCard, ValueCard, load_model, load_value_head, read_card
 from wmtp.formats.streamed import (
     Weights,
     asked,
@@ -32,11 +32,13 @@ from wmtp.formats.streamed import (
     fill_rows,
     missing,
 )
+from wmtp.frozen import Frozen
 from wmtp.loss_backends import BACKENDS, refusal
 from wmtp.model import MTPModel
 from wmtp.objective import Objective
 from wmtp.probing import without_weights
-from wmtp.value import ValueModel
+from wmtp.reward import RewardModel
+from wmtp.value import ValueHead, ValueModel
 
 
 @dataclass
@@ -49,8 +51,8 @@ class Parts:
     tokenizer: Any
     tokenizer_fingerprint: str
     model: MTPModel | ValueModel
-    frozen: list[MTPModel | ValueModel]
-    """The critic and the reference, where the scheme has them and their scores are not stored."""
+    frozen: list[Frozen]
+    """Critic, reference, reward model: those that the objective has, and whose scores are not stored."""
     objective: Objective
     optimizer: AdamW
     data: Data
@@ -159,6 +161,27 @@ def stored_in(source: str) -> Fill:
 
 def build_model(config: Config, tokenizer: Any, weights: Weights = "now") -> tuple[MTPModel | ValueModel, Fill | None]:
     """The model to train, and what gives it its weights where it is without."""
+    model, fill_model = _built(config, tokenizer, weights)
+    if isinstance(model, MTPModel):
+        model.value_head = _value_head(config, model)
+    return model, fill_model
+
+
+def _value_head(config: Config, model: MTPModel) -> ValueHead | None:
+    """The critic's, where the policy is to follow its values."""
+    objective = config.objective
+    if not isinstance(objective, MTPObjectiveConfig) or objective.aux_value_loss is None or objective.critic is None:
+        return None
+    head, width = load_value_head(objective.critic), model.base.config.get_text_config().hidden_size
+    if head.width != width:
+        raise ConfigError(
+            f"objective.aux_value_loss starts from the critic's value head, which reads hidden states of width "
+            f"{head.width}; the policy's are {width} wide: it takes a critic on a backbone like the policy"
+        )
+    return head
+
+
+def _built(config: Config, tokenizer: Any, weights: Weights) -> tuple[MTPModel | ValueModel, Fill | None]:
     if weights != "now":
         empty = _empty_policy(config, len(tokenizer), weights)
         if empty is not None:
@@ -176,7 +199,8 @@ def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
         scale = _adapted(base, objective) if objective.backbone == "lora" else None
-        return ValueModel(base, objective.head, objective.backbone, objective.loss, scale)
+        rewards = "labels" if objective.reward is None else "model"
+        return ValueModel(base, objective.head, objective.backbone, objective.loss, scale, rewards)
     heads = config.model.heads
     return MTPModel(base, heads.num_heads, heads.init, family=heads.family, depth=heads.depth)
 
@@ -188,7 +212,7 @@ def _adapted(base: Any, objective: ValueObjectiveConfig) -> float:
     return lora.alpha / lora.rank
 
 
-def prepare_model(model: MTPModel | ValueModel, *, checkpointing: bool, compiled: bool) -> None:
+def prepare_model(model: Frozen, *, checkpointing: bool, compiled: bool) -> None:
     """Switch on what changes how the model computes, not what.
 
     Raises:
@@ -219,13 +243,14 @@ def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:
             raise ConfigError(f"objective.loss = {kind!r}: {reason}")
 
 
-def spread(model: MTPModel | ValueModel, how: Sharding, fill_model: Fill | None, device: torch.device) -> None:
+def spread(model: Frozen, how: Sharding, fill_model: Fill | None, device: torch.device) -> None:
     """Shard a model over ranks, and give each what it holds if it is still without weights."""
     if isinstance(model, MTPModel):
-        shard(model, model.trunk_layers(), how, heads=list(model.heads()), embedding=model.own_embedding())
+        exact = [] if model.value_head is None else [model.value_head]
+        shard(model, model.trunk_layers(), how, heads=list(model.heads()), embedding=model.own_embedding(), exact=exact)
     else:
-        shard(model, model.layers(), how, exact=[model.value_head])
-    if fill_model is not None and without_weights(model):
+        shard(model, model.layers(), how, exact=[model.value_head] if isinstance(model, ValueModel) else [])
+    if fill_model is not None and not isinstance(model, RewardModel) and without_weights(model):
         fill_model(model, device)
 
 

@@ -28,8 +28,7 @@ from wmtp.errors import ConfigError
 from wmtp.frozen import Scorer, build_scorers, column_card, columns_wanted, score_key
 from wmtp.objective import Precision
 from wmtp.parts import sharding_of, spread, stored_in
-from wmtp.scores import Card, ScoreFile, Span
-from wmtp.scores.rows import span_of
+from wmtp.scores import Card, ScoreFile, Span, span_in
 from wmtp.storage import resolve
 
 BATCH_TOKENS = 8192
@@ -103,10 +102,10 @@ def score_in(
 def _folder(config: Config, out: str | None) -> Path:
     wanted = columns_wanted(config)
     if not wanted:
-        raise ConfigError(f"nothing to score: the arm {config.arm} reads no frozen model")
+        raise ConfigError(f"nothing to score: the recipe of the arm {config.arm} names no frozen model")
     named = {column.scores for column in wanted if column.scores is not None}
     if out is None and len(named) != 1:
-        raise ConfigError("say where the scores should go: --out FOLDER, or objective.weighting.scores in the recipe")
+        raise ConfigError("say where the scores should go: --out FOLDER, or `scores` beside the model in the recipe")
     return resolve(out if out is not None else named.pop())
 
 
@@ -119,14 +118,16 @@ def prepare(config: Config, mesh: Sharding | None, dtype: str, batch_tokens: int
     device = devices.pick(config.device)
     tokenizer = load_tokenizer(config)
     data = build_data(config, tokenizer)
-    by_key = {span.key: (row, span) for row in data.rows for span in [span_of(row.tokens, row.response_start)]}
-    order = sorted(by_key, key=lambda key: (-len(by_key[key][0].tokens), key))
+    columns = columns_wanted(config)
+    of = columns[0].of  # one objective reads scores of tokens, or of rows
+    by_key = {span.key: (row, span) for row in data.rows for span in [span_in(row, of)]}
+    order = sorted(by_key, key=lambda key: (-positions(by_key[key][0]), key))
     rows, spans = [by_key[key][0] for key in order], [by_key[key][1] for key in order]
     card = Card.model_validate(
         {
             "key": score_key(config, tokenizer),
             "data": hashlib.sha256(b"".join(sorted(order))).hexdigest(),
-            "columns": {column.name: column_card(column) for column in columns_wanted(config)},
+            "columns": {column.name: column_card(column) for column in columns},
             "dtype": dtype,
             "batch_tokens": batch_tokens,
             "rows": len(rows),
@@ -140,8 +141,13 @@ def prepare(config: Config, mesh: Sharding | None, dtype: str, batch_tokens: int
     precision = devices.precision(device, config.precision)
     if mesh is not None:
         precision = nullcontext  # the mixed-precision policy casts what it gathers
-    batches = batches_of([len(row.tokens) for row in rows], batch_tokens)
+    batches = batches_of([positions(row) for row in rows], batch_tokens)
     return Job(device, precision, scorers, rows, spans, batches, data.train.pad_id, card)
+
+
+def positions(row: Row) -> int:
+    """What a row takes in a batch of its models."""
+    return len(row.tokens if row.judged is None else row.judged)
 
 
 def batches_of(lengths: Sequence[int], most_tokens: int) -> list[range]:

@@ -27,9 +27,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmtp.memory import Moment, Parts, Unit
 from wmtp.model import MTPModel
+from wmtp.reward import RewardModel
 from wmtp.value import ValueHead, ValueModel
 
-Model = MTPModel | ValueModel
+Model = MTPModel | ValueModel | RewardModel
 Loss = Callable[[int], Parts]
 """Bytes by part of the loss of so many heads at a time."""
 
@@ -39,7 +40,7 @@ def unit_modules(model: Model) -> list[nn.Module]:
     if isinstance(model, MTPModel):
         embedding = model.own_embedding()
         return [*([] if embedding is None else [embedding]), *model.trunk_layers(), *model.heads()]
-    return [*model.layers(), model.value_head]
+    return [*model.layers(), *([model.value_head] if isinstance(model, ValueModel) else [])]
 
 
 def units_of(model: Model) -> list[Unit]:
@@ -100,7 +101,7 @@ def rehearse(
 
 
 def rehearse_scoring(model: Model, shape: tuple[int, int], loss: Loss, *, autocast: bool = False) -> list[Moment]:
-    """The moments of asking a frozen critic or reference about a micro-batch."""
+    """The moments of asking a frozen critic, reference or reward model about a micro-batch."""
     recorder = _Recorder(model)
     with _helped(autocast), recorder, torch.no_grad():
         scored = model(_tokens(model, shape))

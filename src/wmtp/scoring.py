@@ -1,7 +1,8 @@
-"""Frozen scorers: what a critic or a reference model says about a batch, without gradients.
+"""Frozen scorers: what a critic, a reference or a reward model says about a batch, without gradients.
 
-Their scores are functions of the data alone, and belong to tokens: `scores_BTC[b, j]` are those of token j, 0 where
-nothing reads them. So they can be asked for now or have been stored (`wmtp.scores`).
+Their scores are functions of the data alone. Those of critic and reference belong to tokens: `scores_BTC[b, j]` are
+those of token j, 0 where nothing reads them. A reward belongs to a row, and is its only score. So they can be asked for
+now or have been stored (`wmtp.scores`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from wmtp.data.batches import Batch
 from wmtp.model import MTPModel, batch_targets, hidden_loss
+from wmtp.reward import RewardModel
 from wmtp.targets import align_to_targets
 from wmtp.value import ValueModel, with_state_before
 
@@ -74,6 +76,22 @@ def reference_scores(
     for k in range(1, min(asked, nll_BTC.shape[1] - 1) + 1):
         scores_BTC[:, k:, k - 1] = nll_BTC[:, :-k, k - 1]
     return scores_BTC
+
+
+@torch.no_grad()
+def reward_scores(model: RewardModel, batch: Batch) -> Tensor:
+    """`rewards_BTC` with T = C = 1; what rows that only fill get is read by nobody.
+
+    Raises:
+        ValueError: rows without the reward model's ids.
+    """
+    judged_BJ, mask_BJ = batch.judged_BJ, batch.judged_mask_BJ
+    if judged_BJ is None:
+        if batch.row_B:
+            raise ValueError("the rows have no ids of a reward model")
+        judged_BJ, mask_BJ = torch.zeros_like(batch.tokens_BT), torch.ones_like(batch.trainable_BT)
+    reward_B: Tensor = model(judged_BJ, mask_BJ)
+    return reward_B.view(-1, 1, 1)
 
 
 def of_pairs(scores_BTC: Tensor, num_heads: int) -> Tensor:

@@ -33,7 +33,7 @@ class ValueHead(nn.Module):
         super().__init__()
         if kind not in HEADS:
             raise ValueError(f"value head must be one of {HEADS}, got {kind!r}")
-        self.kind = kind
+        self.kind, self.width = kind, width
         if kind == "mlp":
             inner, last = max(1, width // 4), max(1, width // 8)
             self.layers = nn.Sequential(
@@ -47,6 +47,12 @@ class ValueHead(nn.Module):
         with torch.autocast(hidden_BTD.device.type, enabled=False):
             value_BT: Tensor = self.layers(hidden_BTD.float()).squeeze(-1).clone()  # no view: sharding hooks into it
         return value_BT.sigmoid() if self.kind == "sigmoid" else value_BT
+
+
+def following_loss(values_BT: Tensor, critic_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """How far values are from a critic's: Huber's loss of width 0.5, summed over the tokens that have values."""
+    error_BT = F.huber_loss(values_BT, critic_BT.detach(), reduction="none", delta=0.5)
+    return (error_BT * with_state_before(response_BT)).sum()
 
 
 class ValueModel(nn.Module):
@@ -63,6 +69,7 @@ class ValueModel(nn.Module):
         loss: what trains it (one of `LOSSES`), kept with the saved model: it decides whether the values can be
             compared with rewards.
         adapter_scale: what the adapters' product is multiplied by; None where there are none.
+        rewards: what the values foresee, kept like `loss`: `labels` (is_correct), or the score of a reward `model`.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class ValueModel(nn.Module):
         backbone: str = "full",
         loss: str = "pairwise",
         adapter_scale: float | None = None,
+        rewards: str = "labels",
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
@@ -80,7 +88,7 @@ class ValueModel(nn.Module):
         self.base = base
         self.value_head = ValueHead(base.config.hidden_size, head)
         self.backbone = backbone
-        self.loss = loss
+        self.loss, self.rewards = loss, rewards
         self.adapter_scale = adapter_scale
         tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
         if not tied:

@@ -20,12 +20,13 @@ BINS = 10
 """Of the reliability curve: equal parts of [0, 1]; values outside count to the outermost."""
 
 
-def value_meter(values_BT: Tensor, response_BT: Tensor, reward_B: Tensor) -> Meter:
+def value_meter(values_BT: Tensor, response_BT: Tensor, reward_B: Tensor, aim_B: Tensor) -> Meter:
     """Sums over the rows.
 
     Args:
         values_BT: detached.
         reward_B: 1 correct, 0 incorrect, NaN unknown.
+        aim_B: what the values should foresee: `reward_B`, or a reward model's score.
     """
     values, mask = values_BT.to(widest_float(values_BT.device)), response_BT.bool()
     count_B = mask.sum(1)
@@ -39,6 +40,7 @@ def value_meter(values_BT: Tensor, response_BT: Tensor, reward_B: Tensor) -> Met
         value_rows=torch.tensor(len(values), device=values.device),
         value_row_variance=_row_covariance(values, values, mask).sum(),
         length_moments=_moments(count_B.to(values), mean_B),
+        aim_moments=_moments(aim_B[~aim_B.isnan()].to(values), mean_B[~aim_B.isnan()]),
     )
     for name, value_B in (("position", _position_correlation(values, mask)), ("spikiness", _spikiness(values, mask))):
         known = ~value_B.isnan()
@@ -64,6 +66,7 @@ def value_metrics(totals: Mapping[str, Tensor], *, calibrated: bool) -> dict[str
         "value/spikiness": ratio(figure["spikiness_sum"], figure["spikiness_rows"]),
         "value/position_correlation": ratio(figure["position_sum"], figure["position_rows"]),
         "value/length_correlation": _correlation(totals["length_moments"]),
+        "value/reward_correlation": _correlation(totals["aim_moments"]),
     }
     if figure["pair_count"]:
         out["value/pair_accuracy"] = ratio(figure["pair_correct"], figure["pair_count"])

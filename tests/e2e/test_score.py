@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,17 @@ def test_killed_and_resumed_scoring_writes_the_same_files(
     assert contents(tmp_path / "s") == contents(scored["critic"])
 
 
+def killed(arguments: list[str], parts: Path, *, at: int, draw: random.Random) -> bool:
+    """Whether the command was killed, at some instant once there were so many parts; it may be done before."""
+    process = subprocess.Popen([sys.executable, "-m", "wmtp", *arguments])
+    while process.poll() is None:
+        time.sleep(draw.uniform(0.0, 0.02))
+        if len(list(parts.glob("*.part"))) >= at:
+            process.kill()
+    assert process.returncode in (0, -signal.SIGKILL)
+    return process.returncode != 0
+
+
 @pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_million_tokens_killed_at_random_end_with_the_same_files(
@@ -274,14 +286,8 @@ def test_a_million_tokens_killed_at_random_end_with_the_same_files(
 
     assert wmtp_command(*arguments("whole"))[0] == 0
     assert json.loads((tmp_path / "whole" / "scores.json").read_text())["tokens"] >= 1_000_000
-    kills = 0
-    while True:
-        try:
-            ended = subprocess.run([sys.executable, "-m", "wmtp", *arguments("broken")], timeout=draw.uniform(8, 25))
-        except subprocess.TimeoutExpired:  # run() has killed it
-            kills += 1
-            continue
-        assert ended.returncode == 0
-        break
+    parts, kills = tmp_path / "broken" / "parts", 0
+    while killed(arguments("broken"), parts, at=len(list(parts.glob("*.part"))) + draw.randint(10, 60), draw=draw):
+        kills += 1
     assert kills >= 2
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")

@@ -19,7 +19,7 @@ from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.formats.identity import model_fingerprint
 from wmtp.formats.native import save_model
 from wmtp.prescoring import batches_of
-from wmtp.scores import CARD, Card, ColumnCard, ScoreFile, StoredScores, row_key, spans_of
+from wmtp.scores import CARD, Card, ColumnCard, ScoreFile, StoredScores, row_key, spans_of, writing
 from wmtp.scores.rows import span_of
 from wmtp.testing import tiny_base
 from wmtp.value import ValueModel
@@ -256,6 +256,40 @@ def test_any_order_any_interruption_and_a_torn_part_end_with_the_same_files(
     again.file.finish()
     assert files(folder / "broken") == files(folder / "whole")
     assert whole.file.begin() == []
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_a_kill_while_parts_become_columns_is_made_good_and_little_lies_there_twice(
+    tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(12)
+    finished(tmp_path / "whole", rows)
+    made = Written(tmp_path / "broken", rows)
+    made.file.begin()
+    made.write()
+    monkeypatch.setattr(writing, "TWICE", 1)
+    forget, left = ScoreFile._forget, iter(range(stop))
+
+    def killed(self: ScoreFile, numbers: list[int], files: Any) -> None:
+        assert len(numbers) <= 1
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        forget(self, numbers, files)
+
+    monkeypatch.setattr(ScoreFile, "_forget", killed)
+    with pytest.raises(KeyboardInterrupt):
+        made.file.finish()
+    assert len(list((tmp_path / "broken" / "parts").glob("*.part"))) == 4 - stop
+    monkeypatch.setattr(ScoreFile, "_forget", forget)
+    again = Written(tmp_path / "broken", rows)
+    assert again.file.begin() == []
+    if stop < 4:  # a part that is torn meanwhile is scored once more
+        part = tmp_path / "broken" / "parts" / "00000003.part"
+        part.write_bytes(part.read_bytes()[:-1])
+        assert again.file.begin() == [3]
+        again.write(3)
+    again.file.finish()
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def test_a_part_that_is_missing_at_the_end_is_an_error_and_nothing_is_published(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def model() -> ValueModel:
 
 
 def loss_of(objective: ValueObjective, model: ValueModel, batch: Batch = BATCH) -> float:
-    sums = objective.sums(model, batch, None, alone, True)
+    sums = objective.sums(model, batch, batch.reward_B, alone, True)
     return float(sums.weighted_sum.detach() / sums.weight_total)
 
 
@@ -78,15 +78,16 @@ def test_two_micro_batches_are_one_batch(loss: str, model: ValueModel) -> None:
         return replace(BATCH, **cut)
 
     objective = ValueObjective(loss)
-    sums = [objective.sums(model, part(rows), None, alone, True) for rows in (slice(0, 2), slice(2, 6))]
-    whole = objective.sums(model, BATCH, None, alone, True)
+    parts = [part(rows) for rows in (slice(0, 2), slice(2, 6))]
+    sums = [objective.sums(model, batch, batch.reward_B, alone, True) for batch in parts]
+    whole = objective.sums(model, BATCH, BATCH.reward_B, alone, True)
     torch.testing.assert_close(sums[0].weighted_sum + sums[1].weighted_sum, whole.weighted_sum)
     assert float(sums[0].weight_total + sums[1].weight_total) == float(whole.weight_total)
 
 
 def test_only_values_that_mean_probabilities_have_a_calibration(model: ValueModel) -> None:
     for loss in LOSSES:
-        sums = ValueObjective(loss).sums(model, BATCH, None, alone, True)
+        sums = ValueObjective(loss).sums(model, BATCH, BATCH.reward_B, alone, True)
         figures = ValueObjective(loss).metrics(dict(sums.meter.sums), sums.meter)
         assert ("value/calibration_error" in figures) == (loss != "pairwise")
 

@@ -31,7 +31,7 @@ def rows_of(seed: int, count: int = 6, length: int = 9) -> tuple[torch.Tensor, t
 
 
 def figures(values: torch.Tensor, mask: torch.Tensor, rewards: torch.Tensor, calibrated: bool = True) -> dict[str, Any]:
-    meter = value_meter(values, mask, rewards)
+    meter = value_meter(values, mask, rewards, rewards)
     return value_metrics({**meter.reduced(alone), **PAIRS}, calibrated=calibrated)
 
 
@@ -81,8 +81,11 @@ def test_the_reliability_curve_is_the_share_of_correct_tokens_in_each_tenth(seed
 @settings(max_examples=20)
 def test_two_parts_added_are_the_whole(seed: int, cut: int) -> None:
     values, mask, rewards = rows_of(seed)
-    whole, first = value_meter(values, mask, rewards), value_meter(values[:cut], mask[:cut], rewards[:cut])
-    first.merge(value_meter(values[cut:], mask[cut:], rewards[cut:]))
+    whole, first = (
+        value_meter(values, mask, rewards, rewards),
+        value_meter(values[:cut], mask[:cut], rewards[:cut], rewards[:cut]),
+    )
+    first.merge(value_meter(values[cut:], mask[cut:], rewards[cut:], rewards[cut:]))
     assert list(first.sums) == list(whole.sums)
     for name, total in whole.sums.items():
         torch.testing.assert_close(first.sums[name], total, msg=name)

@@ -380,9 +380,9 @@ def test_a_critic_batch_that_is_no_pairs_holds_the_same_sums_as_one_that_is(rewa
     pairs = replace(BATCH, reward_B=torch.tensor([1.0, 0.0, 1.0, 0.0]), paired=True)
     others = replace(BATCH, reward_B=torch.tensor(rewards))
     objective = ValueObjective("lambda_return")
-    meters = [objective.sums(model, batch, None, alone, False).meter for batch in (pairs, others)]
+    meters = [objective.sums(model, batch, batch.reward_B, alone, False).meter for batch in (pairs, others)]
     assert list(meters[0].sums) == list(meters[1].sums)
     assert [float(meter.sums["pair_count"]) for meter in meters] == [2, 0]
     assert ["value/pair_accuracy" in objective.metrics(m.sums, m) for m in meters] == [True, False]
     with pytest.raises(ValueError, match="needs batches of pairs"):
-        ValueObjective("pairwise").sums(model, others, None, alone, False)
+        ValueObjective("pairwise").sums(model, others, others.reward_B, alone, False)

@@ -35,7 +35,7 @@ from wmtp.scores import ScoreFile, read_card
 from wmtp.step import train_step
 from wmtp.value import ValueModel
 
-VERSION = 1
+VERSION = 2
 """Of the JSON: raised when a key changes its meaning or goes away."""
 TOKENIZER = "embedded://tiny-llama"
 SCHEMES = {
@@ -122,20 +122,21 @@ def scoring_of(config: Config, folder: Path) -> tuple[dict[str, Callable[[], obj
         file = ScoreFile(folder / f"bench_{next(turns)}", job.card, job.scored_spans())
         prescoring.score_batches(job, file, file.begin(), World(), lambda text: None)
 
-    model = job.scorers[0].model
-    assert model is not None
+    (scorer,) = job.scorers
+    if isinstance(scorer.model, ValueModel):
+        model: Any = scorer.model
+    else:  # as transformers has it: in an `MTPModel` the base runs without its last layer
+        bare = hf.load_causal_lm(scorer.wanted.source).to(job.device).eval()
+        model = partial(bare, use_cache=False)
     runs: dict[str, Callable[[], object]] = {"score": product, "forward": partial(bare_forward, model, batches)}
     return runs, sum(batch.num_tokens for batch in batches)
 
 
 @torch.no_grad()
-def bare_forward(model: MTPModel | ValueModel, batches: Sequence[Batch]) -> None:
+def bare_forward(model: Callable[[torch.Tensor], object], batches: Sequence[Batch]) -> None:
     """The model's own forward pass, and nothing else."""
     for batch in batches:
-        if isinstance(model, ValueModel):
-            model(batch.tokens_BT)
-        else:
-            model.base(input_ids=batch.tokens_BT, use_cache=False)
+        model(batch.tokens_BT)
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class Batch:
     """None: every row is one document."""
     group_B2: Tensor | None = None
     """fp32: mean and standard deviation of the rewards of all responses to the row's problem; NaN unknown."""
+    judged_BJ: Tensor | None = None
+    """Each record as ids of the reward model's tokenizer, where the rows have them; 0 in the padding on the right."""
+    judged_mask_BJ: Tensor | None = None
+    """bool: False in that padding."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -249,4 +253,16 @@ def collate(rows: Sequence[Row], chosen: Sequence[int], pad_id: int, paired: boo
         sum(len(row.tokens) for row in found),
         paired,
         group_B2=torch.tensor([row.group for row in found], dtype=torch.float32),
+        **_judged([row.judged for row in found if row.judged is not None]),
     )
+
+
+def _judged(rows: Sequence[NDArray[np.int32]]) -> dict[str, Tensor]:
+    """`judged_BJ` and its mask; nothing where the rows have no such ids."""
+    if not rows:
+        return {}
+    length_B1 = np.array([[len(row)] for row in rows])
+    mask_BJ = np.arange(length_B1.max()) < length_B1
+    judged_BJ = np.zeros(mask_BJ.shape, np.int64)
+    judged_BJ[mask_BJ] = np.concatenate(rows)
+    return {"judged_BJ": torch.from_numpy(judged_BJ), "judged_mask_BJ": torch.from_numpy(mask_BJ)}

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from wmtp.data import columns, containers, contests, groups, kinds, records, sources, stored, text, tokenising
+from wmtp.data import columns, containers, contests, groups, judged, kinds, records, sources, stored, text, tokenising
 from wmtp.data.columns import Columns, ColumnWriter, new_folder, open_folder
 from wmtp.errors import DataError, UsageError
 
 KIND, VERSION = "tokenised rows", 1
-_CODE = (columns, containers, contests, groups, kinds, records, sources, stored, text, tokenising)
+_CODE = (columns, containers, contests, groups, judged, kinds, records, sources, stored, text, tokenising)
 
 
 @cache

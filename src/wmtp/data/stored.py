@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import nan
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wmtp.data.columns import Columns, ColumnWriter, append_texts, text_at
 from wmtp.data.facts import facts_of
@@ -43,7 +44,7 @@ class StoredRows(Sequence[Row]):
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         i, arrays = place % len(self), self._arrays
-        tokens = arrays["token"][int(arrays["token_end"][i - 1]) if i else 0 : int(arrays["token_end"][i])]
+        tokens = _piece(arrays, "token", i)
         problem, correct = int(arrays["problem"][i]), int(arrays["correct"][i])
         mean, deviation = arrays["group"][2 * problem : 2 * problem + 2].tolist()
         return Row(
@@ -54,6 +55,7 @@ class StoredRows(Sequence[Row]):
             int(arrays["difficulty"][i]),
             text_at(arrays, "name", problem),
             (mean, deviation),
+            _piece(arrays, "judged", i) if "judged" in arrays else None,
         )
 
     @cached_property
@@ -68,17 +70,29 @@ class StoredRows(Sequence[Row]):
 
 def write_rows(writer: ColumnWriter, prefix: str, rows: Iterable[Row]) -> None:
     """Put rows into columns; their groups and names are written by `write_problems`, when all are known."""
-    end = 0
     for block in blocks(rows):
-        length_R = np.array([len(row.tokens) for row in block], np.int64)
         facts = facts_of(block)
-        writer.append(f"{prefix}token", np.concatenate([row.tokens for row in block]))
-        writer.append(f"{prefix}token_end", end + np.cumsum(length_R))
+        _append_ids(writer, f"{prefix}token", [row.tokens for row in block])
+        judged = [row.judged for row in block if row.judged is not None]
+        if judged:
+            _append_ids(writer, f"{prefix}judged", judged)
         writer.append(f"{prefix}start", np.array([row.response_start for row in block], np.int32))
         writer.append(f"{prefix}problem", facts.problem_R)
         writer.append(f"{prefix}correct", facts.correct_R)
         writer.append(f"{prefix}difficulty", facts.difficulty_R)
-        end += int(length_R.sum())
+
+
+def _append_ids(writer: ColumnWriter, name: str, pieces: Sequence[NDArray[np.int32]]) -> None:
+    """Two columns for ids: `NAME` those of one row after another, `NAME_end` where each row ends."""
+    end = writer.length(name)
+    writer.append(name, np.concatenate(pieces))
+    writer.append(f"{name}_end", end + np.cumsum([len(piece) for piece in pieces], dtype=np.int64))
+
+
+def _piece(arrays: Mapping[str, NDArray[Any]], name: str, i: int) -> NDArray[np.int32]:
+    """The ids of row `i`."""
+    ends = arrays[f"{name}_end"]
+    return arrays[name][int(ends[i - 1]) if i else 0 : int(ends[i])]
 
 
 def write_problems(writer: ColumnWriter, prefix: str, names: Sequence[str], groups: Groups) -> None:

@@ -11,13 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.data.records import Record
 from wmtp.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from wmtp.data.judged import RewardText
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Row:
     """The problem's id."""
     group: tuple[float, float] = (nan, nan)
     """Mean and standard deviation of the rewards of the labelled responses to the problem; NaN: nobody looked."""
+    judged: NDArray[np.int32] | None = None
+    """The whole record as ids of the reward model's tokenizer, where the run has a reward model."""
 
 
 Offsets = Sequence[tuple[int, int]]
@@ -73,18 +78,20 @@ class TextReport:
         return text
 
 
-def check_template(template: str) -> None:
-    """Raise `ConfigError` unless the template has `{prompt}` and nothing else in braces."""
-    rule = f"data.template = {template!r}: only {{prompt}} may stand in braces"
+def check_template(template: str, names: Sequence[str] = ("prompt",), where: str = "data.template") -> None:
+    """Raise `ConfigError` unless the template has each of the names in braces and nothing else."""
+    wanted = " and ".join(f"{{{name}}}" for name in names)
+    rule = f"{where} = {template!r}: only {wanted} may stand in braces"
     try:
         fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as problem:
         raise ConfigError(f"{rule} ({problem}); write {{{{ for a brace") from problem
     for name, spec, conversion in fields:
-        if (name, spec, conversion) != ("prompt", "", None):
+        if name not in names or spec or conversion:
             raise ConfigError(f"{rule} (got {name!r}, format {spec!r}); write {{{{ for a brace")
-    if not fields:
-        raise ConfigError(f"data.template = {template!r}: {{prompt}} is missing")
+    for name in names:
+        if name not in {field[0] for field in fields}:
+            raise ConfigError(f"{where} = {template!r}: {{{name}}} is missing")
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,20 @@ def tokenised(encoding: Iterable[tuple[Sequence[int], Offsets]], prompt_lengths:
 class Encoder:
     """Rows of records, one after another; `report` says what was changed or left out.
 
-    Args: as `encode`.
+    Args: as `encode`, and
+        judge: of a reward model, whose ids the rows have too.
     """
 
-    def __init__(self, tokenizer: Any, *, template: str, max_length: int, on_long_row: str = "truncate") -> None:
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str,
+        max_length: int,
+        on_long_row: str = "truncate",
+        judge: RewardText | None = None,
+    ) -> None:
+        self.tokenizer, self.template, self.judge = tokenizer, template, judge
         self.max_length, self.on_long_row = max_length, on_long_row
         self.before, self.after = bos(tokenizer), [tokenizer.eos_token_id]
         self.problems: dict[str, int] = {}
@@ -137,23 +153,32 @@ class Encoder:
         """A record as it is trained on; None if it is left out.
 
         Raises:
-            DataError: it is too long (`error`), or has no response token, or none that is left.
+            DataError: it is too long (`error`; for a reward model also `truncate`, since a response that is cut is
+                another one), or has no response token, or none that is left.
         """
         ids = [*self.before, *tokens.ids, *self.after]
         if tokens.first is None:
             raise DataError(f"problem {record.problem_id!r}: the tokenizer makes no token of {record.response!r:.60}")
         start = tokens.first + len(self.before)
+        judged = None if self.judge is None else self.judge.ids(record)
+        unread = self.judge is not None and judged is not None and len(judged) > self.judge.context
+        if self.on_long_row == "drop" and (len(ids) > self.max_length or unread):
+            self.report.dropped_long += 1
+            return None
+        if unread:
+            raise DataError(
+                f"problem {record.problem_id!r}: prompt and response are longer than the context of the reward model, "
+                "which must read all of them (data.on_long_row=drop leaves such rows out)"
+            )
         if len(ids) > self.max_length:
-            if self.on_long_row == "drop":
-                self.report.dropped_long += 1
-                return None
             _check_cut(record, len(ids), start, self.max_length, self.on_long_row)
             ids = ids[: self.max_length]
             self.report.truncated += 1
         self.report.count(len(ids), tokens.straddles)
         problem = self.problems.setdefault(record.problem_id, len(self.problems))
         reward = nan if record.is_correct is None else float(record.is_correct)
-        return Row(np.asarray(ids, dtype=np.int32), start, problem, reward, record.difficulty, record.problem_id)
+        tokens_T = np.asarray(ids, dtype=np.int32)
+        return Row(tokens_T, start, problem, reward, record.difficulty, record.problem_id, judged=judged)
 
     def check_any(self) -> None:
         """Raise `DataError` if no row was made."""

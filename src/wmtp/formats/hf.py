@@ -74,12 +74,12 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # `_check_loaded` names them
+            ignore_mismatched_sizes=True,  # `check_loaded` names them
             output_loading_info=True,
         )
     except loading_errors() as problem:
         raise ModelError(f"cannot load a causal language model from {source}: {first_line(problem)}") from problem
-    _check_loaded(source, info)
+    check_loaded(source, info)
     _check_tied(source, model)
     check_finite(source, model.named_parameters())
     return model
@@ -145,7 +145,8 @@ def architecture_config(architecture: dict[str, Any] | str, vocabulary: int) -> 
         raise ModelError(f"model.architecture is no {kind} config: {first_line(problem)}") from problem
 
 
-def _check_loaded(source: str, info: dict[str, Any]) -> None:
+def check_loaded(source: str, info: dict[str, Any]) -> None:
+    """Raise `ModelError` that names tensors which a model's weights lack, or have too many or of another shape."""
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in info.get(what, ()))
         if names:
@@ -180,9 +181,12 @@ def first_line(problem: BaseException) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
     """A fast tokenizer with an EOS; also from a folder that has SentencePiece's `tokenizer.model` alone, read as
     Llama's: with a BOS in front.
+
+    Args:
+        needs_eos: False accepts one without: a reward model's, which ends no response.
 
     Raises:
         ModelError: none there, one without character offsets, or one without EOS; a SentencePiece model that
@@ -202,7 +206,7 @@ def load_tokenizer(source: str) -> Any:
         raise ModelError(f"cannot load a tokenizer from {source}: {first_line(problem)}") from problem
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {source} gives no character offsets; a fast tokenizer is needed")
-    if tokenizer.eos_token_id is None:
+    if needs_eos and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no EOS token; responses could not be ended")
     if sentencepiece is not None:
         _check_sentencepiece(source, sentencepiece, tokenizer)

@@ -3,7 +3,8 @@
     config.json, model.safetensors (sharded when large), tokenizer files    a plain Hugging Face folder
     wmtp.json                                                               what WMTP added
     mtp_heads.safetensors                                                   heads 2..K           (an MTP model)
-    value_head.safetensors                                                  the value head       (a critic)
+    value_head.safetensors                                                  the value head       (a critic, or a policy
+                                                                                                  that followed one)
 
 So `transformers` loads the folder as it is, heads dropped, without a warning; and whether a folder is ours is told
 by its `wmtp.json`, never by its name.
@@ -26,11 +27,11 @@ from torch import Tensor, nn
 from wmtp.adapters import merged
 from wmtp.errors import ModelError, WmtpError
 from wmtp.formats import meta
-from wmtp.formats.hf import first_line, load_causal_lm, locate
+from wmtp.formats.hf import first_line, load_causal_lm, loading_errors, locate
 from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
 from wmtp.storage import fsync_folder, resolve
-from wmtp.value import ValueModel
+from wmtp.value import ValueHead, ValueModel
 
 FORMAT = 1
 MTP_HEADS, VALUE_HEAD, CARD = "mtp_heads.safetensors", "value_head.safetensors", "wmtp.json"
@@ -44,6 +45,8 @@ class MTPCard(BaseModel):
     kind: Literal["mtp"] = "mtp"
     heads: Literal["parallel", "linear", "chain"] = "parallel"
     num_heads: int
+    value_head: Literal["linear", "mlp", "sigmoid"] | None = None
+    """Of a policy that followed a critic's values."""
 
 
 class ValueCard(BaseModel):
@@ -55,6 +58,8 @@ class ValueCard(BaseModel):
     head: Literal["linear", "mlp", "sigmoid"]
     loss: Literal["pairwise", "lambda_return", "monte_carlo", "combined"]
     """What trained it: pairwise values are defined up to a constant only."""
+    rewards: Literal["labels", "model"] = "labels"
+    """What its values foresee: is_correct, or a reward model's score in standard deviations from its mean."""
 
 
 def read_card(source: str) -> MTPCard | ValueCard | None:
@@ -114,6 +119,8 @@ def load_model(
     else:
         model = MTPModel(load_causal_lm(source, dtype), card.num_heads, family=card.heads)
         _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
+        if card.value_head is not None:
+            model.value_head = load_value_head(source)
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
@@ -129,9 +136,41 @@ def load_value_model(source: str, *, backbone: str = "frozen", dtype: torch.dtyp
     if not isinstance(card, ValueCard):
         found = "a plain model" if card is None else f"kind {card.kind!r}"
         raise ModelError(f"{source} is not a critic ({found}); train one with objective.kind = value")
-    model = ValueModel(load_causal_lm(source, dtype), card.head, backbone, card.loss)
+    model = ValueModel(load_causal_lm(source, dtype), card.head, backbone, card.loss, rewards=card.rewards)
     _read_into(model.value_head, Path(locate(source)) / VALUE_HEAD)
     return model
+
+
+VALUE_HEAD_NAME = "wmtp_critic_value_head"
+"""Under which a model registry keeps a critic's value head."""
+
+
+def load_value_head(source: str) -> ValueHead:
+    """The value head of a critic, or of a policy that followed one, without its backbone: `VALUE_HEAD` in the folder.
+
+    Raises:
+        ModelError: the folder holds something else.
+    """
+    card = read_card(source)
+    kind = card.head if isinstance(card, ValueCard) else None if card is None else card.value_head
+    if kind is None:
+        raise ModelError(f"{source} is neither a critic nor a policy that followed one: it has no value head")
+    path = Path(locate(source)) / VALUE_HEAD
+    head = ValueHead(_width_of(path), kind)
+    _read_into(head, path)
+    return head
+
+
+def _width_of(path: Path) -> int:
+    """Of the hidden states that a stored value head reads."""
+    from safetensors import safe_open
+
+    check_safetensors(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(file.get_slice("layers.0.weight").get_shape()[1])
+    except loading_errors() as problem:
+        raise ModelError(f"{path} is no value head: {first_line(problem)}") from problem
 
 
 def _read_into(module: nn.Module, path: Path) -> None:
@@ -239,10 +278,13 @@ def _write_extra(model: MTPModel | ValueModel, state: Mapping[str, Tensor], fold
 
     card: BaseModel
     if isinstance(model, ValueModel):
-        card = ValueCard(head=model.value_head.kind, loss=model.loss)
+        card = ValueCard.model_validate({"head": model.value_head.kind, "loss": model.loss, "rewards": model.rewards})
         save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
     else:
-        card = MTPCard.model_validate({"heads": model.family, "num_heads": model.num_heads})
+        value_head = None if model.value_head is None else model.value_head.kind
+        card = MTPCard.model_validate({"heads": model.family, "num_heads": model.num_heads, "value_head": value_head})
+        if value_head is not None:
+            save_file(_below(state, "value_head."), folder / VALUE_HEAD, metadata={"format": "pt"})
         if model.num_heads > 1:
             save_file(_below(state, "extra_heads."), folder / MTP_HEADS, metadata={"format": "pt"})
     (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")

@@ -56,7 +56,7 @@ def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueMo
     base = empty_causal_lm(source)
     if isinstance(card, ValueCard):
         with without_parameters():
-            return ValueModel(base, card.head, "frozen", card.loss)
+            return ValueModel(base, card.head, "frozen", card.loss, rewards=card.rewards)
     if card is None:
         return MTPModel(base, num_heads or 1)
     model = MTPModel(base, card.num_heads, family=card.heads)

@@ -29,7 +29,9 @@ class ColumnCard(BaseModel):
     alignment: Literal["", "next", "matched"] = ""
     """Of a reference."""
     width: int = 1
-    """Scores per token."""
+    """Scores per token, or row."""
+    of: Literal["token", "row"] = "token"
+    """What a score is of: a reward is of the row."""
 
 
 class Card(BaseModel):
@@ -46,7 +48,7 @@ class Card(BaseModel):
     """Positions of a scoring batch: sums depend on its shape in the last bit."""
     rows: int
     tokens: int
-    """Tokens that have a score."""
+    """Tokens that have a score; rows, where scores are of rows."""
     sha256: dict[str, str] = {}
     """Of the other files; empty while they are being made."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wmtp.data.batches import Batch
+from wmtp.data.stored import blocks
 from wmtp.data.text import Row
 from wmtp.errors import DataError
 from wmtp.scores.card import ColumnCard, Key, check_column, check_key, read_card
-from wmtp.scores.rows import row_key, spans_of
+from wmtp.scores.rows import judged_spans_of, span_in, spans_of
 from wmtp.storage import sha256_file
 
 INDEX = "index.npy"
@@ -46,28 +47,36 @@ class StoredScores:
         for file in (INDEX, column_file(name)):
             if not (folder / file).is_file() or sha256_file(folder / file) != card.sha256.get(file):
                 raise DataError(f"{folder / file} is missing or damaged: it is not what was written; score again")
-        self._index: NDArray[Any] = np.load(folder / INDEX, mmap_mode="r")
-        self._scores: NDArray[Any] = np.load(folder / column_file(name), mmap_mode="r")
-        self._width = wanted.width
+        index, self._scores = (_mapped(folder / file) for file in (INDEX, column_file(name)))
+        self._keys, self._starts = index["key"], index["start"]
+        self._width, self._of = wanted.width, wanted.of
 
-    def check_rows(self, rows: Sequence[Row]) -> None:
+    def check_rows(self, rows: Iterable[Row]) -> None:
         """Raise `DataError` if a row has no scores: the data are others than those that were scored."""
-        known = {key.tobytes() for key in self._index["key"]}
-        unknown = [row for row in rows if row_key(row.tokens, row.response_start) not in known]
+        known = np.ascontiguousarray(self._keys).view("S16").ravel()
+        count, unknown, first = 0, 0, ""
+        for block in blocks(rows):
+            keys = np.frombuffer(b"".join(span_in(row, self._of).key for row in block), "S16")
+            there = known[np.searchsorted(known, keys).clip(max=len(known) - 1)] == keys
+            if not there.all():
+                first = first or block[int(there.argmin())].name
+            count, unknown = count + len(block), unknown + int((~there).sum())
         if unknown:
             raise DataError(
-                f"the scores in {self.folder} were made from other data: {len(unknown):,} of {len(rows):,} rows have "
-                f"none, the first is of problem {unknown[0].name!r}; score again with the run's recipe"
+                f"the scores in {self.folder} were made from other data: {unknown:,} of {count:,} rows have none, the "
+                f"first is of problem {first!r}; score again with the run's recipe"
             )
 
     def of(self, batch: Batch) -> Tensor:
-        """Scores of tokens, `[B, T, C]`, fp32; 0 outside the responses and the token before each.
+        """Scores of tokens, `[B, T, C]`, fp32; 0 outside the responses and the token before each. `[B, 1, C]` of rows.
 
         Raises:
             DataError: a row that was not scored.
         """
-        scores_BTC = torch.zeros(*batch.tokens_BT.shape, self._width)
-        for b, span in enumerate(spans_of(batch)):
+        of_tokens = self._of == "token"
+        rows, places = batch.tokens_BT.shape
+        scores_BTC = torch.zeros(rows, places if of_tokens else 1, self._width)
+        for b, span in enumerate(spans_of(batch) if of_tokens else judged_spans_of(batch)):
             if span is None:
                 continue
             start = self._start(span.key)
@@ -79,10 +88,15 @@ class StoredScores:
 
     def _start(self, key: bytes) -> int | None:
         """Where a row's scores start."""
-        place = bisect.bisect_left(range(len(self._index)), key, key=self._key)
-        found = place < len(self._index) and self._key(place) == key
-        return int(self._index["start"][place]) if found else None
+        place = bisect.bisect_left(range(len(self._keys)), key, key=self._key)
+        found = place < len(self._keys) and self._key(place) == key
+        return int(self._starts[place]) if found else None
 
     def _key(self, place: int) -> bytes:
-        key: bytes = self._index["key"][place].tobytes()
+        key: bytes = self._keys[place].tobytes()
         return key
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """A file's array, mapped; as a plain one, since slices of `np.memmap` cost ten times as much."""
+    return np.asarray(np.load(path, mmap_mode="r"))

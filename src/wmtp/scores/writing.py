@@ -1,7 +1,8 @@
 """Writing stored scores, batch by batch, so that an interrupted command goes on and ends with the same files.
 
 What a batch gave lies in `parts/`, in a file of its own that begins with the SHA-256 of the rest: a torn one is known
-and made again. At the end the parts become the columns; `scores.json` comes last, and without it there are no scores.
+and made again. At the end the parts are put behind one another in the columns, and each goes once its copy is on the
+disk, so that little lies there twice; `scores.json` comes last, and without it there are no scores.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +28,8 @@ from wmtp.scores.stored import INDEX, column_file
 from wmtp.storage import fsync_folder, sha256_file, write_atomic
 
 ENTRY = np.dtype([("key", "u1", (16,)), ("start", "<i8")])
+TWICE = 64 * 2**20
+"""Bytes of scores that lie on the disk twice while the columns are put together."""
 _DIGEST = 32
 
 
@@ -39,6 +45,9 @@ class ScoreFile:
         self.folder, self.card, self.batches = folder, card, batches
         self._parts = folder / "parts"
         self._about = self._parts / "about.json"
+        self._columns = [_column(folder, card, name) for name in card.columns]
+        self._starts = [0, *accumulate(sum(span.length for span in batch) for batch in batches)]
+        """Tokens before each batch, and all of them."""
 
     def begin(self) -> list[int]:
         """The batches that are still to be scored; makes the folder where it is not there.
@@ -59,7 +68,7 @@ class ScoreFile:
             self._check(Card.model_validate_json(self._about.read_bytes()))
         except (OSError, ValueError) as problem:
             raise WmtpError(f"cannot write scores to {self.folder}: {problem}") from problem
-        return [number for number in range(len(self.batches)) if self._read(number) is None]
+        return [n for n in range(len(self.batches)) if self._read(n) is None and not self._moved(n)]
 
     def write(self, number: int, scores: Mapping[str, NDArray[Any]]) -> None:
         """What a batch gave: per column `[tokens of its spans, C]`.
@@ -99,31 +108,43 @@ class ScoreFile:
         return read_card(self.folder)
 
     def _write_columns(self) -> list[str]:
-        """Every column from its parts; the names of the files."""
-        made = []
-        for place, (name, column) in enumerate(self.card.columns.items()):
-            file = column_file(name)
-            temporary = self.folder / f".tmp-{file}"
-            array = np.lib.format.open_memmap(
-                temporary, mode="w+", dtype=self.card.dtype, shape=(self.card.tokens, column.width)
-            )
-            start = 0
-            for number in range(len(self.batches)):
-                parts = self._read(number)
-                if parts is None:
+        """Every column from its parts, which are removed on the way; the names of the files."""
+        copied, size = list[int](), 0
+        with ExitStack() as held:
+            files = [held.enter_context(column.opened()) for column in self._columns]
+            for number in (n for n in range(len(self.batches)) if not self._moved(n)):
+                found = self._read(number)
+                if found is None:
                     raise WmtpError(f"{self._part(number)} is missing or damaged; run the command again to go on")
-                array[start : start + len(parts[place])] = parts[place]
-                start += len(parts[place])
-            array.flush()
-            del array
-            _publish(temporary, self.folder / file)
-            made.append(file)
-        return made
+                for file, column, numbers in zip(files, self._columns, found, strict=True):
+                    file.seek(column.place(self._starts[number]))
+                    file.write(numbers.tobytes())
+                    size += numbers.nbytes
+                copied.append(number)
+                if size >= TWICE:
+                    self._forget(copied, files)
+                    copied, size = [], 0
+            self._forget(copied, files)
+        fsync_folder(self.folder)
+        return [column.path.name for column in self._columns]
+
+    def _forget(self, numbers: Sequence[int], files: Sequence[IO[bytes]]) -> None:
+        """Remove the parts of batches that were copied, once the copies are on the disk."""
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+        for number in numbers:
+            self._part(number).unlink()
+
+    def _moved(self, number: int) -> bool:
+        """Whether a batch has no part because the columns, which grow from the front, have its scores."""
+        end = self._starts[number + 1]
+        return not self._part(number).exists() and all(column.size() >= column.place(end) for column in self._columns)
 
     def _write_index(self) -> str:
         """The index; the name of its file."""
         spans = [span for batch in self.batches for span in batch]
-        starts = np.cumsum([0, *(span.length for span in spans)])[:-1]
+        starts = [0, *accumulate(span.length for span in spans)]
         entries = np.zeros(len(spans), dtype=ENTRY)
         for place, i in enumerate(sorted(range(len(spans)), key=lambda i: spans[i].key)):
             entries[place] = (np.frombuffer(spans[i].key, dtype=np.uint8), starts[i])
@@ -163,6 +184,37 @@ class ScoreFile:
             raise UsageError(
                 f"{self.folder} has scores of something else ({different}); remove it, or name another with --out"
             )
+
+
+class _Column(NamedTuple):
+    """The file of a column, and where in it the scores of a token are."""
+
+    path: Path
+    header: bytes
+    token_bytes: int
+
+    def place(self, token: int) -> int:
+        """Where the scores of a token start, counted over all batches."""
+        return len(self.header) + token * self.token_bytes
+
+    def opened(self) -> IO[bytes]:
+        """To be written to; what is there is kept."""
+        self.path.touch()
+        file = self.path.open("r+b")
+        file.write(self.header)
+        return file
+
+    def size(self) -> int:
+        """Of the file; 0 where there is none yet."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+
+def _column(folder: Path, card: Card, name: str) -> _Column:
+    """A column in the format of `.npy`."""
+    dtype, width, header = np.dtype(card.dtype), card.columns[name].width, BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (card.tokens, width)}
+    np.lib.format.write_array_header_1_0(header, about)
+    return _Column(folder / column_file(name), header.getvalue(), width * dtype.itemsize)
 
 
 def _publish(temporary: Path, path: Path) -> None:
