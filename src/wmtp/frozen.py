@@ -77,7 +77,7 @@ class Scorer(NamedTuple):
 
 
 def columns_wanted(config: Config) -> list[Wanted]:
-    """What the config's schemes, or the training of a critic, read of frozen models."""
+    """What the config's schemes, the divergence of `online.kl`, or the training of a critic, read of frozen models."""
     if isinstance(config.objective, ValueObjectiveConfig):
         reward = config.objective.reward
         return [] if reward is None else [Wanted(REWARD, reward.model, "", 1, reward.scores)]
@@ -89,6 +89,8 @@ def columns_wanted(config: Config) -> list[Wanted]:
         if isinstance(part, Rho1Config | OwnConfig) and part.reference is not None:
             width = num_heads if part.alignment == "matched" else 1
             found.setdefault(REFERENCE, Wanted(REFERENCE, part.reference, part.alignment, width, part.scores))
+    if config.kl_reference is not None:
+        found.setdefault(REFERENCE, Wanted(REFERENCE, config.kl_reference, "next", 1, None))
     return list(found.values())
 
 
