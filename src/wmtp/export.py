@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from wmtp import checkpoint
+from wmtp.adapters import merge_adapters
 from wmtp.config import Config
 from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError
 from wmtp.formats import hf, medusa, meta
@@ -95,6 +96,7 @@ def _from_checkpoint(path: Path) -> tuple[Model, Any]:
         model.load_state_dict(saved.parts["model"])
     except RuntimeError as problem:
         raise ModelError(f"{path} is a checkpoint of another model than its config says: {problem}") from problem
+    merge_adapters(model)
     return model, tokenizer
 
 

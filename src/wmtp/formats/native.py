@@ -166,9 +166,7 @@ def save_model(
     """
 
     def write(folder: Path) -> None:
-        state = model.state_dict() if tensors is None else tensors
-        if isinstance(model, ValueModel) and model.adapter_scale is not None:
-            state = merged(state, model.adapter_scale)
+        state = merged(model, model.state_dict() if tensors is None else tensors)
         _write_base(model, state, folder)
         _write_extra(model, state, folder)
         if tokenizer is not None:
