@@ -126,7 +126,7 @@ def adapter_tensors(model: Any) -> dict[str, Tensor]:
         ModelError: it has none.
     """
     state = model.state_dict()
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, _ in adapted_layers(model):
         if name.startswith("base."):
             layer = _OF_LAYER + model.hf_key(name + ".").removesuffix(".")

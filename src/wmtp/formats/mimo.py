@@ -130,12 +130,15 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the engines expect from a `config.json`."""
     width, vocabulary, ffn = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
     queries, keys = (config["head_dim"] * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
-    layer = {"input_layernorm.weight": (width,), "post_attention_layernorm.weight": (width,)}
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+    }
     layer |= {"mlp.gate_proj.weight": (ffn, width), "mlp.up_proj.weight": (ffn, width)}
     layer |= {"mlp.down_proj.weight": (width, ffn), "self_attn.o_proj.weight": (width, queries)}
     for name, rows in zip(WITH_BIAS, (queries, keys, keys), strict=True):
         layer |= {f"self_attn.{name}.weight": (rows, width), f"self_attn.{name}.bias": (rows,)}
-    more = {f"{name}_layernorm.weight": (width,) for name in ("token", "hidden", "final")}
+    more: dict[str, tuple[int, ...]] = {f"{name}_layernorm.weight": (width,) for name in ("token", "hidden", "final")}
     more["input_proj.weight"] = (width, 2 * width)
     all_layers = [f"model.layers.{i}." for i in range(config["num_hidden_layers"])]
     found = {begin + name: shape for begin in (*all_layers, f"{MIMO}0.") for name, shape in layer.items()}
