@@ -275,7 +275,10 @@ def score(
 def export(
     model: Annotated[str, typer.Option(help="A checkpoint, a run folder (its newest checkpoint), or a model folder.")],
     out: Annotated[str, typer.Option(help="Folder to write; a model that is there is replaced.")],
-    to: Annotated[str, typer.Option(help="wmtp, hf (heads dropped), head:K, meta or vllm-medusa.")] = "wmtp",
+    to: Annotated[
+        str,
+        typer.Option(help="wmtp, hf (heads dropped), head:K, adapter, meta, vllm-medusa, vllm-mimo or sglang-mimo."),
+    ] = "wmtp",
     as_json: AsJson = False,
 ) -> None:
     """One model folder from a checkpoint of any number of ranks; read back and compared after writing.

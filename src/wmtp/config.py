@@ -96,6 +96,25 @@ class HeadsConfig(_Part):
         return self
 
 
+class LoraConfig(_Part):
+    """Adapters on layers that are frozen otherwise: of `objective.backbone = lora`, and `model.lora`."""
+
+    rank: Positive = 8
+    alpha: AboveZero = 16.0
+    """Their product is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Ends of module names; default: every linear layer but the unembedding."""
+
+
+class ModelLoraConfig(LoraConfig):
+    """Adapters of a model with heads."""
+
+    on: Literal["trunk", "heads", "both"] = "trunk"
+    """`trunk`: the base model, while heads 2..K are trained whole; `heads`: these, while the base model stays what it
+    is; `both`."""
+
+
 class ModelConfig(_Part):
     """The model to train: weights from `path`, or random ones of an `architecture`."""
 
@@ -105,6 +124,18 @@ class ModelConfig(_Part):
     tokenizer: ModelLocation | None = None
     """Default: the folder of `path` or `architecture`."""
     heads: HeadsConfig = HeadsConfig()
+    lora: ModelLoraConfig | None = None
+    """Train adapters; default: all parameters that `heads.trained` names."""
+
+    @model_validator(mode="after")
+    def _lora_is_possible(self) -> ModelConfig:
+        if self.lora is None:
+            return self
+        if self.heads.trained != "all":
+            raise ValueError("model.lora says what is trained: leave model.heads.trained out")
+        if self.lora.on != "trunk" and self.heads.num_heads == 1:
+            raise ValueError(f"model.lora.on = {self.lora.on!r} needs model.heads.num_heads of at least 2, got 1")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -455,17 +486,6 @@ class MTPObjectiveConfig(_Part):
         return next((c for c in (getattr(s, "critic", None) for s in simple_schemes(self.weighting)) if c), None)
 
 
-class LoraConfig(_Part):
-    """Adapters of `objective.backbone = lora`."""
-
-    rank: Positive = 8
-    alpha: AboveZero = 16.0
-    """Their product is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: Annotated[list[str], Field(min_length=1)] | None = None
-    """Ends of module names; default: every linear layer but the unembedding."""
-
-
 class ValueRatesConfig(_Part):
     """Peak learning rates of the parts of a critic; default: optim.lr."""
 
@@ -689,6 +709,10 @@ class Config(_Part):
         if self.checkpoint.select == "best":
             self._fits_selection(has_validation)
         if isinstance(objective, ValueObjectiveConfig):
+            if self.model.lora is not None:
+                raise ValueError(
+                    "model.lora is for objective.kind = mtp; a critic's is objective.lora, with backbone lora"
+                )
             if data.solutions == "correct":
                 raise ValueError(
                     "objective.kind = value learns from incorrect solutions too; data.solutions must be all"

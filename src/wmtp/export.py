@@ -10,10 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from wmtp import checkpoint
+from wmtp.adapters import merge_adapters
 from wmtp.config import Config
 from wmtp.dataset import load_tokenizer
 from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError
-from wmtp.formats import hf, medusa, meta
+from wmtp.formats import hf, medusa, meta, mimo
+from wmtp.formats.adapter import write_adapter
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model, write_folder
 from wmtp.model import MTPModel
 from wmtp.parts import build_model
@@ -22,7 +24,8 @@ from wmtp.storage import resolve
 from wmtp.value import ValueModel
 
 Model = MTPModel | ValueModel
-TARGETS = ("wmtp", "hf", "head:K", "meta", "vllm-medusa")
+TARGETS = ("wmtp", "hf", "head:K", "adapter", "meta", "vllm-medusa", "vllm-mimo", "sglang-mimo")
+MIMO: dict[str, mimo.Engine] = {"vllm-mimo": "vllm", "sglang-mimo": "sglang"}
 
 
 def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Path:
@@ -33,7 +36,9 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         note: is told of damaged checkpoints that were passed over.
         target: `wmtp` keeps the heads; `hf` drops all but the first, which leaves the base model; `head:K` is the plain
             model that parallel head K is, K = 1 being `hf`; `meta` is Meta's own format, for Llama models with parallel
-            heads; `vllm-medusa` holds linear heads as vLLM reads them, without the model.
+            heads; `vllm-medusa` holds linear heads as vLLM reads them, without the model; `vllm-mimo` and `sglang-mimo`
+            a model with one chain head as these serve MiMo; `adapter` the adapters on the base model, as peft reads
+            them (from a run).
 
     Raises:
         UsageError: no such source or target, a model that the target cannot hold, or a folder in the way.
@@ -42,6 +47,8 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
     number = _head(target)
     if number is None and target not in TARGETS:
         raise UsageError(f"--to must be one of {', '.join(TARGETS)}; got {target!r}")
+    if target == "adapter":
+        return _export_adapter(_found(source, note), out)
     model, tokenizer = _read(source, note)
     if target == "wmtp":
         folder = save_model(model, out, tokenizer)
@@ -57,6 +64,13 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         medusa.medusa_config(model)
         folder = write_folder(out, lambda folder: medusa.write_medusa(model, folder))
         medusa.check_medusa(model, folder)
+    elif target in MIMO:
+        engine = MIMO[target]
+        mimo.mimo_config(model, engine)
+        folder = write_folder(out, lambda folder: mimo.write_mimo(model, folder, engine, tokenizer))
+        mimo.check_mimo(model, folder, engine)
+        if engine == "sglang":
+            _check_same(model, load_model(str(folder)), folder)
     else:
         model.keep_only(1 if number is None else number)
         folder = save_model(model, out, tokenizer)
@@ -70,21 +84,30 @@ def _head(target: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
+def _found(source: str, note: Callable[[str], None]) -> Path:
+    """The checkpoint or model folder that is meant."""
     path = resolve(source)
-    if (path / "checkpoints").is_dir():
-        found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
-        if found is None:
-            raise UsageError(f"the run {source} has no checkpoint yet")
-        path = found
+    if not (path / "checkpoints").is_dir():
+        return path
+    found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
+    if found is None:
+        raise UsageError(f"the run {source} has no checkpoint yet")
+    return found
+
+
+def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
+    path = _found(source, note)
     if (path / checkpoint.MANIFEST).is_file():
-        return _from_checkpoint(path)
+        model, tokenizer, _ = _from_checkpoint(path)
+        merge_adapters(model)
+        return model, tokenizer
     tokenizer = hf.load_tokenizer(source)
     loads = load_value_model if isinstance(read_card(source), ValueCard) else load_model
     return loads(source), tokenizer
 
 
-def _from_checkpoint(path: Path) -> tuple[Model, Any]:
+def _from_checkpoint(path: Path) -> tuple[Model, Any, Config]:
+    """The model as it was trained, with its adapters if it has any."""
     saved = checkpoint.load(path, ["model"])
     try:
         config = Config.model_validate(saved.facts["config"])
@@ -96,7 +119,29 @@ def _from_checkpoint(path: Path) -> tuple[Model, Any]:
         model.load_state_dict(saved.parts["model"])
     except RuntimeError as problem:
         raise ModelError(f"{path} is a checkpoint of another model than its config says: {problem}") from problem
-    return model, tokenizer
+    return model, tokenizer, config
+
+
+def _export_adapter(path: Path, out: str) -> Path:
+    """The adapters on the base model; read back, they make of it what merging makes."""
+    if not (path / checkpoint.MANIFEST).is_file():
+        raise UsageError(f"{path} is no checkpoint: adapters are there while they train, a model folder has none")
+    model, tokenizer, config = _from_checkpoint(path)
+    lora, base = config.model.lora, config.model.path
+    if lora is None or base is None or isinstance(model, ValueModel):
+        raise UsageError("--to adapter is for runs with model.lora and model.path, on whose weights it is based")
+
+    def write(folder: Path) -> None:
+        write_adapter(model, folder, base, rank=lora.rank, alpha=lora.alpha)
+        tokenizer.save_pretrained(folder)
+
+    folder = write_folder(out, write)
+    merge_adapters(model)
+    again = hf.load_causal_lm(str(folder)).state_dict()
+    expected = {model.hf_key(name): value for name, value in model.state_dict().items() if name.startswith("base.")}
+    if any(not again[name].equal(value) for name, value in expected.items()):
+        raise WmtpError(f"{folder} does not read back as it was written")
+    return folder
 
 
 def _check(model: Model, folder: Path) -> None:
@@ -106,8 +151,12 @@ def _check(model: Model, folder: Path) -> None:
     if different or expected.keys() != got.keys():
         raise WmtpError(f"{folder} does not read back as it was written: {', '.join(different[:3]) or 'other names'}")
     if isinstance(model, MTPModel):
-        tokens_BT = probe(model.base)
-        with evaluating(model), evaluating(again):
-            same = all(ours.equal(theirs) for ours, theirs in zip(model(tokens_BT), again(tokens_BT), strict=True))
-        if not same:
-            raise WmtpError(f"{folder} has the same weights and computes something else: its config is not the model's")
+        _check_same(model, again, folder)
+
+
+def _check_same(model: MTPModel, again: Model, folder: Path) -> None:
+    tokens_BT = probe(model.base)
+    with evaluating(model), evaluating(again):
+        same = all(ours.equal(theirs) for ours, theirs in zip(model(tokens_BT), again(tokens_BT), strict=True))
+    if not same:
+        raise WmtpError(f"{folder} has the same weights and computes something else: its config is not the model's")

@@ -5,7 +5,7 @@
     chain       a decoder layer on the state of the head before it and      DeepSeek-AI 2024 (V3), arXiv 2412.19437
                 the embedding of the token that that head predicts
 
-All share the model's final norm and unembedding. Head 1 is always the model itself.
+All share the model's unembedding, and all but chain heads its final norm. Head 1 is always the model itself.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class LinearHead(nn.Module):
 
 
 class ChainHead(nn.Module):
-    """`layer(P [norm(h); norm(Emb(x))])`, DeepSeek-V3's equations (21) and (22)."""
+    """`norm(layer(P [norm(h); norm(Emb(x))]))`, DeepSeek-V3's equations (21) and (22), and a final norm of its own."""
 
     def __init__(self, layer: nn.Module, norms: Sequence[nn.Module], width: int, like: Tensor) -> None:
         super().__init__()
-        self.hidden_norm, self.token_norm = norms
+        self.hidden_norm, self.token_norm, self.final_norm = norms
         self.projection = nn.Linear(2 * width, width, bias=False, device=like.device, dtype=like.dtype)
         self.layer = layer
 
     def forward(self, before_BTD: Tensor, token_BTD: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        """The layer's output `[B, T, D]`.
+        """The final hidden state `[B, T, D]` of this head.
 
         Args:
             before_BTD: final hidden state of the head before this one.
@@ -61,7 +61,7 @@ class ChainHead(nn.Module):
         """
         joined_BT2D = torch.cat([self.hidden_norm(before_BTD), self.token_norm(token_BTD)], -1)
         out = self.layer(self.projection(joined_BT2D), *arguments, **keywords)
-        hidden: Tensor = out[0] if isinstance(out, tuple) else out
+        hidden: Tensor = self.final_norm(out[0] if isinstance(out, tuple) else out)
         return hidden
 
 
@@ -85,7 +85,7 @@ def more_heads(family: str, count: int, init: str, origin: Origin) -> nn.ModuleL
     Args:
         init: `copy`: layers are copies of the last, a chain's projection passes the hidden state on, A = 0.
             `fresh`: all by the model's own initialisation. `zero`: as `copy`, but the layers add nothing to what they
-            read. Norms begin as the model's own begin.
+            read. Norms begin as the model's own begin, a chain's final norms as the model's is.
 
     Raises:
         ModelError: a family or an initialisation that does not exist, or that this architecture does not allow.
@@ -120,6 +120,7 @@ def _chain(init: str, origin: Origin) -> nn.Module:
     norms = [copy.deepcopy(origin.norm) for _ in range(2)]
     for norm in norms:
         _initialise(norm, origin)
+    norms.append(copy.deepcopy(origin.norm))
     head = ChainHead(_layer(init, origin), norms, origin.embedding.shape[1], origin.embedding)
     if init == "fresh":
         origin.initialise(head.projection)

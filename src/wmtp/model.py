@@ -131,7 +131,7 @@ class MTPModel(nn.Module):
 
     @property
     def final_norm(self) -> nn.Module:
-        """The norm in front of the unembedding, shared by all heads."""
+        """The norm in front of the unembedding; heads share it, but for a chain's, which have their own."""
         norm: nn.Module = getattr(self.decoder, self._norm_name)
         return norm
 
@@ -221,8 +221,7 @@ class MTPModel(nn.Module):
             before_BTD: final hidden state of head k - 1.
             token_BTD: embedding of the token k places further on, which head k - 1 predicts.
         """
-        out = self.extra_heads[k - 1](before_BTD, token_BTD, *trunk.arguments, **trunk.keywords)
-        hidden: Tensor = self.final_norm(out)
+        hidden: Tensor = self.extra_heads[k - 1](before_BTD, token_BTD, *trunk.arguments, **trunk.keywords)
         return hidden
 
     def each_head(self, trunk: TrunkOutput) -> Iterator[Tensor]:
@@ -241,7 +240,7 @@ class MTPModel(nn.Module):
 
     def train_only(self, which: str) -> None:
         """Say what is trained: `all`; `heads`, which are heads 2..K, so that the base model stays what it is; or
-        `heads+norm`, these and the final norm that all heads share.
+        `heads+norm`, these and the base model's final norm.
 
         Raises:
             ModelError: something else, or there are no such heads.

@@ -100,8 +100,6 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     if not without_weights(model):
         model.to(device)
     model.train()
-    if isinstance(model, MTPModel):
-        model.train_only(config.model.heads.trained)
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
@@ -160,10 +158,11 @@ def stored_in(source: str) -> Fill:
 
 
 def build_model(config: Config, tokenizer: Any, weights: Weights = "now") -> tuple[MTPModel | ValueModel, Fill | None]:
-    """The model to train, and what gives it its weights where it is without."""
-    model, fill_model = _built(config, tokenizer, weights)
+    """The model to train, with what is trained of it chosen, and what gives it its weights where it is without."""
+    model, fill_model = _policy(config, tokenizer, weights)
     if isinstance(model, MTPModel):
         model.value_head = _value_head(config, model)
+        choose_trained(config, model)
     return model, fill_model
 
 
@@ -181,7 +180,7 @@ def _value_head(config: Config, model: MTPModel) -> ValueHead | None:
     return head
 
 
-def _built(config: Config, tokenizer: Any, weights: Weights) -> tuple[MTPModel | ValueModel, Fill | None]:
+def _policy(config: Config, tokenizer: Any, weights: Weights) -> tuple[MTPModel | ValueModel, Fill | None]:
     if weights != "now":
         empty = _empty_policy(config, len(tokenizer), weights)
         if empty is not None:
@@ -198,18 +197,30 @@ def _built(config: Config, tokenizer: Any, weights: Weights) -> tuple[MTPModel |
 def _with_heads(config: Config, base: Any) -> MTPModel | ValueModel:
     objective = config.objective
     if isinstance(objective, ValueObjectiveConfig):
-        scale = _adapted(base, objective) if objective.backbone == "lora" else None
+        if objective.backbone == "lora":
+            _adapt(base, objective.lora or LoraConfig(), "objective.lora")
         rewards = "labels" if objective.reward is None else "model"
-        return ValueModel(base, objective.head, objective.backbone, objective.loss, scale, rewards)
+        return ValueModel(base, objective.head, objective.backbone, objective.loss, rewards)
     heads = config.model.heads
     return MTPModel(base, heads.num_heads, heads.init, family=heads.family, depth=heads.depth)
 
 
-def _adapted(base: Any, objective: ValueObjectiveConfig) -> float:
-    """Add adapters to a backbone; what their product is scaled by."""
-    lora = objective.lora or LoraConfig()
-    add_adapters(base, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
-    return lora.alpha / lora.rank
+def _adapt(module: Any, lora: LoraConfig, option: str) -> None:
+    """Add adapters; nothing else in the module is trained."""
+    add_adapters(module, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, option=option)
+
+
+def choose_trained(config: Config, model: MTPModel) -> None:
+    """Say which parameters are trained, and add the adapters among them."""
+    lora = config.model.lora
+    if lora is None:
+        model.train_only(config.model.heads.trained)
+        return
+    model.base.requires_grad_(False)
+    if lora.on != "heads":
+        _adapt(model.base, lora, "model.lora")
+    if lora.on != "trunk":
+        _adapt(model.extra_heads, lora, "model.lora")
 
 
 def prepare_model(model: Frozen, *, checkpointing: bool, compiled: bool) -> None:
@@ -259,7 +270,7 @@ def _empty_policy(
 ) -> tuple[MTPModel | ValueModel, Fill | None] | None:
     """The policy without weights; None where it needs them at once, or they are not in a folder as they are needed."""
     model, objective = config.model, config.objective
-    if isinstance(objective, ValueObjectiveConfig) and objective.backbone == "lora":
+    if model.lora is not None or (isinstance(objective, ValueObjectiveConfig) and objective.backbone == "lora"):
         return None  # adapters are drawn around weights that are there
     if model.path is None:
         return _drawn_policy(config, vocabulary, weights)

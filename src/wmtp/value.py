@@ -68,7 +68,6 @@ class ValueModel(nn.Module):
             `wmtp.adapters` has put into `base`.
         loss: what trains it (one of `LOSSES`), kept with the saved model: it decides whether the values can be
             compared with rewards.
-        adapter_scale: what the adapters' product is multiplied by; None where there are none.
         rewards: what the values foresee, kept like `loss`: `labels` (is_correct), or the score of a reward `model`.
     """
 
@@ -78,7 +77,6 @@ class ValueModel(nn.Module):
         head: str = "mlp",
         backbone: str = "full",
         loss: str = "pairwise",
-        adapter_scale: float | None = None,
         rewards: str = "labels",
     ) -> None:
         super().__init__()
@@ -89,7 +87,6 @@ class ValueModel(nn.Module):
         self.value_head = ValueHead(base.config.hidden_size, head)
         self.backbone = backbone
         self.loss, self.rewards = loss, rewards
-        self.adapter_scale = adapter_scale
         tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
         if not tied:
             base.get_output_embeddings().requires_grad_(False)

@@ -38,15 +38,15 @@ def states(model: MTPModel, tokens_BT: Tensor = TOKENS) -> list[Tensor]:
     return model(tokens_BT)
 
 
-def one_layer(model: MTPModel, architecture: str, layer: Any) -> Any:
-    """A plain model of that layer alone, with the final norm of `model`."""
+def one_layer(model: MTPModel, architecture: str, head: ChainHead) -> Any:
+    """A plain model of a head's layer alone, with the head's final norm."""
     options: dict[str, Any] = {"num_hidden_layers": 1}
     if "gemma" in architecture:
         options["layer_types"] = ["full_attention"]
     plain = tiny_base(architecture, **options)
     name = model._layers_name
-    getattr(plain.base_model, name)[0].load_state_dict(layer.state_dict())
-    getattr(plain.base_model, model._norm_name).load_state_dict(model.final_norm.state_dict())
+    getattr(plain.base_model, name)[0].load_state_dict(head.layer.state_dict())
+    getattr(plain.base_model, model._norm_name).load_state_dict(head.final_norm.state_dict())
     return plain
 
 
@@ -83,7 +83,7 @@ def test_a_linear_head_adds_a_gated_linear_map_to_head_1s_final_state(architectu
 @every_architecture
 @torch.no_grad()
 def test_a_chain_head_is_a_layer_on_the_state_before_it_and_the_token_that_was_predicted(architecture: str) -> None:
-    """h_k = N(layer_k(P_k [n(h_{k-1}); m(Emb(x_{t+k-1}))])), with the layer and N of a plain model of one layer."""
+    """h_k = N_k(layer_k(P_k [n(h_{k-1}); m(Emb(x_{t+k-1}))])), with layer and N_k of a plain model of one layer."""
     model = tiny_model(architecture, 4, heads="chain", noise=0.1)
     table = model.base.get_input_embeddings().weight
     scale = model.base.config.hidden_size**0.5 if "gemma" in architecture else 1.0
@@ -91,7 +91,7 @@ def test_a_chain_head_is_a_layer_on_the_state_before_it_and_the_token_that_was_p
     for k, head in enumerate(model.extra_heads, 1):
         token_BTD = F.pad(scale * table[TOKENS[:, k:]], (0, 0, 0, k))
         joined = torch.cat([head.hidden_norm(got[k - 1]), head.token_norm(token_BTD)], -1)
-        plain = one_layer(model, architecture, head.layer)
+        plain = one_layer(model, architecture, head)
         expected = run_layer(plain, architecture, joined @ head.projection.weight.T)
         torch.testing.assert_close(got[k], expected, rtol=1e-5, atol=1e-5)
         assert (got[k] - got[k - 1]).abs().max() > 0.01
@@ -152,7 +152,7 @@ def test_a_silent_layer_adds_nothing_to_what_it_reads(architecture: str) -> None
     chain = tiny_model(architecture, 3, heads="chain", init="zero")
     got = states(chain)
     for k, head in enumerate(chain.extra_heads, 1):
-        torch.testing.assert_close(got[k], chain.final_norm(head.hidden_norm(got[k - 1])), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got[k], head.final_norm(head.hidden_norm(got[k - 1])), rtol=1e-5, atol=1e-5)
 
 
 @some_architectures

@@ -73,6 +73,12 @@ ARMS: dict[str, list[str]] = {
     "heads_only": ["model.heads={{num_heads: 3, init: fresh, trained: heads}}", "train.micro_batch_size=2"],
     "heads_and_norm": ["model.heads={{num_heads: 3, init: fresh, trained: heads+norm}}", "train.micro_batch_size=2"],
     "from_chain": ["model.architecture=null", "model.path='{models}/chain'", "model.heads.family=chain"],
+    "from_heads_lora": [
+        "model.architecture=null",
+        "model.path='{models}/heads'",
+        "model.lora={{rank: 2, alpha: 8, on: both}}",
+        "train.micro_batch_size=2",
+    ],
 }
 STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD")
 TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [

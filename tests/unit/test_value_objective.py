@@ -171,23 +171,7 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(builtins, "__import__", without_peft)
     with pytest.raises(UsageError, match=r"pip install 'wmtp\[lora\]'"):
-        add_adapters(tiny_base(), rank=2, alpha=4.0, dropout=0.0, targets=None)
-
-
-def test_merging_adds_the_scaled_product_under_the_names_of_a_model_without_adapters() -> None:
-    random = torch.Generator().manual_seed(0)
-    weight, down, up = (torch.randn(*shape, generator=random) for shape in ((6, 4), (2, 4), (6, 2)))
-    state = {
-        "base.q.base_layer.weight": weight,
-        "base.q.base_layer.bias": weight[:, 0],
-        "base.q.lora_A.wmtp.weight": down,
-        "base.q.lora_B.wmtp.weight": up,
-        "base.norm.weight": weight[0],
-    }
-    got = merged(state, 2.0)
-    assert sorted(got) == ["base.norm.weight", "base.q.bias", "base.q.weight"]
-    torch.testing.assert_close(got["base.q.weight"], weight + 2 * up @ down)
-    assert torch.equal(got["base.q.bias"], weight[:, 0])
+        add_adapters(tiny_base(), rank=2, alpha=4.0, dropout=0.0, targets=None, option="objective.lora")
 
 
 @pytest.fixture
@@ -196,8 +180,8 @@ def adapted() -> ValueModel:
     pytest.importorskip("peft", reason="adapters need peft: pip install 'wmtp[lora]'")
     base = tiny_base()
     torch.manual_seed(0)
-    add_adapters(base, rank=2, alpha=6.0, dropout=0.0, targets=None)
-    made = ValueModel(base, "linear", "lora", "pairwise", 3.0)
+    add_adapters(base, rank=2, alpha=6.0, dropout=0.0, targets=None, option="objective.lora")
+    made = ValueModel(base, "linear", "lora", "pairwise")
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if is_adapter(name):
@@ -218,7 +202,7 @@ def test_adapters_and_head_are_trained_and_nothing_else(adapted: ValueModel) -> 
 
 def test_a_merged_critic_has_the_values_of_the_adapted_one(adapted: ValueModel) -> None:
     plain = ValueModel(tiny_base(), "linear")
-    plain.load_state_dict(merged(adapted.state_dict(), 3.0))
+    plain.load_state_dict(merged(adapted, adapted.state_dict()))
     with torch.no_grad():
         torch.testing.assert_close(plain(BATCH.tokens_BT), adapted.eval()(BATCH.tokens_BT), rtol=1e-4, atol=1e-5)
 
@@ -226,4 +210,4 @@ def test_a_merged_critic_has_the_values_of_the_adapted_one(adapted: ValueModel) 
 def test_adapters_for_modules_that_are_not_there_are_refused() -> None:
     pytest.importorskip("peft", reason="adapters need peft: pip install 'wmtp[lora]'")
     with pytest.raises(UsageError, match=r"objective\.lora\.targets"):
-        add_adapters(tiny_base(), rank=2, alpha=4.0, dropout=0.0, targets=["no_such_module"])
+        add_adapters(tiny_base(), rank=2, alpha=4.0, dropout=0.0, targets=["no_such_module"], option="objective.lora")

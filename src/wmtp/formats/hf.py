@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 from torch import nn
 
 from wmtp.errors import ModelError
+from wmtp.formats.adapter import add_stored, read_adapter
+from wmtp.formats.kind import kind_of
 from wmtp.formats.scan import check_finite, check_folder
 from wmtp.storage import resolve
 
@@ -67,6 +70,14 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = locate(source)
+    kind = kind_of(Path(folder))
+    if kind == "adapter":
+        return _load_adapted(source, dtype)
+    if kind == "classifier":
+        raise ModelError(
+            f"{source} is a sequence classifier, such as a reward model: it has no unembedding; a causal language "
+            "model was expected"
+        )
     check_folder(Path(folder))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -79,10 +90,30 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
         )
     except loading_errors() as problem:
         raise ModelError(f"cannot load a causal language model from {source}: {first_line(problem)}") from problem
-    check_loaded(source, info)
+    check_loaded(source, info, model.config)
     _check_tied(source, model)
     check_finite(source, model.named_parameters())
     return model
+
+
+def _load_adapted(source: str, dtype: torch.dtype) -> Any:
+    base = base_of(source)
+    folder = Path(locate(source))
+    if kind_of(Path(locate(base))) == "adapter":
+        raise ModelError(f"{source} is an adapter of {base}, which is an adapter itself; one of a model was expected")
+    model = load_causal_lm(base, dtype)
+    add_stored(model, folder, read_adapter(folder))
+    return model
+
+
+def base_of(source: str) -> str:
+    """The model that an adapter belongs to; any other model itself.
+
+    Raises:
+        ModelError: see `read_adapter`.
+    """
+    folder = Path(locate(source))
+    return read_adapter(folder).base_model_name_or_path if kind_of(folder) == "adapter" else source
 
 
 def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: int) -> Any:
@@ -107,11 +138,12 @@ def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: 
 
 
 def model_config(source: str) -> Any:
-    """The transformers config of a model folder, without its weights."""
+    """The transformers config of a model folder, without its weights; of an adapter, that of its model."""
     from transformers import AutoConfig
 
+    folder = locate(base_of(source))
     try:
-        return AutoConfig.from_pretrained(locate(source), trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except loading_errors() as problem:
         raise ModelError(f"cannot read the config of the model {source}: {first_line(problem)}") from problem
 
@@ -145,13 +177,24 @@ def architecture_config(architecture: dict[str, Any] | str, vocabulary: int) -> 
         raise ModelError(f"model.architecture is no {kind} config: {first_line(problem)}") from problem
 
 
-def check_loaded(source: str, info: dict[str, Any]) -> None:
+def check_loaded(source: str, info: dict[str, Any], config: Any) -> None:
     """Raise `ModelError` that names tensors which a model's weights lack, or have too many or of another shape."""
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in info.get(what, ()))
+        names = sorted(str(name) for name in info.get(what, ()) if next_layer(str(name), config) is None)
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"{source}: {what.replace('_', ' ')} in its weights: {', '.join(names[:3])}{more}")
+
+
+def next_layer(name: str, config: Any) -> int | None:
+    """Which of the layers for multi-token prediction that a checkpoint carries beside its model (`formats.nextn`) a
+    stored tensor belongs to, counted from 0; None if to none."""
+    count = getattr(config, "num_nextn_predict_layers", None) or 0
+    found = re.match(r"model\.(mtp_)?layers\.([0-9]{1,4})\.", name)
+    if found is None:
+        return None
+    number = int(found[2]) - (0 if found[1] else config.num_hidden_layers)
+    return number if 0 <= number < count else None
 
 
 def _check_tied(source: str, model: Any) -> None:
@@ -194,6 +237,8 @@ def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
     """
     from transformers import AutoTokenizer, LlamaTokenizer
 
+    if not any(Path(locate(source)).glob("tokenizer*")):
+        source = base_of(source)
     folder = locate(source)
     sentencepiece = _sentencepiece_of(source)
     alone = sentencepiece is not None and not (resolve(source) / "tokenizer_config.json").is_file()

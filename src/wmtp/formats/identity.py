@@ -6,14 +6,15 @@ import hashlib
 from pathlib import Path
 
 from wmtp.errors import ModelError
-from wmtp.formats.hf import locate, model_config
+from wmtp.formats.hf import base_of, locate, model_config
 from wmtp.storage import sha256_file
 
-_CONTENT = ("config.json", "wmtp.json", "*.safetensors")
+_CONTENT = ("config.json", "wmtp.json", "adapter_config.json", "*.safetensors")
 
 
 def model_fingerprint(source: str) -> str:
-    """sha256 over the names and contents of a model folder's config and weights; of a hub model, over id and commit.
+    """sha256 over the names and contents of a model folder's config and weights, and of an adapter's model; of a hub
+    model, over id and commit.
 
     Raises:
         ModelError: no such model.
@@ -23,6 +24,9 @@ def model_fingerprint(source: str) -> str:
     if folder.is_dir():
         for path in sorted({path for pattern in _CONTENT for path in folder.glob(pattern)}):
             digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+        base = base_of(source)
+        if base != source:
+            digest.update(model_fingerprint(base).encode())
         return digest.hexdigest()
     commit = getattr(model_config(source), "_commit_hash", None)
     if commit is None:

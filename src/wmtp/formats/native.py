@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from wmtp.adapters import merged
 from wmtp.errors import ModelError, WmtpError
-from wmtp.formats import meta
-from wmtp.formats.hf import first_line, load_causal_lm, loading_errors, locate
+from wmtp.formats import meta, nextn
+from wmtp.formats.hf import base_of, first_line, load_causal_lm, loading_errors, locate
+from wmtp.formats.kind import ADAPTER, CONFIG
 from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
 from wmtp.storage import fsync_folder, resolve
@@ -63,16 +64,18 @@ class ValueCard(BaseModel):
 
 
 def read_card(source: str) -> MTPCard | ValueCard | None:
-    """What is known of a model's heads: what WMTP added to a folder, or Meta's checkpoint has; None for a plain model.
+    """What is known of a model's heads, WMTP's or those that a checkpoint came with; None for a plain model.
 
     Raises:
         ModelError: a `wmtp.json` that this version does not understand.
     """
+    source = base_of(source)
     path = Path(locate(source)) / CARD
     if meta.holds(source):
         return MTPCard(num_heads=meta.read_params(source).n_future_tokens)
     if not path.is_file():
-        return None
+        layers = nextn.stored_layers(source)
+        return MTPCard(heads="chain", num_heads=1 + layers) if layers else None
     try:
         content = json.loads(path.read_bytes())
         if content["kind"] == "value":
@@ -116,9 +119,11 @@ def load_model(
         raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
     if meta.holds(source):
         model = meta.load_meta(source, dtype)
+    elif not (Path(locate(base_of(source))) / CARD).is_file():
+        model = nextn.load_nextn(source, dtype)
     else:
         model = MTPModel(load_causal_lm(source, dtype), card.num_heads, family=card.heads)
-        _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
+        _read_into(model.extra_heads, Path(locate(base_of(source))) / MTP_HEADS)
         if card.value_head is not None:
             model.value_head = load_value_head(source)
     if num_heads is not None:
@@ -205,9 +210,7 @@ def save_model(
     """
 
     def write(folder: Path) -> None:
-        state = model.state_dict() if tensors is None else tensors
-        if isinstance(model, ValueModel) and model.adapter_scale is not None:
-            state = merged(state, model.adapter_scale)
+        state = merged(model, model.state_dict() if tensors is None else tensors)
         _write_base(model, state, folder)
         _write_extra(model, state, folder)
         if tokenizer is not None:
@@ -262,7 +265,7 @@ def _check_replaceable(folder: Path) -> None:
     """Saving replaces a whole folder, so it must not hold anything but a model."""
     if not folder.exists():
         return
-    known = (folder / "config.json").is_file() or (folder / meta.WEIGHTS).is_file()
+    known = any((folder / name).is_file() for name in (CONFIG, meta.WEIGHTS, ADAPTER))
     if not folder.is_dir() or (any(folder.iterdir()) and not known):
         raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 

@@ -27,11 +27,12 @@ _ZIP64_END = struct.Struct("<4sQ2H2L4Q")
 _ZIP64_PLACE = struct.Struct("<4sLQL")
 
 
-def check_safetensors(path: Path) -> None:
-    """Raise `ModelError` if a safetensors file's header is larger than any model's; the rest is the library's to check.
+def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a safetensors file, if its header is no larger than any model's; the rest is the
+    library's to check.
 
     Raises:
-        ModelError: that, with the file's name.
+        ModelError: it is, with the file's name.
     """
     try:
         size = path.stat().st_size
@@ -43,13 +44,25 @@ def check_safetensors(path: Path) -> None:
                 raise ModelError(f"{path} has a header of {length:,} bytes; at most {MOST_HEADER:,} are read")
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        deepest = max((len(entry["shape"]) for entry in tensors.values()), default=0)
+        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+        deepest = max(map(len, shapes.values()), default=0)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
         raise ModelError(f"{path} is no safetensors file: its header cannot be read ({problem})") from problem
     if len(tensors) > MOST_TENSORS:
         raise ModelError(f"{path} lists {len(tensors):,} tensors; at most {MOST_TENSORS:,} are read")
     if deepest > MOST_DIMENSIONS:
         raise ModelError(f"{path} has a tensor of {deepest:,} dimensions; at most {MOST_DIMENSIONS} are read")
+    return shapes
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the safetensors files of a folder.
+
+    Raises:
+        ModelError: see `check_safetensors`.
+    """
+    files = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+    return {name: shape for path in files for name, shape in check_safetensors(path).items()}
 
 
 def check_folder(folder: Path) -> None:
