@@ -18,7 +18,7 @@ import typer
 
 from wmtp import __version__, faults, outcome
 from wmtp.bench import BENCHMARKS
-from wmtp.errors import UsageError, WmtpError, out_of_memory
+from wmtp.errors import UsageError, WmtpError, not_on_mps, out_of_memory
 
 if TYPE_CHECKING:
     from wmtp.config import Config
@@ -732,8 +732,8 @@ def run_command(arguments: list[str]) -> int:
         return _failed(problem)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    except (MemoryError, RuntimeError) as problem:
-        failure = out_of_memory(problem)
+    except (MemoryError, RuntimeError, TypeError) as problem:
+        failure = out_of_memory(problem) or not_on_mps(problem)
         if failure is None:
             raise
         return _failed(failure)

@@ -100,6 +100,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     model.train()
     if isinstance(model, MTPModel):
         model.train_only(config.model.heads.trained)
+    if config.train.compile:
+        devices.check_compiler(device)
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)

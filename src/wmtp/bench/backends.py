@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from wmtp.bench import loss, measuring
+from wmtp.devices import KINDS, available
 from wmtp.errors import WmtpError
 
 VERSION = 1
@@ -28,8 +29,7 @@ KEY = ("heads", "vocabulary", "fraction", "weights", "variant")
 
 def devices() -> list[torch.device]:
     """What this machine has, the CPU first."""
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return [torch.device(name) for name, available in here.items() if available]
+    return [torch.device("cpu"), *(torch.device(kind) for kind in KINDS if kind != "cpu" and available(kind))]
 
 
 def run(device: torch.device, options: Sequence[str]) -> dict[str, Any]:
