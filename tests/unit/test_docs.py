@@ -104,3 +104,18 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Pat
     for path in built:
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', path.read_text())
         assert [url for url in loaded if "canonical" not in url] == [], path
+
+
+def test_the_korean_readme_has_no_command_that_the_english_one_has_not() -> None:
+    def commands(name: str) -> list[str]:
+        lines = (ROOT / name).read_text().splitlines()
+        return [line.partition(" #")[0].strip() for line in lines if re.match(r" {4}(\.venv/bin|python3) ?", line)]
+
+    korean = commands("README.ko.md")
+    assert len(korean) > 10
+    assert [command for command in korean if command not in commands("README.md")] == []
+
+
+def test_every_file_that_the_korean_readme_links_to_is_there() -> None:
+    targets = [target.partition("#")[0] for target in LINK.findall((ROOT / "README.ko.md").read_text())]
+    assert [target for target in targets if not (ROOT / target).exists()] == []
