@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,20 @@ def reporter(name: str, *, quiet: bool = False) -> Reporter:
     if quiet:
         return Silent()
     console = Console(stderr=True)
-    return Bar(name, console) if console.is_terminal else Lines(name, console)
+    return Bar(name, console) if is_live(console) else Lines(name, console)
+
+
+def is_live(console: Console) -> bool:
+    """Whether somebody looks at a terminal that can be drawn over: not a log, not a dumb terminal, not CI."""
+    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
 
 
 class Lines:
     """A line now and then."""
 
-    def __init__(self, name: str, console: Console) -> None:
-        self.name, self.console = name, console
-        self.steps, self.every = 0, 1
+    def __init__(self, name: str, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.console, self.clock = name, console, clock
+        self.first, self.steps, self.every, self.began = 1, 0, 1, 0.0
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
@@ -52,12 +58,18 @@ class Lines:
 
     def start(self, first_step: int, steps: int) -> None:
         """The loop begins."""
-        self.steps, self.every = steps, max(1, steps // LINES)
+        self.first, self.steps, self.every = first_step, steps, max(1, steps // LINES)
+        self.began = self.clock()
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A step is done."""
         if step % self.every == 0 or step == self.steps:
-            self.note(f"step {step}/{self.steps}: {_figures(metrics)}")
+            self.note(f"step {step}/{self.steps}, {self._left(step)}: {_figures(metrics)}")
+
+    def _left(self, step: int) -> str:
+        """How long the rest takes if it goes on as it did so far, evaluations and saves included."""
+        each = (self.clock() - self.began) / (step - self.first + 1)
+        return f"{duration(each * (self.steps - step))} left"
 
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
         """An evaluation is done."""
@@ -119,6 +131,8 @@ def _figures(metrics: dict[str, Any]) -> str:
         parts.append(f"pairs {metrics['value/pair_accuracy']:.0%}")
     if "time/tokens_per_s" in metrics:
         parts.append(f"{metrics['time/tokens_per_s']:,.0f} tok/s")
+    if "mem/peak_bytes" in metrics:
+        parts.append(f"peak {size(metrics['mem/peak_bytes'])}")
     return "  ".join(parts)
 
 
@@ -126,7 +140,7 @@ def _short(metrics: dict[str, Any]) -> str:
     """What fits beside a bar in 80 columns."""
     heads = [v for k, v in metrics.items() if k.startswith("loss/nll_head_")]
     loss = f"nll {heads[0]:.2f}..{heads[-1]:.2f}" if heads else f"loss {metrics['loss/weighted']:.3f}"
-    return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s"
+    return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s {size(metrics['mem/peak_bytes'])}"
 
 
 class Latest:
@@ -134,7 +148,7 @@ class Latest:
 
     def __init__(self, *, quiet: bool = False, every_s: float = 30.0) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self._status = Status("", console=self.console) if self.console.is_terminal else None
+        self._status = Status("", console=self.console) if is_live(self.console) else None
         self._every_s, self._next = every_s, 0.0
 
     def __enter__(self) -> Latest:
@@ -152,6 +166,13 @@ class Latest:
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + self._every_s
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people: 0:07, 12:30, 3:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def size(count: float) -> str:
