@@ -235,8 +235,8 @@ def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:
     facts = facts_of(path)
     if facts["data"] != parts.data.fingerprint:
         raise UsageError(
-            f"{path} was saved while training on other rows: the data files have changed since. Put them back to go on, or "
-            "train anew into another --out"
+            f"{path} was saved while training on other rows: the data files have changed since. Put them back "
+            "to go on, or train anew into another --out"
         )
     if facts["tokenizer"] != parts.tokenizer_fingerprint:
         raise ModelError(f"{path} was saved with another tokenizer; name that one, or train anew into another --out")
