@@ -97,9 +97,7 @@ def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) ->
 
 def _named_checkpoint(path: Path) -> Path:
     if not (path / checkpoint.MANIFEST).is_file():
-        raise UsageError(
-            f"no checkpoint at {path}: it has no {checkpoint.MANIFEST}; --resume auto finds the newest"
-        )
+        raise UsageError(f"no checkpoint at {path}: it has no {checkpoint.MANIFEST}; --resume auto finds the newest")
     later = [other for other in checkpoint.list_steps(path.parent) if other.name > path.name]
     if later:
         raise UsageError(
