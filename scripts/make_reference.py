@@ -285,7 +285,7 @@ def python_page() -> str:
 
 def _export(name: str) -> str:
     thing = getattr(wmtp, name)
-    signature = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(thing)))
     text = inspect.getdoc(thing) or ""
     body = "".join(f"    {line}".rstrip() + "\n" for line in text.splitlines())
     return f"## {name}\n\n    {name}{signature}\n\n{body}\n"
