@@ -29,7 +29,8 @@ CASE_KEYS = {
     "memory_to_naive",
 }  # fmt: skip
 MACHINE_KEYS = {
-    "device", "device_name", "dtype", "threads", "cores", "processor", "system", "python", "torch", "load", "memory",
+    "device", "device_name", "dtype", "threads", "cores", "processor", "system", "python", "torch", "wmtp",
+    "load", "memory",
 }  # fmt: skip
 EXACT = [name for name in loss.VARIANTS if name != "matmuls"]
 TINY = ["--vocabulary", "50", "--rows", "24", "--width", "8", "--repeat", "2"]
