@@ -137,13 +137,14 @@ def train(
     if dry_run:
         _dry_run(settings, out, resume, as_json, ranks or 1)
         return
-    from wmtp.terminal import reporter
+    from wmtp.terminal import reporter, result_table
     from wmtp.trainer import run
 
     result = run(settings, out=out, resume=resume, reporter=reporter(settings.name, quiet=as_json))
     if as_json:
         typer.echo(json.dumps(_plain(result)))
     else:
+        result_table(result)
         early = ", stopped early" if result.stopped_early else ""
         typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
 

@@ -26,7 +26,7 @@ from wmtp.decoding import Generation
 from wmtp.doctor import Finding
 from wmtp.estimate import Estimate
 from wmtp.quickstart import PAGE, ArmResult
-from wmtp.trainer import Reporter, Silent
+from wmtp.trainer import Reporter, RunResult, Silent
 
 LINES = 20
 """Progress lines per run where there is no terminal."""
@@ -182,6 +182,26 @@ def size(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def result_table(result: RunResult) -> None:
+    """What a finished run reached: per head, on held-out rows where there are some; speed and memory."""
+    console = Console()
+    figures, where = (result.validation, "held-out rows") if result.validation else (result.train, "the last step")
+    heads = sum(1 for name in figures if name.startswith("loss/nll_head_"))
+    if heads:
+        table = Table(title=f"On {where}")
+        for name in ("head", "nll", "accuracy"):
+            table.add_column(name, justify="right")
+        for k in range(1, heads + 1):
+            accuracy = figures.get(f"acc/head_{k}")  # losses of libraries count no hits
+            table.add_row(
+                f"+{k}", f"{figures[f'loss/nll_head_{k}']:.3f}", "-" if accuracy is None else f"{accuracy:.1%}"
+            )
+        console.print(table)
+    if "value/pair_accuracy" in figures:
+        console.print(f"on {where}: {figures['value/pair_accuracy']:.1%} of the pairs ranked right", highlight=False)
+    console.print(f"{result.tokens_per_s:,.0f} tokens/s, peak memory {size(result.peak_bytes)}", highlight=False)
 
 
 def quickstart_table(results: Sequence[ArmResult], out: Path) -> None:

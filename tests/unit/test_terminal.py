@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from typer.main import get_command
 
 from wmtp import terminal
 from wmtp.cli import app
+from wmtp.trainer import RunResult
 
 FIGURES = {
     "loss/nll": 2.0,
@@ -87,6 +89,32 @@ def test_a_bar_is_drawn_for_people_and_not_for_ci_or_a_dumb_terminal(
 )
 def test_durations_are_hours_minutes_and_seconds(seconds: float, text: str) -> None:
     assert terminal.duration(seconds) == text
+
+
+def finished(**metrics: Any) -> RunResult:
+    return RunResult(
+        **{"folder": Path("runs/a"), "steps": 40, "train": {}, "validation": None, "stopped_early": False}
+        | {"tokens_per_s": 1234.5, "peak_bytes": 3 * 2**30}
+        | metrics
+    )
+
+
+def test_a_finished_run_ends_with_its_held_out_figures_per_head(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"loss/nll_head_1": 1.5, "acc/head_1": 0.25, "loss/nll_head_2": 2.5}
+    terminal.result_table(finished(train=figures | {"acc/head_1": 0.9}, validation=figures))
+    shown = capsys.readouterr().out
+    assert "On held-out rows" in shown
+    rows = [line.split() for line in shown.splitlines() if "+1" in line or "+2" in line]
+    assert [[cell for cell in row if cell not in "│"] for row in rows] == [
+        ["+1", "1.500", "25.0%"],
+        ["+2", "2.500", "-"],
+    ]
+    assert shown.splitlines()[-1] == "1,234 tokens/s, peak memory 3.0 GiB"
+
+
+def test_a_finished_critic_ends_with_its_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.result_table(finished(train={"value/pair_accuracy": 0.75, "loss/weighted": 0.5}))
+    assert "on the last step: 75.0% of the pairs ranked right" in capsys.readouterr().out
 
 
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
