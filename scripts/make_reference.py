@@ -173,7 +173,7 @@ def _kind(part: type[BaseModel]) -> str:
 def _title(path: str, part: type[BaseModel]) -> str:
     if part is config.ScheduleConfig:
         return "a schedule"
-    return " with ".join(filter(None, [path or "at the top", _kind(part)]))
+    return " with ".join(filter(None, [path or "Top level", _kind(part)]))
 
 
 def _anchor(title: str) -> str:
@@ -181,13 +181,27 @@ def _anchor(title: str) -> str:
 
 
 def _section(path: str, part: type[BaseModel]) -> str:
-    texts = _texts()[part.__name__]
     hints = get_type_hints(part, include_extras=True)
     rows = [
-        [f"`{name}`", _type(hints[name]), _default(field), texts[name]] for name, field in part.model_fields.items()
+        [f"`{name}`", _type(hints[name]), _default(field), _text(part, name, hints[name])]
+        for name, field in part.model_fields.items()
     ]
-    about = " ".join(inspect.cleandoc(part.__doc__ or "").split())
-    return f"## {_title(path, part)}\n\n{about}\n\n" + table(["key", "value", "default", ""], rows)
+    return f"## {_title(path, part)}\n\n{_about(part)}\n\n" + table(["key", "value", "default", ""], rows)
+
+
+def _about(part: type[BaseModel]) -> str:
+    return " ".join(inspect.cleandoc(part.__doc__ or "").split())
+
+
+def _text(part: type[BaseModel], name: str, hint: Any) -> str:
+    """What stands under the field; else what is said of the one section it may be, or that it tells sections apart."""
+    told = _texts()[part.__name__][name]
+    sections = list(_parts_in(hint))
+    if told or len(sections) > 1:
+        return told
+    if sections:
+        return _about(sections[0])
+    return "says which section this is" if _kind(part).startswith(f"{name}:") else ""
 
 
 @cache

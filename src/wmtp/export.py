@@ -74,7 +74,7 @@ def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
     if (path / "checkpoints").is_dir():
         found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
         if found is None:
-            raise UsageError(f"the run {source} has no checkpoint yet; name its final/, or train on until it has one")
+            raise UsageError(f"the run {source} has no checkpoint yet")
         path = found
     if (path / checkpoint.MANIFEST).is_file():
         return _from_checkpoint(path)

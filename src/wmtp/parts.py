@@ -90,6 +90,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     precision = devices.precision(device, config.precision)
     tokenizer = hf.load_tokenizer(config.model.tokenizer_source)
     data = build_data(config, tokenizer)
+    if config.train.compile:
+        devices.check_compiler(device)
     devices.seed_everything(config.train.seed)
     when: Weights = "now" if weights else "never"
     if weights and how is not None:
@@ -100,8 +102,6 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     model.train()
     if isinstance(model, MTPModel):
         model.train_only(config.model.heads.trained)
-    if config.train.compile:
-        devices.check_compiler(device)
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)

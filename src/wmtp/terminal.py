@@ -148,7 +148,7 @@ class Latest:
 
     def __init__(self, *, quiet: bool = False, every_s: float = 30.0) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self._status = Status("", console=self.console) if is_live(self.console) else None
+        self._status = Status("", console=self.console) if self.console.is_terminal else None
         self._every_s, self._next = every_s, 0.0
 
     def __enter__(self) -> Latest:
