@@ -241,6 +241,13 @@ def test_every_script_is_one_that_bash_can_read() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_release_with_an_option_that_is_not_there_is_wrong_usage() -> None:
+    command = ["bash", str(ROOT / ".ci" / "release"), "--publish"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown option --publish; usage: bash .ci/release" in done.stderr
+
+
 def test_the_guide_names_every_example() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     assert [path.name for path in DEPLOY.iterdir() if f"deploy/{path.name}" not in guide] == []
