@@ -1,6 +1,7 @@
 """Pictures of the page for the docs: `python scripts/screenshots.py RUN [RUN ...] --out FOLDER`.
 
-Makes the page of these runs, opens it in headless Chromium and writes overview.png, tokens.png, dark.png and phone.png.
+Makes the page of these runs, opens it in headless Chromium and writes overview.png, weights.png, tokens.png,
+dark.png and phone.png.
 Needs selenium (in the dev extra), chromium and chromedriver.
 """
 
@@ -21,8 +22,8 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
 OFFLINE = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
 
 SETTLE = "return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-PLACE_OF_TOKENS = """
-const box = document.querySelector('#tokens').getBoundingClientRect();
+PLACE = """
+const box = document.querySelector(arguments[0]).getBoundingClientRect();
 return [box.top + scrollY, box.height];
 """
 READ_TOKENS = """
@@ -64,13 +65,14 @@ def open_browser() -> Any:
 
 
 def take_all(browser: Any, page: Path, out: Path) -> None:
-    """The top of the page in both themes and on a phone, and the token view."""
+    """The top of the page in both themes and on a phone, where the weight goes, and the token view."""
     show(browser, page, 1100, "light")
     take(browser, out / "overview.png", 0, 740)
+    if browser.find_elements("css selector", "#weights .part"):
+        take(browser, out / "weights.png", *browser.execute_script(PLACE, "#weights .part"))
     if browser.find_elements("css selector", "#tokens"):
         browser.execute_script(READ_TOKENS, 12)
-        top, height = browser.execute_script(PLACE_OF_TOKENS)
-        take(browser, out / "tokens.png", top, height)
+        take(browser, out / "tokens.png", *browser.execute_script(PLACE, "#tokens"))
     show(browser, page, 1100, "dark")
     take(browser, out / "dark.png", 0, 740)
     show(browser, page, 360, "light")

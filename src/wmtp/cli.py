@@ -18,7 +18,7 @@ import typer
 
 from wmtp import __version__, faults, outcome
 from wmtp.bench import BENCHMARKS
-from wmtp.errors import UsageError, WmtpError, out_of_memory
+from wmtp.errors import UsageError, WmtpError, not_on_mps, out_of_memory
 
 if TYPE_CHECKING:
     from wmtp.config import Config
@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Weighted multi-token prediction: models that predict several tokens, each loss with its own weight.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes would cost most of the half second that --help may take
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -62,7 +63,9 @@ def quickstart(
     out: Annotated[str, typer.Option(help="Folder for the four runs; must be empty or new.")] = "wmtp-quickstart",
     as_json: AsJson = False,
 ) -> None:
-    """Train all four arms on the problems that ship with wmtp and compare them. No network.
+    """Train all four arms on embedded problems. No network.
+
+    Compares them in two tables and writes report.html.
 
     Example: wmtp quickstart --out runs/first-look
     """
@@ -135,13 +138,14 @@ def train(
     if dry_run:
         _dry_run(settings, out, resume, as_json, ranks or 1)
         return
-    from wmtp.terminal import reporter
+    from wmtp.terminal import reporter, result_table
     from wmtp.trainer import run
 
     result = run(settings, out=out, resume=resume, reporter=reporter(settings.name, quiet=as_json))
     if as_json:
         typer.echo(json.dumps(_plain(result)))
     else:
+        result_table(result)
         early = ", stopped early" if result.stopped_early else ""
         typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
 
@@ -154,7 +158,9 @@ def doctor(
     out: Annotated[str | None, typer.Option("--out", help="The run folder; default RUNS/RUN_NAME.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What this machine can do, and with --recipe whether that run can work here. Exit code 1 if something failed.
+    """What this machine can do, and whether a run fits on it.
+
+    With --recipe: whether that run can work here. Exit code 1 if something failed.
 
     Example: wmtp doctor --recipe recipes/baseline_embedded_cpu.yaml
     """
@@ -250,9 +256,11 @@ def score(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Positions of a scoring batch, padding included.")] = 8192,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a recipe's critic or reference about all of its data once; training then reads the scores instead.
+    """Ask a recipe's critic or reference once, and store that.
 
-    Run it again after an interruption and it goes on; under torchrun the ranks share the work.
+    Training then reads the scores instead (docs/scores.md). Run it again after an interruption and it goes on; under
+    torchrun the ranks share the work.
+
     Example: wmtp score --recipe recipes/verifiable_embedded_cpu.yaml objective.weighting.scores=scores/critic
     """
     from wmtp.prescoring import score as work
@@ -281,7 +289,9 @@ def export(
     ] = "wmtp",
     as_json: AsJson = False,
 ) -> None:
-    """One model folder from a checkpoint of any number of ranks; read back and compared after writing.
+    """One model folder from a checkpoint, for us or for others.
+
+    Of any number of ranks; read back and compared after writing.
 
     Example: wmtp export --model runs/first/checkpoints/step_00000100 --to hf --out models/first
     """
@@ -311,7 +321,9 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts; text on stdout, figures of the drafts on stderr.
+    """Continue prompts.
+
+    Text on stdout, figures of the drafts on stderr.
 
     Example: wmtp generate --model runs/first/final --prompt "Write a function that adds two numbers."
     """
@@ -384,7 +396,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """pass@k by running what a model writes, in a sandbox; or what its heads know and how fast it decodes.
+    """pass@k by running what a model writes, in a sandbox.
+
+    Or, with --suite, what its heads know and how fast it decodes.
 
     Example: wmtp eval --model wmtp-quickstart/baseline/final --benchmark embedded
     """
@@ -407,7 +421,7 @@ def evaluate(
 
 
 data = typer.Typer(
-    help="Records: from data sets, verdicts by running tests, wrong variants by mutation, an index.",
+    help="Records: prepare, label, mutate, index.",
     no_args_is_help=True,
 )
 app.add_typer(data, name="data")
@@ -443,9 +457,12 @@ def prepare(
     on_bad_row: Annotated[str, typer.Option(help="error stops at the first, skip counts them.")] = "error",
     as_json: AsJson = False,
 ) -> None:
-    """One file of records from MBPP, CodeContests, instruction or chat data, or your own (docs/data.md).
+    """One file of records from data sets, or your own.
 
-    Run it again after an interruption and it goes on. Example: wmtp data prepare mine.parquet --out records.jsonl
+    MBPP, HumanEval, CodeContests, instruction or chat data, anything with --field (docs/data.md). Run it again after an
+    interruption and it goes on.
+
+    Example: wmtp data prepare mine.parquet --out records.jsonl
     """
     from wmtp.curation.prepare import Plan
     from wmtp.curation.prepare import prepare as work
@@ -478,9 +495,11 @@ def label(
     cpu_s: CpuSeconds = 5.0,
     as_json: AsJson = False,
 ) -> None:
-    """Run every response against its tests: the same records, with is_correct and the reason.
+    """Run every response against its tests.
 
-    Run it again after an interruption and it goes on. Example: wmtp data label --data mine.jsonl --out labelled.jsonl
+    The same records, with is_correct and the reason. Run it again after an interruption and it goes on.
+
+    Example: wmtp data label --data mine.jsonl --out labelled.jsonl
     """
     from wmtp.curation.label import label as work
     from wmtp.curation.tables import curation_table
@@ -511,9 +530,11 @@ def mutate(
     cpu_s: CpuSeconds = 5.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make wrong but plausible variants of correct responses, and keep those that really fail.
+    """Make wrong but plausible variants of correct responses.
 
-    Run it again after an interruption and it goes on. Example: wmtp data mutate --data mbpp.jsonl --out pairs.jsonl
+    Those that really fail are kept. Run it again after an interruption and it goes on.
+
+    Example: wmtp data mutate --data mbpp.jsonl --out pairs.jsonl
     """
     from wmtp.curation.mutate import mutate as work
     from wmtp.curation.tables import curation_table
@@ -543,7 +564,9 @@ def index_records(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Where every row is and what sampling needs of it, so that training reads only its own rows (data.index).
+    """An index of rows, so that training reads only its own.
+
+    Where every row is and what sampling needs of it (data.index).
 
     Example: wmtp data index records.jsonl
     """
@@ -590,7 +613,9 @@ def study(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown, for a log.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Arms x seeds from one file, and what may be said of the difference. Run it again and it goes on.
+    """Arms x seeds from one file, and what may be said.
+
+    Run it again and it goes on.
 
     Example: wmtp study --study recipes/study_embedded_cpu.yaml --out runs/study
     """
@@ -668,7 +693,9 @@ def inspect(
     ] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Held-out solutions token by token: weights, losses, what the critic thinks. Writes RUN/eval/tokens.json.
+    """Held-out solutions token by token.
+
+    Weights, losses, what the critic thinks. Writes RUN/eval/tokens.json.
 
     Example: wmtp inspect wmtp-quickstart/verifiable --rows 2
     """
@@ -759,8 +786,8 @@ def run_command(arguments: list[str]) -> int:
         return _failed(problem)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    except (MemoryError, RuntimeError) as problem:
-        failure = out_of_memory(problem)
+    except (MemoryError, RuntimeError, TypeError) as problem:
+        failure = out_of_memory(problem) or not_on_mps(problem)
         if failure is None:
             raise
         return _failed(failure)

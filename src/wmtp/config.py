@@ -70,8 +70,11 @@ class ScheduleConfig(_Part, Generic[Number]):
     """A number that changes over the steps, wherever one may be scheduled."""
 
     start: Number
+    """At step 1."""
     end: Number
+    """At step `steps`, and from then on."""
     shape: Literal["linear", "cosine"] = "linear"
+    """`linear`, or half a cosine wave."""
     steps: Positive | None = None
     """The step at which `end` is reached; default: the run's last."""
 
@@ -80,8 +83,11 @@ class HeadsConfig(_Part):
     """Prediction heads. `init` and `depth` are for a model that has none yet."""
 
     family: Literal["parallel", "linear", "chain"] = "parallel"
+    """What heads 2..K are made of (docs/models.md)."""
     num_heads: Annotated[int, Field(ge=1, le=64)] = 4
+    """K, head 1 included. 1 is ordinary next-token training."""
     init: Literal["copy", "fresh", "zero"] = "copy"
+    """Of heads 2..K: copies of the last layer, fresh weights, or the identity at first (docs/math.md 3.1)."""
     depth: Literal["added", "matched"] = "added"
     """`matched`: heads 2..K are made of the trunk's last layers, so the model keeps its size."""
     trained: Literal["all", "heads", "heads+norm"] = "all"
@@ -119,6 +125,7 @@ class ModelConfig(_Part):
     """The model to train: weights from `path`, or random ones of an `architecture`."""
 
     path: ModelLocation | None = None
+    """Folder or hub id of a model with weights: Hugging Face, Meta or ours."""
     architecture: dict[str, Any] | ModelLocation | None = None
     """A transformers config (with `model_type`), or the folder of one; a mapping needs `tokenizer` or `data.task`."""
     tokenizer: ModelLocation | None = None
@@ -170,6 +177,7 @@ class SourceConfig(_Part):
     """One data file."""
 
     path: Location
+    """Its container and kind are told from its content (docs/data.md)."""
     split: str | None = None
     """Another official split than this role's own, where the data set has official splits (MBPP)."""
     fields: dict[RecordField, str] | None = None
@@ -246,17 +254,21 @@ class DataConfig(_Part):
     task: TaskConfig | None = None
     """In place of `train` and `validation`; the model's tokenizer is then the task's."""
     validation: SourceConfig | None = None
+    """Held-out rows: a file of their own."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Hold this share of the training *problems* out instead of reading a validation file."""
     solutions: Literal["correct", "all"] | None = None
     """Rows with is_correct = false take part (`all`) or not. Default: `correct` for mtp, `all` for value."""
     template: str = "{prompt}\n"
+    """Text before the response; `{prompt}` is the row's prompt."""
     max_length: Annotated[int, Field(ge=2)] = 1024
     """In tokens, EOS included."""
     on_bad_row: Literal["error", "skip"] = "error"
+    """`error` stops at the first, `skip` counts them."""
     allow_evaluation_data: bool = False
     """Without it, training on an official test split, and so on all of HumanEval, is refused."""
     on_long_row: Literal["truncate", "drop", "error"] = "truncate"
+    """Longer than `max_length`."""
     sampling: SamplingConfig | None = None
     """Default: every row, or every labelled row in a pair, once an epoch."""
     index: Location | None = None
@@ -316,12 +328,19 @@ class CriticConfig(_Part):
     scores: Location | None = None
     """Folder that `wmtp score` wrote: the critic is then not loaded."""
     gamma: Share = 1.0
+    """Discount of the advantages."""
     lam: Share = 0.95
+    """lambda of generalised advantage estimation."""
     terminal: Literal["value", "reward"] = "value"
+    """What follows the last token: the critic's value of the whole, or the reward itself."""
     beta: AboveZero | ScheduleConfig[AboveZero] = 1.0
+    """Temperature of exp(advantage / beta); lower spreads weights more."""
     clip: Clip = (0.1, 3.0)
+    """Lowest and highest weight."""
     whiten: Literal["step", "ema"] = "step"
+    """By mean and deviation of the step, or of a running average."""
     ema_decay: Share = 0.99
+    """Of whiten = ema."""
 
 
 class Rho1Config(_Part):
@@ -329,16 +348,23 @@ class Rho1Config(_Part):
 
     scheme: Literal["rho1"]
     reference: ModelLocation
+    """A frozen model with the same tokenizer."""
     alignment: Literal["next", "matched"] = "next"
+    """The reference's next-token loss for every head, or that of its own head k for head k."""
     scores: Location | None = None
     """Folder that `wmtp score` wrote: the reference is then not loaded."""
     mode: Literal["select", "skip", "soft"] = "select"
+    """`select` keeps the tokens with the largest excess, `skip` drops those with the smallest, `soft` weighs all."""
     ratio: Within | ScheduleConfig[Within] | None = None
     """Share kept by `select` (default 0.6) or dropped by `skip` (default 0.3)."""
     temperature: AboveZero | ScheduleConfig[AboveZero] = 1.0
+    """Of soft; lower spreads weights more."""
     clip: Clip = (0.1, 3.0)
+    """Lowest and highest weight, of soft."""
     scope: Literal["micro", "global", "running"] = "global"
+    """What the quantile is over: a micro-batch, the step on all ranks, or a running average."""
     ema_decay: Share = 0.99
+    """Of scope = running."""
 
     @model_validator(mode="after")
     def _ratio_is_used(self) -> Rho1Config:
@@ -352,8 +378,11 @@ class GradientConfig(_Part):
 
     scheme: Literal["gradient"]
     alpha: AboveZero | ScheduleConfig[AboveZero] = 1.0
+    """Power of the norm over its mean."""
     clip: Clip = (0.1, 3.0)
+    """Lowest and highest weight."""
     ema_decay: Share = 0.99
+    """Of the running mean of norms."""
 
 
 class GRPOConfig(_Part):
@@ -361,7 +390,9 @@ class GRPOConfig(_Part):
 
     scheme: Literal["grpo"]
     mode: Literal["exp", "positive"] = "exp"
+    """exp(advantage / beta), or the advantage itself where it is above 0."""
     beta: AboveZero | ScheduleConfig[AboveZero] = 1.0
+    """Temperature of exp; lower spreads weights more."""
     clip: Clip = (0.1, 3.0)
     neutral: Share = 1.0
     """Weight of responses whose group has equal rewards: 1 trains them as the baseline does, 0 leaves them out."""
@@ -386,6 +417,7 @@ class OwnConfig(_Part):
     reference: ModelLocation | None = None
     """Where the scheme needs `reference_nll_BTK`."""
     alignment: Literal["next", "matched"] = "next"
+    """Of the reference, as in rho1."""
     scores: Location | None = None
     """Folder that `wmtp score` wrote: critic and reference are then not loaded."""
 
@@ -405,7 +437,9 @@ class HybridConfig(_Part):
 
     scheme: Literal["hybrid"]
     parts: Annotated[list[Annotated[SimpleConfig, Field(discriminator="scheme")]], Field(min_length=2)]
+    """Schemes whose weights are put together."""
     combine: Literal["product", "mixture"] = "product"
+    """Weights multiplied, or averaged by shares."""
     shares: list[NotNegative] | None = None
     """Of a mixture; default: equal."""
 
@@ -427,6 +461,7 @@ class ControlConfig(_Part):
 
     scheme: Literal["shuffled", "random_matched", "inverted"]
     of: Annotated[SimpleConfig | HybridConfig, Field(discriminator="scheme")]
+    """The scheme whose weights are dealt out."""
 
 
 WeightingConfig = Annotated[SimpleConfig | HybridConfig | ControlConfig, Field(discriminator="scheme")]
@@ -457,6 +492,7 @@ class MTPObjectiveConfig(_Part):
     head_decay: UpToOne | ScheduleConfig[UpToOne] | None = None
     """Or c_k = head_decay^(k-1)."""
     denominator: Literal["weights", "tokens"] = "weights"
+    """What the weighted sum is divided by: the sum of weights, or that of 1 for every target (docs/math.md 2)."""
     loss: Literal["fused", "compiled", "plain", "torch", "liger", "cce"] = "fused"
     """`fused` is ours, `plain` the specification. `compiled` is `fused` with its passes over bf16 logits compiled by
     torch (needs Triton on CUDA, a C++ compiler on a CPU). The others are libraries: no `acc/*` figures, and each is
@@ -490,8 +526,11 @@ class ValueRatesConfig(_Part):
     """Peak learning rates of the parts of a critic; default: optim.lr."""
 
     head: AboveZero | None = None
+    """Of the value head."""
     adapters: AboveZero | None = None
+    """Of LoRA's matrices."""
     backbone: AboveZero | None = None
+    """Of everything else."""
 
 
 class RewardConfig(_Part):
@@ -513,11 +552,14 @@ class ValueObjectiveConfig(_Part):
     reward: RewardConfig | None = None
     """What the values should foresee; default: is_correct."""
     head: Literal["linear", "mlp", "sigmoid"] = "mlp"
+    """What reads the value off a hidden state."""
     backbone: Literal["full", "frozen", "lora"] = "full"
+    """What of the base model is trained: all, nothing, or adapters."""
     lora: LoraConfig | None = None
     """Of backbone = lora."""
     rates: ValueRatesConfig = ValueRatesConfig()
     gamma: Share = 1.0
+    """Discount of the returns."""
     lam: Share | ScheduleConfig[Share] = 0.95
     """Of lambda_return and combined; monte_carlo is lam = 1."""
     huber_delta: Annotated[float, Field(gt=0.0)] | None = 0.5
@@ -582,12 +624,19 @@ class OptimConfig(_Part):
     """AdamW and its schedule."""
 
     lr: Annotated[float, Field(gt=0.0)] = 3e-4
+    """Peak learning rate."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.95)
+    """Of AdamW: decay of the two moments."""
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """Of AdamW."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Of matrices; vectors (norms, biases) have none."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Largest norm of the gradient over all parameters; null: not clipped."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """From the peak to the floor, after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the rate rises from 0 to its peak."""
     floor: Share = 0.1
     """Share of the peak rate that the last step has."""
 
@@ -600,6 +649,7 @@ class EarlyStoppingConfig(_Part):
     patience: Positive = 3
     """Evaluations in a row without improvement."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """A smaller improvement counts as none."""
     gradient_spread: AboveZero | None = None
     """Largest standard deviation of the gradient norm between evaluations, over its mean; default: not watched."""
     value_std: Clip | None = None
@@ -612,7 +662,9 @@ class TrainConfig(_Part):
     """The loop."""
 
     steps: Positive | None = None
+    """Optimiser steps. Either this or `epochs`."""
     epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Passes over the training rows; may be a fraction."""
     batch_size: Positive = 16
     """Rows per optimiser step."""
     micro_batch_size: Positive | None = None
@@ -624,7 +676,9 @@ class TrainConfig(_Part):
     compile: bool = False
     """Compile trunk layers and heads one by one (regional compilation); needs a C++ compiler on CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of weights, order and draws."""
     log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
     eval_every: Positive | None = None
     """Steps between evaluations; default: at the end only."""
     eval_batches: Positive | None = None
@@ -652,6 +706,7 @@ class DistributedConfig(_Part):
     """Several ranks (`torchrun`); read by nothing in a single process."""
 
     strategy: Literal["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD"] = "FULL_SHARD"
+    """What is sharded over ranks (docs/operations.md)."""
     cpu_offload: bool = False
     """Keep parameters, gradients and optimiser in the host's memory; for GPUs that cannot hold their share."""
     timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
@@ -664,6 +719,7 @@ class CheckpointConfig(_Part):
     every: Positive | None = None
     """Steps between checkpoints. There is one at the end and on a signal in any case."""
     keep_last: Positive = 2
+    """Older ones are removed."""
     save_final: bool = True
     """Write `final/`, the trained model."""
     select: Literal["last", "best"] = "last"
@@ -675,6 +731,7 @@ class Config(_Part):
 
     # where
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA, then MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward passes under autocast; weights, losses and the optimiser stay fp32."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None

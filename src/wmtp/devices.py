@@ -1,15 +1,29 @@
 """The one place that knows what a device can do.
 
-CPU is tested; the CUDA and MPS branches follow PyTorch's documented API and are untested on such hardware.
+    what                  CPU           CUDA                             MPS
+    `device: auto`        third         first                            second
+    bf16 by autocast      always        where the GPU has it             from macOS 14
+    fp64                  yes           yes                              no: fp32 is the widest
+    train.compile calls   g++           the package triton               clang++
+    pinned host memory    no            where a copy to it goes on       no
+    ranks                 gloo          gloo and NCCL                    none: one process
+    data.workers          0, on every device: threads and processes are for `data.cache`
+
+A tensor's own device is asked, never a setting. Pinned memory is with those who copy (`checkpoint.pieces`,
+`distributed`), which look at the tensor too. CPU is tested; the CUDA and MPS branches follow PyTorch's documented API,
+and tests fake what such hardware says of itself.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +34,10 @@ from wmtp.errors import ConfigError
 
 KINDS = ("cuda", "mps", "cpu")
 """In the order in which `auto` takes them."""
+
+MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
+"""Environment variable that lets the CPU do, slower and with a warning, what MPS lacks. torch reads it when it is
+imported; nothing here sets it."""
 
 
 def available(kind: str) -> bool:
@@ -89,7 +107,34 @@ def precision(device: torch.device, name: str) -> Callable[[], AbstractContextMa
         return nullcontext
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("precision = 'bf16': this GPU has no bfloat16; use fp32")
+    if device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise ConfigError("precision = 'bf16': an Apple GPU has bfloat16 from macOS 14 on; use fp32")
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+
+
+class Compiler(NamedTuple):
+    """What `torch.compile` calls for a device."""
+
+    name: str
+    here: bool
+
+
+def compiler(device: torch.device) -> Compiler:
+    """A C++ compiler (`CXX`, where that is set), on CUDA the package triton."""
+    if device.type == "cuda":
+        return Compiler("triton", find_spec("triton") is not None)
+    name = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+    return Compiler(name, shutil.which(name) is not None)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError unless `train.compile` can work on the device."""
+    needed = compiler(device)
+    if not needed.here:
+        raise ConfigError(
+            f"train.compile needs {needed.name} for device = {device.type!r}, which is not here; install it, or leave "
+            "train.compile out"
+        )
 
 
 def widest_float(device: torch.device) -> torch.dtype:

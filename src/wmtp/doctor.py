@@ -6,6 +6,7 @@ what is written to try a folder is removed at once.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,8 +36,6 @@ OPTIONAL = {
     "cut_cross_entropy": "objective.loss=cce",
 }
 """Packages that some option needs, and which."""
-COMPILERS = {"cpu": "g++", "mps": "clang++"}
-"""What `train.compile` calls; on CUDA it is the package triton."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,9 @@ def _devices() -> Iterator[Finding]:
         text = f"{devices.describe(device)}; products in {trains or 'nothing'}; attention in {attends or 'nothing'}"
         state: State = "ok" if trains and attends else "failed"
         yield Finding("devices", kind, state, f"{text}; `auto` takes it" if kind == chosen else text)
-        yield _compiler(kind)
+        yield _compiler(device)
+        if kind == "mps":
+            yield _fallback()
 
 
 def _works(device: torch.device, attempt: Callable[[torch.device, torch.dtype], None]) -> str:
@@ -102,13 +103,20 @@ def _attend(device: torch.device, dtype: torch.dtype) -> None:
     torch.autograd.grad(attended.float().sum(), query)
 
 
-def _compiler(kind: str) -> Finding:
+def _compiler(device: torch.device) -> Finding:
     """Whether what `train.compile` calls is there; compiling itself takes too long to be tried."""
-    needed = COMPILERS.get(kind, "triton")
-    there = shutil.which(needed) if kind in COMPILERS else find_spec(needed)
-    if there:
-        return Finding("devices", f"{kind}: train.compile", "ok", f"{needed} is here; not tried")
-    return Finding("devices", f"{kind}: train.compile", "absent", f"{needed} is not here", f"install {needed}")
+    needed, name = devices.compiler(device), f"{device.type}: train.compile"
+    if needed.here:
+        return Finding("devices", name, "ok", f"{needed.name} is here; not tried")
+    return Finding("devices", name, "absent", f"{needed.name} is not here", f"install {needed.name}")
+
+
+def _fallback() -> Finding:
+    """What happens where MPS lacks an operation."""
+    name, variable = "mps: operations it lacks", devices.MPS_FALLBACK
+    if os.environ.get(variable) == "1":
+        return Finding("devices", name, "less", f"done by the CPU, slower, with a warning ({variable}=1)", "unset it")
+    return Finding("devices", name, "ok", f"end the command with a message; {variable}=1 lets the CPU do them")
 
 
 # The rest of the machine

@@ -44,6 +44,10 @@ class OutOfMemory(WmtpError):
     """The machine or the device has no memory for an allocation."""
 
 
+class DeviceError(WmtpError):
+    """The device lacks an operation or a data type that the work needs."""
+
+
 def out_of_memory(problem: BaseException) -> OutOfMemory | None:
     """`problem` as an error of ours if an allocation failed: Python's, or torch's on any device. None if it is another.
 
@@ -61,6 +65,21 @@ def out_of_memory(problem: BaseException) -> OutOfMemory | None:
         f"out of memory: {said}\nIn training, lower train.micro_batch_size or train.micro_batch_tokens, not the batch, "
         "or set train.activation_checkpointing=true; `wmtp train ... --dry-run` says what a step needs. "
         "Checkpoints that were written are untouched: `--resume auto` goes on from the newest"
+    )
+
+
+def not_on_mps(problem: BaseException) -> DeviceError | None:
+    """`problem` as an error of ours if it is torch's for what an Apple GPU lacks; None if it is another.
+
+    torch says it with a `NotImplementedError` (operations) or a `TypeError` (float64) that names MPS.
+    """
+    text = str(problem)
+    if not isinstance(problem, NotImplementedError | TypeError) or "MPS" not in text:
+        return None
+    said = text.strip().split(". ")[0]
+    return DeviceError(
+        f"the Apple GPU lacks something that this needs: {said}.\nWith PYTORCH_ENABLE_MPS_FALLBACK=1 in the "
+        "environment the CPU does operations that are missing, slower; device=cpu does all of it there"
     )
 
 

@@ -92,6 +92,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     precision = devices.precision(device, config.precision)
     tokenizer = load_tokenizer(config)
     data = build_data(config, tokenizer)
+    if config.train.compile:
+        devices.check_compiler(device)
     devices.seed_everything(config.train.seed)
     when: Weights = "now" if weights else "never"
     if weights and how is not None:

@@ -75,7 +75,7 @@ def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) ->
             final model but no good checkpoint (starting again would destroy them).
     """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"the run folder {folder} is a file")
+        raise UsageError(f"the run folder {folder} is a file; name another with --out")
     if resume is None:
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(
@@ -86,7 +86,7 @@ def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) ->
     if named is not None and named.parent.name == "checkpoints":
         return _named_checkpoint(named)
     if named is not None and not named.is_dir():
-        raise UsageError(f"no run folder at {named}")
+        raise UsageError(f"no run folder at {named}; --resume takes auto, a run folder, or one of its checkpoints")
     found = _newest(folder / "checkpoints", note)
     if found is None and (named is not None or (folder / "final").exists()):
         raise UsageError(f"{folder} has no checkpoint to resume from; to train again, choose another --out")
@@ -97,7 +97,7 @@ def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) ->
 
 def _named_checkpoint(path: Path) -> Path:
     if not (path / checkpoint.MANIFEST).is_file():
-        raise UsageError(f"no checkpoint at {path}")
+        raise UsageError(f"no checkpoint at {path}: it has no {checkpoint.MANIFEST}; --resume auto finds the newest")
     later = [other for other in checkpoint.list_steps(path.parent) if other.name > path.name]
     if later:
         raise UsageError(
@@ -170,5 +170,7 @@ def only_trainer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
-            raise UsageError(f"another process is training in {folder}") from problem
+            raise UsageError(
+                f"another process is training in {folder}; wait until it ends, or choose another --out"
+            ) from problem
         yield

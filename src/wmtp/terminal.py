@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from wmtp.decoding import Generation
 from wmtp.doctor import Finding
 from wmtp.estimate import Estimate
 from wmtp.quickstart import PAGE, ArmResult
-from wmtp.trainer import Reporter, Silent
+from wmtp.trainer import Reporter, RunResult, Silent
 
 LINES = 20
 """Progress lines per run where there is no terminal."""
@@ -34,15 +36,20 @@ def reporter(name: str, *, quiet: bool = False) -> Reporter:
     if quiet:
         return Silent()
     console = Console(stderr=True)
-    return Bar(name, console) if console.is_terminal else Lines(name, console)
+    return Bar(name, console) if is_live(console) else Lines(name, console)
+
+
+def is_live(console: Console) -> bool:
+    """Whether somebody looks at a terminal that can be drawn over: not a log, not a dumb terminal, not CI."""
+    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
 
 
 class Lines:
     """A line now and then."""
 
-    def __init__(self, name: str, console: Console) -> None:
-        self.name, self.console = name, console
-        self.steps, self.every = 0, 1
+    def __init__(self, name: str, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.console, self.clock = name, console, clock
+        self.first, self.steps, self.every, self.began = 1, 0, 1, 0.0
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
@@ -50,12 +57,18 @@ class Lines:
 
     def start(self, first_step: int, steps: int) -> None:
         """The loop begins."""
-        self.steps, self.every = steps, max(1, steps // LINES)
+        self.first, self.steps, self.every = first_step, steps, max(1, steps // LINES)
+        self.began = self.clock()
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A step is done."""
         if step % self.every == 0 or step == self.steps:
-            self.note(f"step {step}/{self.steps}: {_figures(metrics)}")
+            self.note(f"step {step}/{self.steps}, {self._left(step)}: {_figures(metrics)}")
+
+    def _left(self, step: int) -> str:
+        """How long the rest takes if it goes on as it did so far, evaluations and saves included."""
+        each = (self.clock() - self.began) / (step - self.first + 1)
+        return f"{duration(each * (self.steps - step))} left"
 
     def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
         """An evaluation is done."""
@@ -117,6 +130,8 @@ def _figures(metrics: dict[str, Any]) -> str:
         parts.append(f"pairs {metrics['value/pair_accuracy']:.0%}")
     if "time/tokens_per_s" in metrics:
         parts.append(f"{metrics['time/tokens_per_s']:,.0f} tok/s")
+    if "mem/peak_bytes" in metrics:
+        parts.append(f"peak {size(metrics['mem/peak_bytes'])}")
     return "  ".join(parts)
 
 
@@ -124,7 +139,14 @@ def _short(metrics: dict[str, Any]) -> str:
     """What fits beside a bar in 80 columns."""
     heads = [v for k, v in metrics.items() if k.startswith("loss/nll_head_")]
     loss = f"nll {heads[0]:.2f}..{heads[-1]:.2f}" if heads else f"loss {metrics['loss/weighted']:.3f}"
-    return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s"
+    return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s {size(metrics['mem/peak_bytes'])}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people: 0:07, 12:30, 3:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def size(count: float) -> str:
@@ -134,6 +156,26 @@ def size(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def result_table(result: RunResult) -> None:
+    """What a finished run reached: per head, on held-out rows where there are some; speed and memory."""
+    console = Console()
+    figures, where = (result.validation, "held-out rows") if result.validation else (result.train, "the last step")
+    heads = sum(1 for name in figures if name.startswith("loss/nll_head_"))
+    if heads:
+        table = Table(title=f"On {where}")
+        for name in ("head", "nll", "accuracy"):
+            table.add_column(name, justify="right")
+        for k in range(1, heads + 1):
+            accuracy = figures.get(f"acc/head_{k}")  # losses of libraries count no hits
+            table.add_row(
+                f"+{k}", f"{figures[f'loss/nll_head_{k}']:.3f}", "-" if accuracy is None else f"{accuracy:.1%}"
+            )
+        console.print(table)
+    if "value/pair_accuracy" in figures:
+        console.print(f"on {where}: {figures['value/pair_accuracy']:.1%} of the pairs ranked right", highlight=False)
+    console.print(f"{result.tokens_per_s:,.0f} tokens/s, peak memory {size(result.peak_bytes)}", highlight=False)
 
 
 def quickstart_table(results: Sequence[ArmResult], out: Path) -> None:

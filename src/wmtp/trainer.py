@@ -262,9 +262,12 @@ def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:
     """Raise unless the checkpoint was saved with these rows and this tokenizer; note what makes it not bit-exact."""
     facts = facts_of(path)
     if facts["data"] != parts.data.fingerprint:
-        raise UsageError(f"{path} was saved while training on other rows: the data files have changed since")
+        raise UsageError(
+            f"{path} was saved while training on other rows: the data files have changed since. Put them back "
+            "to go on, or train anew into another --out"
+        )
     if facts["tokenizer"] != parts.tokenizer_fingerprint:
-        raise ModelError(f"{path} was saved with another tokenizer")
+        raise ModelError(f"{path} was saved with another tokenizer; name that one, or train anew into another --out")
     now = {
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,

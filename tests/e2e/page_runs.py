@@ -51,7 +51,16 @@ def tokens(arm: int) -> dict[str, Any]:
     pair = [variant(GOOD, BAD, True), variant(BAD, GOOD, False)]
     problem = {"problem": "double-" + HOSTILE, "prompt": f"Return x. {HOSTILE}", "variants": pair}
     scheme = "critic" if arm else "uniform"
-    return {"suite": "tokens", "scheme": scheme, "heads": HEADS, "about": "Made by hand.", "problems": [problem]}
+    means = {"keyword": {"tokens": 4, "weight": [0.5, 1.5, None]}, "other": {"tokens": 15, "weight": [2.0, 1.0, 0.25]}}
+    weights = {"by_class": means, "by_position": {"0-15": {"tokens": 19, "weight": [1.0, 1.0, 1.0]}}}
+    return {
+        "weights": weights,
+        "suite": "tokens",
+        "scheme": scheme,
+        "heads": HEADS,
+        "about": "Made by hand.",
+        "problems": [problem],
+    }
 
 
 def write_runs(folder: Path) -> list[Path]:

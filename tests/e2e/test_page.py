@@ -114,6 +114,17 @@ def test_the_table_of_runs_shows_the_last_held_out_figures_of_the_journal(shown:
         ]
 
 
+def test_the_distribution_of_weights_is_that_of_the_inspected_tokens_and_follows_the_chosen_head(shown: Any) -> None:
+    """Head k of token j weighs (10 k + j + arm) / 10; the two solutions of page_runs have 9 and 10 tokens."""
+    head_1 = texts(shown, "#spread .scroll:nth-of-type(1) tbody tr:nth-child(1) td")
+    assert head_1 == ["19", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "31.6 %", "68.4 %", "0.0 %", "0.0 %"]
+    pick(shown, "#weights .part", "3")
+    head_3 = texts(shown, "#spread .scroll:nth-of-type(1) tbody tr:nth-child(1) td")
+    assert head_3 == ["19", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "0.0 %", "10.5 %", "89.5 %"]
+    by_class = texts(shown, "#spread .scroll:nth-of-type(2) tbody tr:nth-child(1) td")
+    assert by_class == ["–", "0.250\n15 tokens"]
+
+
 def test_what_a_broken_run_lacks_is_shown_as_missing_and_told(shown: Any) -> None:
     assert set(texts(shown, "#glance tbody tr:nth-child(3) td")) == {"–"}
     assert "broken: metrics.jsonl: 1 lines are no log points" in find(shown, "aside.note").text

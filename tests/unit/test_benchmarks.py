@@ -29,7 +29,8 @@ CASE_KEYS = {
     "memory_to_naive",
 }  # fmt: skip
 MACHINE_KEYS = {
-    "device", "device_name", "dtype", "threads", "cores", "processor", "system", "python", "torch", "load", "memory",
+    "device", "device_name", "dtype", "threads", "cores", "processor", "system", "python", "torch", "wmtp",
+    "load", "memory",
 }  # fmt: skip
 OTHERS = ("liger", "cce", "wmtp_compiled")
 """For CUDA or bf16 alone; `tests/equivalence/test_{loss_backends,switches}.py` compare them with the plain loss."""

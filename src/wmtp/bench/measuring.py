@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from wmtp import devices
+from wmtp import __version__, devices
 from wmtp.errors import ConfigError, WmtpError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -140,6 +140,7 @@ def machine(device: torch.device, dtype: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "wmtp": __version__,
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "memory": memory_note(device),
     }

@@ -87,7 +87,7 @@ def build_index(path: Path, out: Path, measure: Measure | None = None) -> dict[s
                 counts[name] += count
             counts["rows"] += len(block)
         if not counts["rows"]:
-            raise DataError(f"{path} has no rows")
+            raise DataError(f"{path} has no rows; expected one JSON object a line")
         if _state(path) != state:
             raise DataError(f"{path} was written to while it was read; run it again when it is complete")
         about = {"kind": KIND, "version": VERSION, **state, "sha256": digest.hexdigest()}

@@ -100,7 +100,7 @@ def read_benchmark(path: Path, kind: str | None = None, split: str | None = None
             raise DataError(f"{path}:{line}: {problem}") from problem
         found.append((line, row))
     if not found:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows; expected one JSON object a line")
     if kind is not None and kind != name:
         raise DataError(f"{path} holds {name} problems, {kind} was asked for")
     if split is not None and name != "mbpp":

@@ -41,7 +41,7 @@ def locate(source: str) -> str:
         raise ModelError(f"{source} is a file; a model folder (config.json, *.safetensors) was expected")
     if "://" not in source and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return source
-    raise ModelError(f"no model folder at {source}")
+    raise ModelError(f"no model folder at {source}; a hub id is ORGANISATION/NAME")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def load_reward_model(source: str, dtype: torch.dtype = torch.float32) -> Reward
         )
     except loading_errors() as problem:
         raise ModelError(f"cannot load a reward model from {source}: {first_line(problem)}") from problem
-    check_loaded(source, info, model.config)
+    check_loaded(source, info, base.config)
     check_finite(source, base.named_parameters())
     return RewardModel(base)
 

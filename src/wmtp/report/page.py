@@ -22,7 +22,10 @@ from wmtp.report.reading import read_runs
 from wmtp.report.study import opened
 from wmtp.storage import write_atomic
 
-SCRIPTS = ("elements.js", "chart.js", "figures.js", "study.js", "evaluations.js", "tokens.js", "facts.js", "page.js")
+SCRIPTS = (
+    "elements.js", "chart.js", "figures.js", "spread.js", "study.js", "evaluations.js", "tokens.js", "facts.js",
+    "page.js",
+)  # fmt: skip
 
 
 def default_place(folders: Sequence[Path]) -> Path:

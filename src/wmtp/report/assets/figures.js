@@ -110,7 +110,7 @@ function weights({runs}) {
     lineChart({title, format: short, xLabel: 'step', height: 190, floor,
       series: weighted.map(({run, i}) => ({run: i, kind: 'line', label: run.label, points: points(run, 'train', name, 'step')}))}));
   return section('weights', 'Weights over time', 'Of the (token, head) weights in each logged training step. Effective sample size and entropy are 1 where all weights are equal.',
-    html('div', {class: 'legend'}, weighted.map(({run, i}) => html('span', {}, swatch(i), run.label))), html('div', {class: 'grid'}, charts));
+    html('div', {class: 'legend'}, weighted.map(({run, i}) => html('span', {}, swatch(i), run.label))), html('div', {class: 'grid'}, charts), spread(runs));
 }
 
 const VALUES = [['value/pair_accuracy', 'pairs ranked right', share], ['value/margin', 'margin between correct and incorrect', short],
