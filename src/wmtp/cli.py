@@ -23,6 +23,7 @@ from wmtp.errors import UsageError, WmtpError, out_of_memory
 if TYPE_CHECKING:
     from wmtp.config import Config
     from wmtp.estimate import Estimate
+    from wmtp.run_tracking import Tracked
     from wmtp.sandbox import Requirement
     from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
@@ -143,6 +144,8 @@ def train(
     else:
         early = ", stopped early" if result.stopped_early else ""
         typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
+        if result.tracked is not None:
+            _say_tracked(result.tracked)
 
 
 @app.command()
@@ -657,6 +660,51 @@ def inspect(
 
     token_view(result)
     typer.echo(f"wrote {path}")
+
+
+track = typer.Typer(help="Runs in MLflow: send what a run could not send (docs/tracking.md).", no_args_is_help=True)
+app.add_typer(track, name="track")
+
+TrackedRun = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@track.command()
+def sync(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Send every log point of a run that its store has not yet, once.
+
+    Example: wmtp track sync runs/first tracking.uri=http://127.0.0.1:5000
+    """
+    from wmtp.delivery import sync as work
+    from wmtp.storage import resolve
+
+    tracked, lines = work(resolve(run), overrides or [])
+    if as_json:
+        typer.echo(json.dumps({**asdict(tracked), "lines": lines}))
+    else:
+        typer.echo(f"sent {lines:,} lines of metrics.jsonl to run {tracked.run_id} in {tracked.uri}")
+
+
+@track.command()
+def register(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Register the final model of a run, unless it is registered.
+
+    Example: wmtp track register runs/first
+    """
+    from wmtp.delivery import register_later
+    from wmtp.storage import resolve
+
+    tracked = register_later(resolve(run), overrides or [])
+    if as_json:
+        typer.echo(json.dumps(asdict(tracked)))
+    else:
+        _say_tracked(tracked)
+
+
+def _say_tracked(tracked: Tracked) -> None:
+    model = f", model {tracked.model.name} version {tracked.model.version}" if tracked.model is not None else ""
+    typer.echo(f"tracked: run {tracked.run_id}{model} in {tracked.uri}")
+    if tracked.problem is not None:
+        typer.echo(f"wmtp: tracking is not complete: {tracked.problem}", err=True)
 
 
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)

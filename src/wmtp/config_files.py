@@ -24,6 +24,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from yaml.reader import ReaderError
 
 from wmtp.errors import ConfigError
+from wmtp.redaction import without_credentials
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -158,7 +159,7 @@ def _secret_texts(value: Any, path: _Path, secrets: frozenset[_Path]) -> Iterato
 
 def _shown(path: _Path, value: Any, secrets: frozenset[_Path]) -> str:
     """Return the repr of a value for a message: masked, then cut to `MAX_SHOWN` characters."""
-    return _clipped(repr(_masked(value, path, secrets)))
+    return _clipped(without_credentials(repr(_masked(value, path, secrets))))
 
 
 def _override_name(text: str) -> str:
@@ -166,7 +167,7 @@ def _override_name(text: str) -> str:
     if _looks_secret(text):
         key, equals, _ = text.partition("=")
         text = f"{key}=***" if equals else "***"
-    return f"override {_clipped(repr(text))}"
+    return f"override {_clipped(without_credentials(repr(text)))}"
 
 
 # ---- from text to nodes ------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![a-z]))")
+from wmtp.redaction import HIDDEN, looks_secret, without_credentials
+
 _PACKAGES = ("wmtp", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
@@ -37,15 +37,15 @@ def redact(argv: list[str]) -> list[str]:
     out, hide_next = [], False
     for argument in argv:
         if hide_next:
-            out.append("***")
+            out.append(HIDDEN)
             hide_next = False
             continue
         name, separator, _ = argument.partition("=")
-        if _SECRET.search(name) and (separator or argument.startswith("-")):
-            out.append(f"{name}=***" if separator else argument)
+        if looks_secret(name) and (separator or argument.startswith("-")):
+            out.append(f"{name}={HIDDEN}" if separator else argument)
             hide_next = not separator
         else:
-            out.append(re.sub(r"://[^/@\s]+@", "://***@", argument))
+            out.append(without_credentials(argument))
     return out
 
 

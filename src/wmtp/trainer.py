@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
 from wmtp.formats.native import copy_model, save_model
 from wmtp.parts import Parts, build, sharding_of
+from wmtp.run_tracking import Tracked, Tracking, check_installed
 from wmtp.runfolder import (
     check_disk,
     check_same_run,
@@ -107,6 +108,8 @@ class RunResult:
     tokens_per_s: float
     """Over all steps, without evaluations and saving."""
     peak_bytes: int
+    tracked: Tracked | None = None
+    """What a store of runs has of it; None without `tracking`."""
 
 
 @dataclass
@@ -144,6 +147,7 @@ def run(
         UsageError: config, input or folder is wrong (nothing was trained).
         Interrupted: SIGINT or SIGTERM; the state was saved, unless no step had begun.
         NonFiniteError, CheckpointError: see there.
+        TrackingError: the store of runs is required, and does not answer or has not everything.
     """
     reporter = reporter or Silent()
     device = devices.pick(config.device)
@@ -169,7 +173,12 @@ def run(
 
         world.first(occupy)
         watchdog.folder = folder
-        return Loop(parts, folder, reporter, start, watchdog).run(stop)
+        loop = Loop(parts, folder, reporter, start, watchdog)
+        tracking = Tracking(config, folder, reporter.note)
+        world.first(lambda: tracking.start(loop.progress.step))
+        with tracking:
+            result = loop.run(stop)
+    return replace(result, tracked=tracking.finish())
 
 
 def prepare(
@@ -194,6 +203,7 @@ def prepare(
         folder = run_folder(config, out, resume)
         start = find_start(folder, resume, reporter.note)
         check_writable(folder)
+        check_installed(config)
         if start is not None:
             check_same_run(config, start)
         return folder, start
