@@ -622,15 +622,19 @@ def report(
 
     Example: wmtp report wmtp-quickstart/baseline wmtp-quickstart/verifiable --out page.html
     """
-    from wmtp.report import default_place, write_page
+    from wmtp.report import default_place, saved_by, write_page
     from wmtp.storage import resolve
 
     folders = [resolve(run) for run in runs]
     page = resolve(out) if out is not None else default_place(folders)
     notes = write_page(folders, page, __version__)
+    saved = {str(folder): found for folder in folders if (found := saved_by(folder)) is not None}
     if as_json:
-        typer.echo(json.dumps({"page": str(page), "runs": len(folders), "notes": notes}))
+        bytes_of = {folder: {**asdict(one), "bytes": one.bytes} for folder, one in saved.items()}
+        typer.echo(json.dumps({"page": str(page), "runs": len(folders), "notes": notes, "saved": bytes_of}))
         return
+    for folder, one in saved.items():
+        typer.echo(f"{folder}: {one}")
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {page}")
@@ -698,6 +702,35 @@ def register(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = Fal
         typer.echo(json.dumps(asdict(tracked)))
     else:
         _say_tracked(tracked)
+
+
+@app.command()
+def migrate(
+    config: Annotated[str, typer.Argument(metavar="OLD_CONFIG", help="The earlier system's config.yaml.")],
+    recipe: Annotated[str, typer.Argument(metavar="OLD_RECIPE", help="And its recipe.yaml.")],
+    out: Annotated[str, typer.Option(help="Folder of the converted files.")],
+    as_json: AsJson = False,
+) -> None:
+    """The earlier system's two files as ours, and a list of what has no counterpart (docs/migrate.md).
+
+    Example: wmtp migrate old/config.yaml old/recipe.yaml --out migrated
+    """
+    from wmtp.migration import migrate as work
+    from wmtp.storage import resolve
+
+    found = work(resolve(config), resolve(recipe), resolve(out))
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"files": [str(path) for path in found.files]}))
+        return
+    for title, lines in (
+        ("converted", [f"{old} -> {new}" for old, new in found.converted.items()]),
+        ("without a counterpart", [f"{old}: {why}" for old, why in found.without.items()]),
+        ("unknown, not converted", found.unknown),
+        ("for you to do or look at", found.todo),
+    ):
+        typer.echo("\n  ".join([f"{title}:", *lines]) if lines else f"{title}: nothing")
+    for path in found.files:
+        typer.echo(f"wrote {path}")
 
 
 def _say_tracked(tracked: Tracked) -> None:

@@ -838,6 +838,23 @@ def load(
     return config
 
 
+def as_written(path: Path) -> dict[str, Any]:
+    """Return the content of one file with references such as `${NAME}` left in its texts.
+
+    Raises `ConfigError` if it cannot be read.
+    """
+    content = _unresolved(_gathered([path], []))
+    return content if isinstance(content, dict) else {}
+
+
+def _unresolved(node: _Node) -> Any:
+    if isinstance(node.value, dict):
+        return {key: _unresolved(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_unresolved(child) for child in node.value]
+    return _typed(node.value.text) if node.value.plain and "${" not in node.value.text else node.value.text
+
+
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
@@ -883,5 +900,9 @@ def dump(config: BaseModel) -> str:
 
     Nothing is masked except what pydantic itself hides (`SecretStr`), so the text may hold secrets.
     """
-    data = _plain(config.model_dump(mode="python", by_alias=True, round_trip=True))
+    return render(_plain(config.model_dump(mode="python", by_alias=True, round_trip=True)))
+
+
+def render(data: Any) -> str:
+    """Return plain data as YAML text; references in it are references still."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**9)

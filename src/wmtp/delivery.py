@@ -13,12 +13,13 @@ from wmtp.tracking.delivered import JOURNAL, Delivered, delivered_to
 from wmtp.tracking.mlflow_store import MlflowStore
 from wmtp.tracking.points import Tail
 from wmtp.tracking.sink import deliver
+from wmtp.tracking.store import Ended
 
 
 def sync(folder: Path, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
     """Send every log point that the store has not, once; the run's config and end too. How many lines that were.
 
-    A run that ended without a word (a kill, a power cut) ends as FAILED.
+    A run that ended without a word (a kill, a power cut) and has no final model ends as FAILED.
 
     Raises:
         UsageError: no such run, no store, or the run is still going on.
@@ -31,7 +32,7 @@ def sync(folder: Path, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
         delivered.write(folder)
         before = delivered.lines
         deliver(store, run_id, delivered, Tail(folder / JOURNAL, before), lambda: delivered.write(folder))
-        store.end(run_id, delivered.ended or "FAILED")
+        store.end(run_id, _ended(delivered, folder))
         store.attach(run_id, [folder / name for name in FILES])
     return Tracked(store.uri, run_id, delivered.model, None), delivered.lines - before
 
@@ -49,7 +50,7 @@ def register_later(folder: Path, overrides: Sequence[str] = ()) -> Tracked:
         delivered.run_id = store.open(card, delivered.run_id)
         delivered.model = register(config, folder, store, delivered.run_id, card.key)
         delivered.write(folder)
-        store.end(delivered.run_id, delivered.ended or "FAILED")
+        store.end(delivered.run_id, _ended(delivered, folder))
     return Tracked(store.uri, delivered.run_id, delivered.model, None)
 
 
@@ -65,3 +66,8 @@ def _of(folder: Path, overrides: Sequence[str]) -> tuple[Config, MlflowStore, De
     check_installed(config)
     store = store_of(config, config.tracking)
     return config, store, delivered_to(folder, store.uri, store.experiment)
+
+
+def _ended(delivered: Delivered, folder: Path) -> Ended:
+    """How the run ended; from what it left, if it could not say or was not tracked."""
+    return delivered.ended or ("FINISHED" if (folder / "final").is_dir() else "FAILED")

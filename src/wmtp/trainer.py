@@ -129,6 +129,8 @@ class Progress:
     stopped_early: bool = False
     weight_streaks: dict[str, int] = field(default_factory=dict)
     """See `weight_stats.streaks_after`."""
+    saves: int = 0
+    """Checkpoints so far."""
     train: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] | None = None
 
@@ -549,6 +551,7 @@ class Loop:
         self.watchdog.beat(f"save {progress.step}")
         fault("before_save")
         self._check_finite()
+        progress.saves += 1
         if self.stopping is not None:
             progress.stopping = self.stopping.state_dict()
         state: dict[str, dict[str, Any]] = {
@@ -567,6 +570,7 @@ class Loop:
             "torch": torch.__version__,
             "device": parts.device.type,
             "ranks": self.world.size,
+            "saves": progress.saves,
         }
         own = {"random": devices.random_state(parts.device)}
         return self.saver.save(progress.step, state, facts, per_rank=own, wait=wait)

@@ -69,11 +69,9 @@ class Sink:
         files: Sequence[Path],
         *,
         flush_s: float,
-        start_s: float = START_S,
-        end_s: float = END_S,
     ) -> None:
         self.folder, self.store, self.card, self.delivered = folder, store, card, delivered
-        self.flush_s, self.start_s, self.end_s = flush_s, start_s, end_s
+        self.flush_s = flush_s
         self.problem: str | None = "the store has not answered yet"
         """Why the store has not everything that is in the journal; None if it has."""
         self._tail = Tail(folder / JOURNAL, delivered.lines)
@@ -83,23 +81,23 @@ class Sink:
         self._thread = threading.Thread(target=self._work, name="wmtp-tracking", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns when the store has answered or failed once, or after `start_s`."""
+        """Begin; returns when the store has answered or failed once, or after `START_S`."""
         self._thread.start()
-        self._answered.wait(self.start_s)
+        self._answered.wait(START_S)
 
     def close(self, how: Ended) -> None:
-        """Send what is left; returns when that is done or has failed once more, or after `end_s`.
+        """Send what is left; returns when that is done or has failed once more, or after `END_S`.
 
         A store that hangs is left alone; what it answers later is not written down.
         """
         self.delivered.ended = how
         self._write()
         self._ending.set()
-        self._thread.join(self.end_s)
+        self._thread.join(END_S)
         if self._thread.is_alive():
             with self._writing:
                 self._given_up = True
-            self.problem = f"{self.store.uri} did not answer within {self.end_s:g} s"
+            self.problem = f"{self.store.uri} did not answer within {END_S:g} s"
 
     def _work(self) -> None:
         failures, last = 0, False
