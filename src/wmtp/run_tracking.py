@@ -166,10 +166,10 @@ class Tracking:
                 problems.append(
                     f"the final model is not registered: {problem}; `wmtp track register {self.folder}` does that"
                 )
-        problem = "; ".join(problems) or None
-        if problem is not None and tracking.required:
-            raise TrackingError(f"the run is done, but tracking is required and not complete: {problem}")
-        return Tracked(self._store.uri, delivered.run_id, delivered.model, problem)
+        missing = "; ".join(problems) or None
+        if missing is not None and tracking.required:
+            raise TrackingError(f"the run is done, but tracking is required and not complete: {missing}")
+        return Tracked(self._store.uri, delivered.run_id, delivered.model, missing)
 
 
 def _ended(error: BaseException | None) -> Ended:

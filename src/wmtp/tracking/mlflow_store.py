@@ -64,6 +64,11 @@ class MlflowStore:
         """Whether somebody else keeps the files, who cannot read ours."""
         return self._uri.startswith(("http://", "https://"))
 
+    @property
+    def file(self) -> Path | None:
+        """Of an SQLite database; None of any other store."""
+        return Path(urlsplit(self._uri).path[1:]) if self._uri.startswith("sqlite") else None
+
     def open(self, card: RunCard, run_id: str | None) -> str:
         """The run of this card, made if there is none; it is running again. Its id.
 
