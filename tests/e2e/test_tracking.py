@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -180,6 +182,26 @@ def test_a_run_that_fails_and_goes_on_is_one_run_with_every_point_once(
 def test_a_run_whose_id_was_never_written_down_is_found_again(database: Path) -> None:
     store, card = sqlite(database), RunCard("the key", "name", {"lr": "1"}, {"wmtp.run_id": "the key"})
     assert store.open(card, None) == sqlite(database).open(card, None)
+
+
+def test_a_name_that_mlflow_does_not_allow_is_written_with_an_underscore(database: Path) -> None:
+    store = sqlite(database)
+    run_id = store.open(RunCard("key", "name", {"a@b": "1"}, {"c@d": "2"}), None)
+    store.log(run_id, [Point("pass@1", 0.5, 1, 1000)])
+    found = client(database).get_run(run_id).data
+    assert found.metrics == {"pass_1": 0.5}
+    assert (found.params, found.tags["c_d"]) == ({"a_b": "1"}, "2")
+
+
+@pytest.mark.exhaustive
+def test_two_ranks_are_one_run(recipe: Path, database: Path) -> None:
+    folder = database.parent / "run"
+    tracking = f"tracking={{uri: 'sqlite:///{database}', flush_s: 0.05}}"
+    command = ["train", "--recipe", str(recipe), "--out", str(folder), "--ranks", "2", *FEW, tracking]
+    subprocess.run([sys.executable, "-P", "-m", "wmtp", *command], check=True, timeout=500)
+    [stored] = client(database).search_runs([sqlite(database)._experiment_id()])
+    assert points_in(database, stored.info.run_id) == points_logged(folder)
+    assert len(client(database).search_model_versions("name = 'wmtp_baseline'")) == 1
 
 
 # Stores that do not

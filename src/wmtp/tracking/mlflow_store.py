@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,11 +80,11 @@ class MlflowStore:
             client = self._connected()
             run = client.get_run(run_id) if run_id is not None else self._found(card) or self._made(card)
             known, run_id = run.data.params, str(run.info.run_id)
-            new = {name: value for name, value in card.params.items() if name not in known}
+            new = {_name(name): value for name, value in card.params.items() if _name(name) not in known}
             for some in _in_parts(list(new.items()), MAX_PARAMS):
                 client.log_batch(run_id, params=[_param(name, value) for name, value in some])
             for name, value in card.tags.items():
-                client.set_tag(run_id, name, value)
+                client.set_tag(run_id, _name(name), value)
             client.update_run(run_id, status="RUNNING")
             return run_id
 
@@ -99,7 +100,7 @@ class MlflowStore:
 
         with self._told("log metrics"):
             for some in _in_parts(points, MAX_METRICS):
-                metrics = [Metric(point.name, point.value, point.at_ms, point.step) for point in some]
+                metrics = [Metric(_name(point.name), point.value, point.at_ms, point.step) for point in some]
                 self._connected().log_batch(run_id, metrics=metrics)
 
     def end(self, run_id: str, how: Ended) -> None:
@@ -195,6 +196,11 @@ class MlflowStore:
         for secret in (urlsplit(self._uri).password, *(os.environ.get(name) for name in SECRETS)):
             text = text.replace(secret, HIDDEN) if secret else text
         return without_credentials(text)[:500]
+
+
+def _name(name: str) -> str:
+    """As MLflow allows it: one odd character would have a whole batch refused, again and again."""
+    return re.sub(r"[^\w.\- :/]", "_", name)
 
 
 def _param(name: str, value: str) -> Any:
