@@ -569,7 +569,7 @@ def _store_of_runs(uri: str) -> str:
     """A database or server that MLflow can keep runs in; no credentials, as the config is stored in the run folder."""
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
-    if scheme not in ("http", "https", *DATABASES):
+    if scheme not in ("http", "https", *DATABASES) or parts.fragment or (scheme == "sqlite" and parts.query):
         raise ValueError(
             "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder"
         )
@@ -578,7 +578,11 @@ def _store_of_runs(uri: str) -> str:
             "credentials in it would be written into the run folder: give a server's in MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD; a database's whole address in MLFLOW_TRACKING_URI, and leave tracking.uri out"
         )
-    return f"sqlite:///{_absolute(parts.path[1:])}" if scheme == "sqlite" else uri
+    if scheme != "sqlite":
+        return uri
+    if not parts.path[1:]:
+        raise ValueError("it names no file: write sqlite:///FILE")
+    return f"sqlite:///{_absolute(parts.path[1:])}"
 
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from wmtp.errors import CheckpointError
 from wmtp.redaction import HIDDEN, looks_secret, without_credentials
 
 _PACKAGES = ("wmtp", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -30,6 +32,21 @@ def collect(argv: list[str], **facts: Any) -> dict[str, Any]:
         "git": _git(),
         **facts,
     }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """`provenance.json` of a run folder: its `run_id` and its `starts`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        facts: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path} is damaged: {problem}; move it away to go on without it") from problem
+    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list) or not facts.get("run_id"):
+        raise CheckpointError(f"{path} is damaged: run_id or starts are missing; move it away to go on without it")
+    return facts
 
 
 def redact(argv: list[str]) -> list[str]:

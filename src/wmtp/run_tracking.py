@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from wmtp import __version__, provenance
 from wmtp.config import Config, TrackingConfig
 from wmtp.errors import Interrupted, TrackingError, UsageError, WmtpError
 from wmtp.redaction import HIDDEN, looks_secret
@@ -22,7 +23,7 @@ from wmtp.storage import resolve, write_atomic
 from wmtp.tracking.delivered import cut_back, delivered_to
 from wmtp.tracking.mlflow_store import MISSING, MlflowStore
 from wmtp.tracking.sink import Sink
-from wmtp.tracking.store import Ended, ModelVersion, RunCard
+from wmtp.tracking.store import Ended, ModelVersion, RunCard, Store
 
 FILES = ("config.yaml", "provenance.json")
 """Of a run folder, copied into the store."""
@@ -42,8 +43,11 @@ class Tracked:
 
 
 def check_installed(config: Config) -> None:
-    """Raise `UsageError` if the config asks for tracking and MLflow is not installed."""
-    if config.tracking is not None and find_spec("mlflow") is None:
+    """Raise `UsageError` if the config asks for tracking and what it needs is not installed."""
+    if config.tracking is None:
+        return
+    needed = ["mlflow"] if store_of(config, config.tracking).is_server else ["mlflow", "sqlalchemy", "alembic"]
+    if not all(find_spec(name) for name in needed):
         raise UsageError(MISSING)
 
 
@@ -61,16 +65,20 @@ def store_of(config: Config, tracking: TrackingConfig) -> MlflowStore:
 
 
 def card_of(config: Config, folder: Path) -> RunCard:
-    """What a store is told of a run, from its config and `provenance.json`. Values under secret names are hidden."""
-    facts = json.loads((folder / "provenance.json").read_text())
-    start = facts["starts"][-1]
-    tags = {"wmtp.run_id": facts["run_id"], "wmtp.arm": config.arm, "wmtp.version": str(start["versions"]["wmtp"])}
-    if start["git"]:
-        tags["mlflow.source.git.commit"] = start["git"]["commit"]
+    """What a store is told of a run, from its config and `provenance.json`. Values under secret names are hidden.
+
+    Raises:
+        CheckpointError: `provenance.json` is damaged.
+    """
+    facts = provenance.read(folder / "provenance.json")
+    tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm, "wmtp.version": __version__}
+    commit = ((facts["starts"] or [{}])[-1].get("git") or {}).get("commit")
+    if commit:
+        tags["mlflow.source.git.commit"] = str(commit)
     for tag in config.tags:
         name, _, value = tag.partition("=")
         tags[name] = value or "true"
-    return RunCard(facts["run_id"], config.name, dict(_leaves(config.model_dump(mode="json"))), tags)
+    return RunCard(str(facts["run_id"]), config.name, dict(_leaves(config.model_dump(mode="json"))), tags)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -87,7 +95,7 @@ def model_name(config: Config) -> str:
     return "wmtp_critic_value_head" if config.arm == "critic" else f"wmtp_{config.arm}"
 
 
-def register(config: Config, folder: Path, store: MlflowStore, run_id: str, key: str) -> ModelVersion:
+def register(config: Config, folder: Path, store: Store, run_id: str, key: str) -> ModelVersion:
     """One version of the final model, registered where it lies if the store can see it there.
 
     Raises:
@@ -111,7 +119,7 @@ class Tracking:
 
     def __init__(self, config: Config, folder: Path, note: Callable[[str], None]) -> None:
         self.config, self.folder, self.note = config, folder, note
-        self._store: MlflowStore | None = None
+        self._store: Store | None = None
         self._sink: Sink | None = None
 
     def start(self, from_step: int) -> None:

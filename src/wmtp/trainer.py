@@ -344,7 +344,7 @@ class Loop:
 
     def _find_run_id(self) -> str:
         facts = self.folder / "provenance.json"
-        found: str = read_provenance(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
+        found: str = provenance.read(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
         if self.checkpoints.is_dir():
             checkpoint.remove_litter(self.checkpoints)
         return found
@@ -613,7 +613,7 @@ class Loop:
         """`config.yaml` and `provenance.json`; a resumed run keeps a line about every start."""
         write_atomic(self.folder / "config.yaml", dump(self.config))
         path = self.folder / "provenance.json"
-        earlier: dict[str, Any] = read_provenance(path) if path.exists() else {"run_id": self.run_id, "starts": []}
+        earlier: dict[str, Any] = provenance.read(path) if path.exists() else {"run_id": self.run_id, "starts": []}
         started = provenance.collect(
             sys.argv,
             from_step=self.progress.step,
@@ -626,21 +626,6 @@ class Loop:
         )
         earlier["starts"].append(started)
         write_atomic(path, json.dumps(earlier, indent=2) + "\n")
-
-
-def read_provenance(path: Path) -> dict[str, Any]:
-    """`provenance.json` of a run folder.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    try:
-        facts: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{path} is damaged: {problem}; move it away to go on without it") from problem
-    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list) or not facts.get("run_id"):
-        raise CheckpointError(f"{path} is damaged: run_id or starts are missing; move it away to go on without it")
-    return facts
 
 
 def train(recipe: str | Path | Config, overrides: list[str] | None = None, **options: Any) -> RunResult:

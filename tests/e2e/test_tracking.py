@@ -22,16 +22,20 @@ from wmtp.config import Config, load
 from wmtp.errors import ConfigError, TrackingError
 from wmtp.run_tracking import Tracked
 from wmtp.tracking import read_journal
-from wmtp.tracking.delivered import read_delivered
+from wmtp.tracking.delivered import Delivered, read_delivered
 from wmtp.tracking.mlflow_store import RETRIES, MlflowStore
 from wmtp.tracking.points import Point
+from wmtp.tracking.sink import Sink
 from wmtp.tracking.store import RunCard
 from wmtp.trainer import RunResult, Silent, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow, SQLAlchemy 2.1
 
 SAVES, KEPT = 30, 5
-FEW = ["train.steps=4", "train.eval_every=2", "train.eval_batches=1", "checkpoint={every: 2, keep_last: 2}"]
+FEW = [
+    *("train.steps=4", "train.batch_size=2", "train.micro_batch_size=2", "train.eval_every=2", "train.eval_batches=1"),
+    "checkpoint={every: 2, keep_last: 2}",
+]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,7 @@ def test_a_store_has_the_whole_journal_the_config_and_how_the_run_ended(many_sav
     stored = client(database).get_run(tracked(result).run_id)
     assert points_in(database, stored.info.run_id) == points_logged(result.folder)
     assert (stored.info.status, stored.info.run_name) == ("FINISHED", "baseline-seed7")
-    assert stored.data.params["train.batch_size"] == "8"
+    assert stored.data.params["train.batch_size"] == "2"
     assert (stored.data.tags["first"], stored.data.tags["size"]) == ("true", "small")
     files = {file.path for file in client(database).list_artifacts(stored.info.run_id)}
     assert files == {"config.yaml", "provenance.json"}
@@ -210,7 +214,7 @@ def test_two_ranks_are_one_run(recipe: Path, database: Path) -> None:
 class Fake:
     """A store that hangs, or refuses, until told otherwise."""
 
-    uri, experiment = "fake://store", "wmtp"
+    uri, experiment, is_server = "fake://store", "wmtp", True
 
     def __init__(self, *, hangs: bool = False) -> None:
         self.hangs, self.free = hangs, threading.Event()
@@ -267,6 +271,15 @@ def test_a_store_that_hangs_or_refuses_holds_up_no_step_and_sync_sends_everythin
     assert wmtp_command("track", "sync", folder)[0] == 0
     assert Counter((p.name, p.step, p.value) for p in later.points) == points_logged(folder)
     fake.free.set()
+
+
+def test_a_run_folder_that_vanishes_is_told_and_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake()
+    fake.free.set()
+    sink = Sink(tmp_path / "gone", fake, RunCard("key", "name"), Delivered("u", "e"), [], flush_s=0.01)
+    sink.start()
+    sink.close("FINISHED")
+    assert "gone" in str(sink.problem)
 
 
 def test_a_required_store_that_does_not_answer_ends_the_run_before_step_1(
@@ -348,9 +361,10 @@ def test_credentials_of_the_environment_are_in_no_file_and_no_message(
     assert not any(PLANTED.encode() in content for content in files)
 
 
-def test_a_folder_of_files_is_refused_with_the_way_out(recipe: Path) -> None:
+@pytest.mark.parametrize("uri", ["file:./mlruns", "mlruns", "sqlite://", "sqlite:///a?mode=ro"])
+def test_what_is_no_store_is_refused_with_the_way_out(uri: str, recipe: Path) -> None:
     with pytest.raises(ConfigError, match="sqlite:///FILE"):
-        load([recipe], ["tracking.uri=file:./mlruns"])
+        load([recipe], [f"tracking.uri='{uri}'"])
 
 
 def test_a_run_without_tracking_is_synced_to_a_store_that_is_named_later(

@@ -13,6 +13,7 @@ from wmtp.config import Config, load
 from wmtp.migration import Migration, migrate
 from wmtp.migration.conversion import _leaves
 from wmtp.migration.keys import CHANGED, DROPPED, RENAMED
+from wmtp.storage import resolve
 
 CONFIG = """
 project: wmtp_prod
@@ -127,7 +128,10 @@ def test_a_converted_recipe_passes_a_dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_URI", "http://127.0.0.1:5000")
-    found = migrated(tmp_path, "critic-wmtp", PRETRAIN)
+    rows = resolve("embedded://problems_train.jsonl").read_text().splitlines(keepends=True)[::8]
+    (tmp_path / "few.jsonl").write_text("".join(rows))
+    few = CONFIG.replace("embedded://problems_train.jsonl", str(tmp_path / "few.jsonl"))
+    found = migrated(tmp_path, "critic-wmtp", PRETRAIN, few)
     architecture = ["model.path=null", "model.architecture=embedded://tiny-llama"]
     files = ["--config", str(found.files[0]), "--recipe", str(tmp_path / "new" / "critic.yaml")]
     assert run_command(["train", *files, "--dry-run", "--out", str(tmp_path / "run"), *architecture]) == 0, (

@@ -12,7 +12,7 @@ from typing import Any
 from wmtp.errors import TrackingError
 from wmtp.tracking.journal import TIME, told
 
-MAX_READ = 1 << 20
+MAX_READ = 1 << 17
 """Bytes of a journal that are in memory at once, whole lines; a longer line counts as damaged."""
 
 

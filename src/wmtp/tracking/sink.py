@@ -86,18 +86,21 @@ class Sink:
         self._answered.wait(START_S)
 
     def close(self, how: Ended) -> None:
-        """Send what is left; returns when that is done or has failed once more, or after `END_S`.
+        """Never raises. Send what is left; returns when that is done or has failed once more, or after `END_S`.
 
         A store that hangs is left alone; what it answers later is not written down.
         """
         self.delivered.ended = how
-        self._write()
         self._ending.set()
         self._thread.join(END_S)
         if self._thread.is_alive():
             with self._writing:
                 self._given_up = True
             self.problem = f"{self.store.uri} did not answer within {END_S:g} s"
+        try:
+            self.delivered.write(self.folder)
+        except WmtpError as problem:
+            self.problem = str(problem)
 
     def _work(self) -> None:
         failures, last = 0, False
