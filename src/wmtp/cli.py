@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wmtp.config import Config
     from wmtp.data.token_lengths import Measure
     from wmtp.estimate import Estimate
+    from wmtp.run_tracking import Tracked
     from wmtp.sandbox import Requirement
     from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
@@ -148,6 +149,8 @@ def train(
         result_table(result)
         early = ", stopped early" if result.stopped_early else ""
         typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
+        if result.tracked is not None:
+            _say_tracked(result.tracked)
 
 
 @app.command()
@@ -671,15 +674,19 @@ def report(
 
     Example: wmtp report wmtp-quickstart/baseline wmtp-quickstart/verifiable --out page.html
     """
-    from wmtp.report import default_place, write_page
+    from wmtp.report import default_place, saved_by, write_page
     from wmtp.storage import resolve
 
     folders = [resolve(run) for run in runs]
     page = resolve(out) if out is not None else default_place(folders)
     notes = write_page(folders, page, __version__)
+    saved = {str(folder): found for folder in folders if (found := saved_by(folder)) is not None}
     if as_json:
-        typer.echo(json.dumps({"page": str(page), "runs": len(folders), "notes": notes}))
+        bytes_of = {folder: {**asdict(one), "bytes": one.bytes} for folder, one in saved.items()}
+        typer.echo(json.dumps({"page": str(page), "runs": len(folders), "notes": notes, "saved": bytes_of}))
         return
+    for folder, one in saved.items():
+        typer.echo(f"{folder}: {one}")
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"wrote {page}")
@@ -711,6 +718,80 @@ def inspect(
 
     token_view(result)
     typer.echo(f"wrote {path}")
+
+
+track = typer.Typer(help="Runs in MLflow: send what a run could not send (docs/tracking.md).", no_args_is_help=True)
+app.add_typer(track, name="track")
+
+TrackedRun = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+@track.command()
+def sync(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Send every log point of a run that its store has not yet, once.
+
+    Example: wmtp track sync runs/first tracking.uri=http://127.0.0.1:5000
+    """
+    from wmtp.delivery import sync as work
+    from wmtp.storage import resolve
+
+    tracked, lines = work(resolve(run), overrides or [])
+    if as_json:
+        typer.echo(json.dumps({**asdict(tracked), "lines": lines}))
+    else:
+        typer.echo(f"sent {lines:,} lines of metrics.jsonl to run {tracked.run_id} in {tracked.uri}")
+
+
+@track.command()
+def register(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Register the final model of a run, unless it is registered.
+
+    Example: wmtp track register runs/first
+    """
+    from wmtp.delivery import register_later
+    from wmtp.storage import resolve
+
+    tracked = register_later(resolve(run), overrides or [])
+    if as_json:
+        typer.echo(json.dumps(asdict(tracked)))
+    else:
+        _say_tracked(tracked)
+
+
+@app.command()
+def migrate(
+    config: Annotated[str, typer.Argument(metavar="OLD_CONFIG", help="The earlier system's config.yaml.")],
+    recipe: Annotated[str, typer.Argument(metavar="OLD_RECIPE", help="And its recipe.yaml.")],
+    out: Annotated[str, typer.Option(help="Folder of the converted files.")],
+    as_json: AsJson = False,
+) -> None:
+    """The earlier system's two files as ours, and a list of what has no counterpart (docs/migrate.md).
+
+    Example: wmtp migrate old/config.yaml old/recipe.yaml --out migrated
+    """
+    from wmtp.migration import migrate as work
+    from wmtp.storage import resolve
+
+    found = work(resolve(config), resolve(recipe), resolve(out))
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"files": [str(path) for path in found.files]}))
+        return
+    for title, lines in (
+        ("converted", [f"{old} -> {new}" for old, new in found.converted.items()]),
+        ("without a counterpart", [f"{old}: {why}" for old, why in found.without.items()]),
+        ("unknown, not converted", found.unknown),
+        ("for you to do or look at", found.todo),
+    ):
+        typer.echo("\n  ".join([f"{title}:", *lines]) if lines else f"{title}: nothing")
+    for path in found.files:
+        typer.echo(f"wrote {path}")
+
+
+def _say_tracked(tracked: Tracked) -> None:
+    model = f", model {tracked.model.name} version {tracked.model.version}" if tracked.model is not None else ""
+    typer.echo(f"tracked: run {tracked.run_id}{model} in {tracked.uri}")
+    if tracked.problem is not None:
+        typer.echo(f"wmtp: tracking is not complete: {tracked.problem}", err=True)
 
 
 bench = typer.Typer(help="Measure time and memory beside peers.", no_args_is_help=True)

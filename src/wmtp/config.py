@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -726,6 +727,46 @@ class CheckpointConfig(_Part):
     """What `final/` is: the last step's model; or, of a critic, that of the evaluation with the best pair accuracy."""
 
 
+def _store_of_runs(uri: str) -> str:
+    """A database or server that MLflow can keep runs in; no credentials, as the config is stored in the run folder."""
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in ("http", "https", *DATABASES) or parts.fragment or (scheme == "sqlite" and parts.query):
+        raise ValueError(
+            "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder"
+        )
+    if parts.password is not None or (parts.username is not None and scheme not in DATABASES):
+        raise ValueError(
+            "credentials in it would be written into the run folder: give a server's in MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD; a database's whole address in MLFLOW_TRACKING_URI, and leave tracking.uri out"
+        )
+    if scheme != "sqlite":
+        return uri
+    if not parts.path[1:]:
+        raise ValueError("it names no file: write sqlite:///FILE")
+    return f"sqlite:///{_absolute(parts.path[1:])}"
+
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+class TrackingConfig(_Part):
+    """A copy of the run in MLflow (docs/tracking.md). `metrics.jsonl` stays the truth, and no step waits for it."""
+
+    uri: Annotated[str, AfterValidator(_store_of_runs)] | None = None
+    """`sqlite:///FILE`, another database, or `http(s)://` of a server. Default: MLFLOW_TRACKING_URI of the environment,
+    else `mlflow.db` in `runs`."""
+    experiment: Annotated[str, Field(min_length=1, max_length=250)] = "wmtp"
+    required: bool = False
+    """The run fails if the store does not answer before step 1, or has not everything at the end."""
+    flush_s: AboveZero = 10.0
+    """Seconds between two deliveries."""
+    timeout_s: Positive = 5
+    """Seconds that one request may take; it is tried twice."""
+    upload_timeout_s: Positive = 600
+    """The same, for a file of the final model."""
+
+
 class Config(_Part):
     """One run."""
 
@@ -742,6 +783,8 @@ class Config(_Part):
     run_name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     """Default: arm and seed."""
     tags: list[str] = []
+    tracking: TrackingConfig | None = None
+    """Default: nothing but `metrics.jsonl`."""
     # what
     model: ModelConfig
     data: DataConfig

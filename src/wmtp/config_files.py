@@ -24,6 +24,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from yaml.reader import ReaderError
 
 from wmtp.errors import ConfigError
+from wmtp.redaction import without_credentials
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -158,7 +159,7 @@ def _secret_texts(value: Any, path: _Path, secrets: frozenset[_Path]) -> Iterato
 
 def _shown(path: _Path, value: Any, secrets: frozenset[_Path]) -> str:
     """Return the repr of a value for a message: masked, then cut to `MAX_SHOWN` characters."""
-    return _clipped(repr(_masked(value, path, secrets)))
+    return _clipped(without_credentials(repr(_masked(value, path, secrets))))
 
 
 def _override_name(text: str) -> str:
@@ -166,7 +167,7 @@ def _override_name(text: str) -> str:
     if _looks_secret(text):
         key, equals, _ = text.partition("=")
         text = f"{key}=***" if equals else "***"
-    return f"override {_clipped(repr(text))}"
+    return f"override {_clipped(without_credentials(repr(text)))}"
 
 
 # ---- from text to nodes ------------------------------------------------------------------------------------
@@ -837,6 +838,23 @@ def load(
     return config
 
 
+def as_written(path: Path) -> dict[str, Any]:
+    """Return the content of one file with references such as `${NAME}` left in its texts.
+
+    Raises `ConfigError` if it cannot be read.
+    """
+    content = _unresolved(_gathered([path], []))
+    return content if isinstance(content, dict) else {}
+
+
+def _unresolved(node: _Node) -> Any:
+    if isinstance(node.value, dict):
+        return {key: _unresolved(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_unresolved(child) for child in node.value]
+    return _typed(node.value.text) if node.value.plain and "${" not in node.value.text else node.value.text
+
+
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
@@ -882,5 +900,9 @@ def dump(config: BaseModel) -> str:
 
     Nothing is masked except what pydantic itself hides (`SecretStr`), so the text may hold secrets.
     """
-    data = _plain(config.model_dump(mode="python", by_alias=True, round_trip=True))
+    return render(_plain(config.model_dump(mode="python", by_alias=True, round_trip=True)))
+
+
+def render(data: Any) -> str:
+    """Return plain data as YAML text; references in it are references still."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**9)

@@ -19,10 +19,11 @@ from typing import Literal
 import torch
 
 from wmtp import devices
-from wmtp.config import Config
+from wmtp.config import Config, TrackingConfig
 from wmtp.errors import WmtpError
 from wmtp.estimate import Estimate
 from wmtp.provenance import collect
+from wmtp.run_tracking import check_installed, store_of
 from wmtp.sandbox import Sandbox, SandboxError
 from wmtp.storage import resolve
 from wmtp.trainer import dry_run
@@ -34,6 +35,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPTIONAL = {
     "liger_kernel": "objective.loss=liger",
     "cut_cross_entropy": "objective.loss=cce",
+    "mlflow": "tracking",
 }
 """Packages that some option needs, and which."""
 
@@ -170,6 +172,8 @@ def _run(config: Config, out: str | None) -> Iterator[Finding]:
 
     folder = resolve(out) if out is not None else resolve(config.runs) / config.name
     yield _writable(folder)
+    if config.tracking is not None:
+        yield _tracking(config, config.tracking)
     try:
         dry_run(config, tell, out=out)
     except WmtpError as problem:
@@ -177,6 +181,19 @@ def _run(config: Config, out: str | None) -> Iterator[Finding]:
     else:
         yield Finding("run", "dry run", "ok", "; ".join(["data, models and options go together", *notes]))
     yield from map(_fits, [config.device] * len(estimates), estimates)
+
+
+def _tracking(config: Config, tracking: TrackingConfig) -> Finding:
+    """Whether the store of runs and its registry answer; a database that is not there is not made."""
+    try:
+        check_installed(config)
+        store = store_of(config, tracking)
+        made = store.file is not None and not store.file.exists()
+        text = "will be made" if made else store.probe()
+    except WmtpError as problem:
+        remedy = "start it, or mend tracking.uri; a run goes on without it unless tracking.required"
+        return Finding("run", "tracking", "failed" if tracking.required else "less", str(problem), remedy)
+    return Finding("run", "tracking", "ok", f"{store.uri}: {text}")
 
 
 def _fits(device: str, estimate: Estimate) -> Finding:

@@ -36,6 +36,10 @@ class CheckpointError(WmtpError):
     """A checkpoint could not be written or none could be read."""
 
 
+class TrackingError(WmtpError):
+    """A store of runs did not do what it was asked to, or not in time."""
+
+
 class NonFiniteError(WmtpError):
     """Training met too many non-finite gradients in a row."""
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![a-z]))")
+from wmtp.errors import CheckpointError
+from wmtp.redaction import HIDDEN, looks_secret, without_credentials
+
 _PACKAGES = ("wmtp", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
 
@@ -32,20 +34,35 @@ def collect(argv: list[str], **facts: Any) -> dict[str, Any]:
     }
 
 
+def read(path: Path) -> dict[str, Any]:
+    """`provenance.json` of a run folder: its `run_id` and its `starts`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        facts: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path} is damaged: {problem}; move it away to go on without it") from problem
+    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list) or not facts.get("run_id"):
+        raise CheckpointError(f"{path} is damaged: run_id or starts are missing; move it away to go on without it")
+    return facts
+
+
 def redact(argv: list[str]) -> list[str]:
     """Arguments whose name looks secret keep their name and lose their value; so do passwords inside URLs."""
     out, hide_next = [], False
     for argument in argv:
         if hide_next:
-            out.append("***")
+            out.append(HIDDEN)
             hide_next = False
             continue
         name, separator, _ = argument.partition("=")
-        if _SECRET.search(name) and (separator or argument.startswith("-")):
-            out.append(f"{name}=***" if separator else argument)
+        if looks_secret(name) and (separator or argument.startswith("-")):
+            out.append(f"{name}={HIDDEN}" if separator else argument)
             hide_next = not separator
         else:
-            out.append(re.sub(r"://[^/@\s]+@", "://***@", argument))
+            out.append(without_credentials(argument))
     return out
 
 

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "runs",
     "run_name",
     "tags",
+    "tracking",
     "checkpoint",
     "data.cache",
     "data.workers",

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -44,6 +44,7 @@ from wmtp.grading import grade
 from wmtp.model import MTPModel
 from wmtp.parts import Parts, build, sharding_of
 from wmtp.rollouts import Ask, Rollouts, sandbox_for
+from wmtp.run_tracking import Tracked, Tracking, check_installed
 from wmtp.runfolder import (
     check_disk,
     check_same_run,
@@ -110,6 +111,8 @@ class RunResult:
     tokens_per_s: float
     """Over all steps, without evaluations and saving."""
     peak_bytes: int
+    tracked: Tracked | None = None
+    """What a store of runs has of it; None without `tracking`."""
 
 
 @dataclass
@@ -131,6 +134,8 @@ class Progress:
     """See `weight_stats.streaks_after`."""
     neutral_steps: int = 0
     """Steps of which no sampled group had both a reward of 1 and one of 0."""
+    saves: int = 0
+    """Checkpoints so far."""
     train: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] | None = None
 
@@ -149,6 +154,7 @@ def run(
         UsageError: config, input or folder is wrong (nothing was trained).
         Interrupted: SIGINT or SIGTERM; the state was saved, unless no step had begun.
         NonFiniteError, CheckpointError: see there.
+        TrackingError: the store of runs is required, and does not answer or has not everything.
     """
     reporter = reporter or Silent()
     device = devices.pick(config.device)
@@ -175,7 +181,12 @@ def run(
         rollouts = world.together(lambda: rollouts_of(parts, held))
         world.first(occupy)
         watchdog.folder = folder
-        return Loop(parts, folder, reporter, start, watchdog, rollouts).run(stop)
+        loop = Loop(parts, folder, reporter, start, watchdog, rollouts)
+        tracking = Tracking(config, folder, reporter.note)
+        world.first(lambda: tracking.start(loop.progress.step))
+        with tracking:
+            result = loop.run(stop)
+    return replace(result, tracked=tracking.finish())
 
 
 def prepare(
@@ -200,6 +211,7 @@ def prepare(
         folder = run_folder(config, out, resume)
         start = find_start(folder, resume, reporter.note)
         check_writable(folder)
+        check_installed(config)
         if start is not None:
             check_same_run(config, start)
         return folder, start
@@ -372,7 +384,7 @@ class Loop:
 
     def _find_run_id(self) -> str:
         facts = self.folder / "provenance.json"
-        found: str = read_provenance(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
+        found: str = provenance.read(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
         if self.checkpoints.is_dir():
             checkpoint.remove_litter(self.checkpoints)
         return found
@@ -606,6 +618,7 @@ class Loop:
         self.watchdog.beat(f"save {progress.step}")
         fault("before_save")
         self._check_finite()
+        progress.saves += 1
         if self.stopping is not None:
             progress.stopping = self.stopping.state_dict()
         state: dict[str, dict[str, Any]] = {
@@ -624,6 +637,7 @@ class Loop:
             "torch": torch.__version__,
             "device": parts.device.type,
             "ranks": self.world.size,
+            "saves": progress.saves,
         }
         own = {"random": devices.random_state(parts.device)}
         return self.saver.save(progress.step, state, facts, per_rank=own, wait=wait)
@@ -666,7 +680,7 @@ class Loop:
         """`config.yaml` and `provenance.json`; a resumed run keeps a line about every start."""
         write_atomic(self.folder / "config.yaml", dump(self.config))
         path = self.folder / "provenance.json"
-        earlier: dict[str, Any] = read_provenance(path) if path.exists() else {"run_id": self.run_id, "starts": []}
+        earlier: dict[str, Any] = provenance.read(path) if path.exists() else {"run_id": self.run_id, "starts": []}
         started = provenance.collect(
             sys.argv,
             from_step=self.progress.step,
@@ -679,21 +693,6 @@ class Loop:
         )
         earlier["starts"].append(started)
         write_atomic(path, json.dumps(earlier, indent=2) + "\n")
-
-
-def read_provenance(path: Path) -> dict[str, Any]:
-    """`provenance.json` of a run folder.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    try:
-        facts: Any = json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{path} is damaged: {problem}; move it away to go on without it") from problem
-    if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list) or not facts.get("run_id"):
-        raise CheckpointError(f"{path} is damaged: run_id or starts are missing; move it away to go on without it")
-    return facts
 
 
 def train(recipe: str | Path | Config, overrides: list[str] | None = None, **options: Any) -> RunResult:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from wmtp import devices, doctor
 from wmtp.cli import run_command
+from wmtp.config import TrackingConfig, load
 from wmtp.doctor import Finding, examine
 
 RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
@@ -58,6 +60,23 @@ def test_a_recipe_that_can_run_here_is_ok(tmp_path: Path, capsys: pytest.Capture
     assert found["ok"]
     run = {finding["name"]: finding["state"] for finding in found["findings"] if finding["topic"] == "run"}
     assert run == {"folder": "ok", "dry run": "ok", "memory": "ok"}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("required", "state"), [("false", "less"), ("true", "failed")])
+def test_a_store_of_runs_that_does_not_answer_is_told_and_only_a_required_one_is_a_failure(
+    required: str, state: str, tmp_path: Path
+) -> None:
+    config = load([RECIPE], [f"tracking={{uri: 'http://127.0.0.1:1', required: {required}, timeout_s: 1}}"])
+    finding = doctor._tracking(config, cast(TrackingConfig, config.tracking))
+    assert finding.state == state
+    assert "http://127.0.0.1:1" in finding.text
+
+
+def test_a_database_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
+    config = load([RECIPE], [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"])
+    finding = doctor._tracking(config, cast(TrackingConfig, config.tracking))
+    assert (finding.state, finding.text) == ("ok", f"sqlite:///{tmp_path}/mlflow.db: will be made")
     assert not list(tmp_path.iterdir())
 
 

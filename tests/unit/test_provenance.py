@@ -55,4 +55,5 @@ def test_a_journal_is_cut_back_to_the_step_that_a_run_resumes_from(tmp_path: Pat
 def test_a_figure_that_does_not_exist_is_null_in_the_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "metrics.jsonl") as journal:
         journal.log(1, "train", {"a": float("nan"), "b": float("inf"), "c": 1})
-    assert read_journal(tmp_path / "metrics.jsonl") == [{"step": 1, "split": "train", "a": None, "b": None, "c": 1}]
+    [line] = read_journal(tmp_path / "metrics.jsonl")
+    assert {name: line[name] for name in ("a", "b", "c")} == {"a": None, "b": None, "c": 1}

@@ -19,6 +19,9 @@ some hundreds, and ten runs must fit into a page."""
 
 SPLITS = ("train", "validation")
 
+NOT_DRAWN = "time/unix_s"
+"""When a line was written: six digits of it say nothing."""
+
 
 @dataclass
 class Columns:
@@ -65,7 +68,9 @@ def _point(line: str) -> dict[str, Any] | None:
 
 
 def _columns(points: Sequence[dict[str, Any]]) -> Columns:
-    names = dict.fromkeys(name for point in points for name, value in point.items() if is_number(value))
+    names = dict.fromkeys(
+        name for point in points for name, value in point.items() if is_number(value) and name != NOT_DRAWN
+    )
     kept = [points[i] for i in thinned(len(points), max(2, MAX_FIGURES // max(1, len(names))))]
     return Columns(len(points), {name: [rounded(point.get(name)) for point in kept] for name in names})
 

@@ -10,6 +10,7 @@ from typing import Any
 from wmtp.errors import UsageError
 from wmtp.report.evaluations import read_evaluations, rounded_tree
 from wmtp.report.journal import SPLITS, Columns, read_columns
+from wmtp.report.saved import saved_by
 
 MARKS = ("config.yaml", "provenance.json", "metrics.jsonl")
 """A folder with none of these is no run."""
@@ -74,6 +75,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             "there is no final/: the run is still going on, was interrupted, or was told not to keep its model"
         )
     tokens = evaluations.pop("tokens", None)
+    saved = saved_by(folder)
     return {
         "folder": str(folder.absolute()),
         "notes": notes,
@@ -81,6 +83,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "evaluations": evaluations,
         "tokens": tokens,
         "facts": facts,
+        "saved": str(saved) if saved is not None else None,
         "config": config,
     }
 

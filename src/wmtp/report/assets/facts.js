@@ -21,7 +21,8 @@ function factList(run) {
     ['command', of.argv && of.argv.map(quoted).join(' ')],
     ['repeat it', run.config === null ? null : `wmtp train --config ${quoted(run.folder + '/config.yaml')} --out NEW_FOLDER`],
     ['seed', known(of.seed) ? String(of.seed) : null], ['data', of.data], ['tokenizer', of.tokenizer], ['commit', commit],
-    ['device', of.device && `${of.device}${known(of.num_threads) ? `, ${of.num_threads} threads` : ''}`], ['machine', machine], ['versions', versions || null]];
+    ['device', of.device && `${of.device}${known(of.num_threads) ? `, ${of.num_threads} threads` : ''}`], ['machine', machine], ['versions', versions || null],
+    ...(run.saved ? [['saved', run.saved]] : [])];
   const code = new Set(['folder', 'command', 'repeat it', 'data', 'tokenizer', 'commit']);
   return html('dl', {}, told.flatMap(([name, value]) => [html('dt', {}, name),
     html('dd', {}, value ? (code.has(name) ? html('code', {}, value) : value) : 'not known')]));

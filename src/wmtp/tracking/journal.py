@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 from wmtp.errors import WmtpError
 from wmtp.storage import write_atomic
+
+TIME = "time/unix_s"
+"""When a line was written, in seconds; a copy of the journal has this time, whenever it is made."""
 
 
 class Journal:
@@ -31,9 +35,9 @@ class Journal:
             self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
-        """Append one object; figures that do not exist (NaN) are null."""
+        """Append one object with the time of day; figures that do not exist (NaN) are null."""
         with told(self.path):
-            self._file.write(_line({"step": step, "split": split, **metrics}))
+            self._file.write(_line({"step": step, "split": split, **metrics, TIME: round(time.time(), 3)}))
             self._file.flush()
 
     def __enter__(self) -> Journal:

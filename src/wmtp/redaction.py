@@ -1,0 +1,20 @@
+"""What must not be shown: values under names that look secret, and credentials inside URLs."""
+
+from __future__ import annotations
+
+import re
+
+_SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![a-z]))")
+_CREDENTIALS = re.compile(r"://[^/@\s]+@")
+
+HIDDEN = "***"
+
+
+def looks_secret(name: str) -> bool:
+    """Whether an option of this name holds a secret (`hf_token`, not `tokens`)."""
+    return _SECRET.search(name) is not None
+
+
+def without_credentials(text: str) -> str:
+    """The text with `user:password@` of every URL in it hidden."""
+    return _CREDENTIALS.sub(f"://{HIDDEN}@", text)

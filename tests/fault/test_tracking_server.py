@@ -1,0 +1,160 @@
+"""A real MLflow server that is killed in mid-run.
+
+It needs the whole of MLflow, which tests do not install: name a Python that has it in WMTP_MLFLOW.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wmtp import trainer
+from wmtp.config import load
+from wmtp.delivery import register_later, sync
+from wmtp.errors import TrackingError
+from wmtp.tracking import read_journal
+from wmtp.tracking.mlflow_store import MlflowStore
+from wmtp.trainer import run
+
+PYTHON = os.environ.get("WMTP_MLFLOW", "")
+RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
+STEPS = 8
+
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.slow,
+    pytest.mark.fault,
+    pytest.mark.skipif(not PYTHON, reason="WMTP_MLFLOW names no Python with the whole of MLflow"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow with SQLAlchemy 2.1
+]
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[Callable[[], None]]:
+    """A server on this port with its database and artifacts in `folder`; gives what kills it."""
+    command = [
+        *(PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+    def kill() -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    try:
+        until(lambda: answers(port), process)
+        yield kill
+    finally:
+        kill()
+
+
+def until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if ready():
+            return
+        assert process.poll() is None, "the server ended"
+        time.sleep(0.25)
+    raise AssertionError("the server did not answer")
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def points_in(port: int, run_id: str) -> Counter[tuple[str, int]]:
+    uri = f"http://127.0.0.1:{port}"
+    client = MlflowStore(uri, "wmtp", artifacts="", timeout_s=30, upload_timeout_s=30)._connected()
+    names = client.get_run(run_id).data.metrics
+    return Counter((m.key, m.step) for name in names for m in client.get_metric_history(run_id, name))
+
+
+def points_logged(folder: Path) -> Counter[tuple[str, int]]:
+    return Counter(
+        (f"{line['split']}/{name}", line["step"])
+        for line in read_journal(folder / "metrics.jsonl")
+        for name, value in line.items()
+        if name not in ("step", "split", "time/unix_s") and value is not None
+    )
+
+
+def test_a_server_killed_in_mid_run_costs_nothing_and_gets_every_point_once_and_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, folder = free_port(), tmp_path / "run"
+    uri = f"http://127.0.0.1:{port}"
+    config = load([RECIPE], [f"train.steps={STEPS}", f"tracking={{uri: '{uri}', flush_s: 0.05, timeout_s: 20}}"])
+    reached: list[str] = []
+    with server(tmp_path, port) as kill:
+
+        def at(point: str) -> None:
+            reached.append(point)
+            if reached.count("step_begin") == STEPS // 2:
+                kill()
+
+        with monkeypatch.context() as during:
+            during.setattr(trainer, "fault", at)
+            result = run(config, out=folder)
+    assert result.steps == STEPS
+    assert result.tracked is not None
+    assert "wmtp track sync" in str(result.tracked.problem)
+    assert "wmtp track register" in str(result.tracked.problem)
+    with pytest.raises(TrackingError, match="cannot open the run"):
+        sync(folder, ["tracking.timeout_s=1"])
+    with server(tmp_path, port):
+        sent, lines = sync(folder)
+        assert lines > 0
+        assert sync(folder)[1] == 0
+        model = register_later(folder).model
+        assert register_later(folder).model == model
+        assert points_in(port, str(sent.run_id)) == points_logged(folder)
+        assert model is not None
+        assert (model.name, model.version) == ("wmtp_baseline", "1")
+        assert model.stored_bytes == size_of(folder / "final")
+        texts = sum((folder / name).stat().st_size for name in ("config.yaml", "provenance.json"))
+        assert size_of(tmp_path / "artifacts") == model.stored_bytes + texts
+        assert "hello" in loaded_by_mlflow(uri, tmp_path)
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def loaded_by_mlflow(uri: str, folder: Path) -> str:
+    """What a process without us in it says after `mlflow.pyfunc.load_model`, pickles forbidden."""
+    script = (
+        f"import sys; sys.path += {[path for path in sys.path if path]!r}\n"
+        "import mlflow\n"
+        "model = mlflow.pyfunc.load_model('models:/wmtp_baseline/1')\n"
+        "print('hello', model.predict(['def add(a, b):'], params={'max_new_tokens': 3}))\n"
+    )
+    environment: dict[str, Any] = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "TMPDIR": str(folder)}
+    done = subprocess.run([PYTHON, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
