@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from wmtp.config import Config
     from wmtp.estimate import Estimate
     from wmtp.sandbox import Requirement
+    from wmtp.storage import Place
     from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
 
@@ -174,7 +174,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _supervise(arguments: list[str], folder: Path, resume: str | None, options: Options) -> None:
+def _supervise(arguments: list[str], folder: Place, resume: str | None, options: Options) -> None:
     """Run `wmtp train` with these arguments as a job of its own, again and again if need be; ends with its code."""
     from wmtp.supervisor import newest_step, supervise
 
@@ -188,13 +188,13 @@ def _supervise(arguments: list[str], folder: Path, resume: str | None, options: 
     raise typer.Exit(supervise(command, progress=lambda: newest_step(folder), options=options))
 
 
-def _run_folder(settings: Config, out: str | None, resume: str | None) -> Path:
+def _run_folder(settings: Config, out: str | None, resume: str | None) -> Place:
     """Where the run will live, without the checks (and torch) of `wmtp.runfolder`."""
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
     if out is not None:
-        return resolve(out)
-    return resolve(settings.runs) / settings.name if resume in (None, "auto") else _run_of(resolve(str(resume)))
+        return place(out)
+    return place(settings.runs) / settings.name if resume in (None, "auto") else _run_of(place(str(resume)))
 
 
 def _settings(
@@ -206,11 +206,11 @@ def _settings(
     resume: str | None,
 ) -> Config:
     from wmtp.config import load
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
-    files = [resolve(file) for file in (config, recipe) if file is not None]
+    files = [place(file) for file in (config, recipe) if file is not None]
     if not files and resume not in (None, "auto"):
-        files = [_run_of(resolve(resume)) / "config.yaml"]
+        files = [_run_of(place(resume)) / "config.yaml"]
     if not files:
         raise UsageError("nothing to train: give --recipe FILE (and --config FILE), or --resume RUN")
     named = [f"run_name={json.dumps(run_name)}"] if run_name is not None else []
@@ -218,7 +218,7 @@ def _settings(
     return load(files, [*overrides, *named, *tagged])
 
 
-def _run_of(path: Path) -> Path:
+def _run_of(path: Place) -> Place:
     """The run folder that a path of it, or of one of its checkpoints, means."""
     return path.parent.parent if path.parent.name == "checkpoints" else path
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from wmtp.data.text import Encoder, Row, check_template
 from wmtp.data.tokenising import with_tokens
 from wmtp.errors import DataError, WmtpError
 from wmtp.formats.hf import backend_fingerprint
-from wmtp.storage import resolve, sha256_file
+from wmtp.storage import Place, place, resolve, sha256_file
 
 
 @dataclass
@@ -221,7 +220,7 @@ class _Side:
         """What decides which records these are."""
         source = self.source
         return {
-            "file": _content(resolve(source.path)), "role": self.role, "split": source.split,
+            "file": _content(place(source.path)), "role": self.role, "split": source.split,
             "fields": source.fields,
         }  # fmt: skip
 
@@ -231,7 +230,7 @@ class _Side:
         Raises:
             DataError: the file or a row is wrong, or nothing is left.
         """
-        data, path, counts, kept, own = self.config.data, resolve(self.source.path), GroupCounts(), 0, 0
+        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
         report = SourceReport(str(path))
         for record in stream_records(
             path, report, role=self.role, split=self.source.split, fields=self.source.fields,
@@ -253,7 +252,7 @@ class _Side:
         return [f"{self.role}: {report.summary()}"]
 
 
-def _content(path: Path) -> str:
+def _content(path: Place) -> str:
     """The hash of a data file."""
     try:
         return sha256_file(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,14 +16,14 @@ from wmtp.formats.native import ValueCard, load_model, load_value_model, read_ca
 from wmtp.model import MTPModel
 from wmtp.parts import build_model
 from wmtp.probing import evaluating, probe
-from wmtp.storage import resolve
+from wmtp.storage import Place, place
 from wmtp.value import ValueModel
 
 Model = MTPModel | ValueModel
 TARGETS = ("wmtp", "hf", "head:K", "meta", "vllm-medusa")
 
 
-def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Path:
+def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Place:
     """Write a model folder for wmtp, transformers or others, and read it back to see that it is the same.
 
     Args:
@@ -50,7 +49,7 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         raise UsageError("a critic has no language model to export; use --to wmtp")
     if target == "meta":
         meta.params_of(model)
-        folder = write_folder(out, lambda folder: meta.write_meta(model, folder, tokenizer))
+        folder = write_folder(out, lambda folder: meta.write_meta(model, folder, tokenizer), on_disk=True)
         _check(model, folder)
     elif target == "vllm-medusa":
         medusa.medusa_config(model)
@@ -70,7 +69,7 @@ def _head(target: str) -> int | None:
 
 
 def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
-    path = resolve(source)
+    path = place(source)
     if (path / "checkpoints").is_dir():
         found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
         if found is None:
@@ -83,7 +82,7 @@ def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
     return loads(source), tokenizer
 
 
-def _from_checkpoint(path: Path) -> tuple[Model, Any]:
+def _from_checkpoint(path: Place) -> tuple[Model, Any]:
     saved = checkpoint.load(path, ["model"])
     try:
         config = Config.model_validate(saved.facts["config"])
@@ -98,7 +97,7 @@ def _from_checkpoint(path: Path) -> tuple[Model, Any]:
     return model, tokenizer
 
 
-def _check(model: Model, folder: Path) -> None:
+def _check(model: Model, folder: Place) -> None:
     again = load_value_model(str(folder)) if isinstance(model, ValueModel) else load_model(str(folder))
     expected, got = model.state_dict(), again.state_dict()
     different = [name for name in expected if name not in got or not got[name].equal(expected[name])]

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from wmtp.adapters import merged
 from wmtp.errors import ModelError, WmtpError
 from wmtp.formats import meta
-from wmtp.formats.hf import first_line, load_causal_lm, locate
+from wmtp.formats.hf import first_line, folder_of, load_causal_lm
+from wmtp.formats.remote import WRITING, copied, published, tensors_of
 from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
-from wmtp.storage import fsync_folder, resolve
+from wmtp.storage import ObjectPath, Place, fsync_folder, place
 from wmtp.value import ValueModel
 
 FORMAT = 1
@@ -63,7 +64,7 @@ def read_card(source: str) -> MTPCard | ValueCard | None:
     Raises:
         ModelError: a `wmtp.json` that this version does not understand.
     """
-    path = Path(locate(source)) / CARD
+    path = folder_of(source) / CARD
     if meta.holds(source):
         return MTPCard(num_heads=meta.read_params(source).n_future_tokens)
     if not path.is_file():
@@ -113,7 +114,7 @@ def load_model(
         model = meta.load_meta(source, dtype)
     else:
         model = MTPModel(load_causal_lm(source, dtype), card.num_heads, family=card.heads)
-        _read_into(model.extra_heads, Path(locate(source)) / MTP_HEADS)
+        _read_into(model.extra_heads, folder_of(source) / MTP_HEADS)
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
@@ -130,31 +131,30 @@ def load_value_model(source: str, *, backbone: str = "frozen", dtype: torch.dtyp
         found = "a plain model" if card is None else f"kind {card.kind!r}"
         raise ModelError(f"{source} is not a critic ({found}); train one with objective.kind = value")
     model = ValueModel(load_causal_lm(source, dtype), card.head, backbone, card.loss)
-    _read_into(model.value_head, Path(locate(source)) / VALUE_HEAD)
+    _read_into(model.value_head, folder_of(source) / VALUE_HEAD)
     return model
 
 
-def _read_into(module: nn.Module, path: Path) -> None:
+def _read_into(module: nn.Module, path: Place) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     if not any(True for _ in module.parameters()):
         return
     check_safetensors(path)
     try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as problem:
+        module.load_state_dict(tensors_of(path))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as problem:
         raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
     check_finite(path, module.named_parameters())
 
 
 def save_model(
     model: MTPModel | ValueModel,
-    path: str | Path,
+    path: str | Place,
     tokenizer: Any = None,
     *,
     tensors: Mapping[str, Tensor] | None = None,
-) -> Path:
+) -> Place:
     """Write a model folder; it appears whole or not at all, replacing the model that was there.
 
     Args:
@@ -177,8 +177,11 @@ def save_model(
     return write_folder(path, write)
 
 
-def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_folder(path: str | Place, write: Callable[[Path], None], *, on_disk: bool = False) -> Place:
     """A folder of model files that `write` fills; it appears whole or not at all, replacing the model that was there.
+
+    Args:
+        on_disk: files for an object store may need a disk in between, see `remote.published`.
 
     Raises:
         ModelError: there is something else than a model folder at `path`; it is left as it is.
@@ -186,8 +189,14 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     """
     from safetensors import SafetensorError
 
-    folder = resolve(path).resolve()
+    folder = place(path).resolve()
     _check_replaceable(folder)
+    if isinstance(folder, ObjectPath):
+        try:
+            published(folder, write, on_disk=on_disk)
+        except (OSError, SafetensorError) as problem:
+            raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
+        return folder
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -201,7 +210,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def copy_model(source: Path, target: Path) -> Path:
+def copy_model(source: Place, target: Place) -> Place:
     """The same model folder once more; it appears whole or not at all, replacing the model that was there.
 
     Raises:
@@ -209,6 +218,11 @@ def copy_model(source: Path, target: Path) -> Path:
         WmtpError: the folder cannot be written.
     """
     _check_replaceable(target)
+    if isinstance(source, ObjectPath) and isinstance(target, ObjectPath):
+        copied(source, target)
+        return target
+    if isinstance(source, ObjectPath) or isinstance(target, ObjectPath):
+        raise WmtpError(f"a model folder is copied within one kind of storage, not from {source} to {target}")
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(source, temporary)
@@ -219,11 +233,11 @@ def copy_model(source: Path, target: Path) -> Path:
     return target
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Place) -> None:
     """Saving replaces a whole folder, so it must not hold anything but a model."""
     if not folder.exists():
         return
-    known = (folder / "config.json").is_file() or (folder / meta.WEIGHTS).is_file()
+    known = any((folder / name).is_file() for name in ("config.json", meta.WEIGHTS, WRITING))
     if not folder.is_dir() or (any(folder.iterdir()) and not known):
         raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 

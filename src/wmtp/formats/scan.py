@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import ModelError
+from wmtp.storage import Place, matches
 
 MOST_HEADER = 8 * 2**20
 """Bytes of a safetensors header, or of the list of files in a zip, or of the pickle in it."""
@@ -27,7 +28,7 @@ _ZIP64_END = struct.Struct("<4sQ2H2L4Q")
 _ZIP64_PLACE = struct.Struct("<4sLQL")
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Place) -> None:
     """Raise `ModelError` if a safetensors file's header is larger than any model's; the rest is the library's to check.
 
     Raises:
@@ -35,7 +36,7 @@ def check_safetensors(path: Path) -> None:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with path.open("rb", buffering=2**16) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size - 8:
                 raise ModelError(f"{path} is no whole safetensors file: its header alone would be {length:,} bytes")
@@ -52,16 +53,16 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} has a tensor of {deepest:,} dimensions; at most {MOST_DIMENSIONS} are read")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Place) -> None:
     """`check_safetensors` of every such file of a model folder, and that its index names files of the folder.
 
     Raises:
         ModelError: see there.
     """
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in matches(folder, "*.safetensors"):
         if path.is_file():
             check_safetensors(path)
-    for path in sorted(folder.glob("*.safetensors.index.json")):
+    for path in matches(folder, "*.safetensors.index.json"):
         try:
             files = set(json.loads(path.read_bytes())["weight_map"].values())
             outside = sorted(name for name in files if Path(name).name != name)
@@ -115,7 +116,7 @@ def _zip_directory_bytes(path: Path) -> int:
         return int(_ZIP64_END.unpack(file.read(_ZIP64_END.size))[8])
 
 
-def check_tensor(path: Path, name: str, value: object) -> Tensor:
+def check_tensor(path: Place, name: str, value: object) -> Tensor:
     """The tensor, if it is an ordinary one whose numbers are all in the file.
 
     Raises:
