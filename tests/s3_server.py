@@ -119,7 +119,8 @@ class Proxy:
 
     def __init__(self, server: Server, share: float, seed: int = 0) -> None:
         self.share, self.requests, self.failed = share, 0, 0
-        self.paths: list[str] = []
+        self.gone = False
+        """No request is answered any more."""
         self._random, self._alone = random.Random(seed), threading.Lock()
         upstream = server.endpoint.removeprefix("http://")
         proxy = self
@@ -132,7 +133,7 @@ class Proxy:
                 pass
 
             def _pass_on(self) -> None:
-                fault = proxy._next(f"{self.command} {self.path}")
+                fault = proxy._next()
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault == "before":
                     return self._hang_up()
@@ -180,10 +181,11 @@ class Proxy:
         """What a client is told."""
         return Server(f"http://127.0.0.1:{self._server.server_address[1]}")
 
-    def _next(self, path: str) -> str:
+    def _next(self) -> str:
         with self._alone:
             self.requests += 1
-            self.paths.append(path)
+            if self.gone:
+                return "before"
             if self._random.random() >= self.share:
                 return ""
             self.failed += 1

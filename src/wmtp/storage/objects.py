@@ -145,7 +145,7 @@ class ObjectPath:
 
     def is_dir(self) -> bool:
         """Whether anything is in this folder."""
-        return next(iter(self.store.children(self.prefix)), None) is not None
+        return any(True for _ in self.store.listed(self.prefix))
 
     def exists(self) -> bool:
         """Either of them."""

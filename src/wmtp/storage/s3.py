@@ -342,13 +342,19 @@ def _may_pass(problem: Exception) -> bool:
 
     if isinstance(problem, (NotReached, HTTPClientError, IncompleteReadError, ResponseParserError, _Short)):
         return True
-    answer = getattr(problem, "response", {}).get("ResponseMetadata", {})
-    return _code(problem) in _PASSING or str(answer.get("HTTPStatusCode")) in _ALWAYS
+    status = str(_answer(problem).get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return _code(problem) in _PASSING or status in _ALWAYS
 
 
 def _code(problem: Exception) -> str:
     """What the server calls it; empty where there was no answer."""
-    return str(getattr(problem, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_answer(problem).get("Error", {}).get("Code", ""))
+
+
+def _answer(problem: Exception) -> dict[str, Any]:
+    """What the server said, as the library has read it."""
+    found = getattr(problem, "response", None)
+    return found if isinstance(found, dict) else {}
 
 
 def _endpoint() -> str:
