@@ -6,7 +6,7 @@ methods; what these lack is a function here. Nothing is cached.
 
     paths      locations and places          files    writing, reading, hashing
     objects    a store behind paths          s3       the store that boto3 reaches
-    appending  lines that come               lease    a lock in a store
+    appending  lines that come               lease    a lock in a store          probe    can a store be used
 """
 
 from wmtp.storage.appending import appender
@@ -24,6 +24,7 @@ from wmtp.storage.files import (
 from wmtp.storage.lease import held
 from wmtp.storage.objects import ObjectPath, Store, Upload
 from wmtp.storage.paths import Place, place, resolve, safe_join
+from wmtp.storage.probe import probe
 
 __all__ = [
     "ObjectPath",
@@ -39,6 +40,7 @@ __all__ = [
     "held",
     "matches",
     "place",
+    "probe",
     "remove_objects",
     "resolve",
     "safe_join",
