@@ -11,7 +11,6 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from wmtp.estimate import Estimate
     from wmtp.run_tracking import Tracked
     from wmtp.sandbox import Requirement
+    from wmtp.storage import Place
     from wmtp.supervisor import Options
     from wmtp.trainer import RunResult
 
@@ -184,7 +184,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _supervise(arguments: list[str], folder: Path, resume: str | None, options: Options) -> None:
+def _supervise(arguments: list[str], folder: Place, resume: str | None, options: Options) -> None:
     """Run `wmtp train` with these arguments as a job of its own, again and again if need be; ends with its code."""
     from wmtp.supervisor import newest_step, supervise
 
@@ -198,13 +198,13 @@ def _supervise(arguments: list[str], folder: Path, resume: str | None, options: 
     raise typer.Exit(supervise(command, progress=lambda: newest_step(folder), options=options))
 
 
-def _run_folder(settings: Config, out: str | None, resume: str | None) -> Path:
+def _run_folder(settings: Config, out: str | None, resume: str | None) -> Place:
     """Where the run will live, without the checks (and torch) of `wmtp.runfolder`."""
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
     if out is not None:
-        return resolve(out)
-    return resolve(settings.runs) / settings.name if resume in (None, "auto") else _run_of(resolve(str(resume)))
+        return place(out)
+    return place(settings.runs) / settings.name if resume in (None, "auto") else _run_of(place(str(resume)))
 
 
 def _settings(
@@ -216,11 +216,11 @@ def _settings(
     resume: str | None,
 ) -> Config:
     from wmtp.config import load
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
-    files = [resolve(file) for file in (config, recipe) if file is not None]
+    files = [place(file) for file in (config, recipe) if file is not None]
     if not files and resume not in (None, "auto"):
-        files = [_run_of(resolve(resume)) / "config.yaml"]
+        files = [_run_of(place(resume)) / "config.yaml"]
     if not files:
         raise UsageError("nothing to train: give --recipe FILE (and --config FILE), or --resume RUN")
     named = [f"run_name={json.dumps(run_name)}"] if run_name is not None else []
@@ -228,7 +228,7 @@ def _settings(
     return load(files, [*overrides, *named, *tagged])
 
 
-def _run_of(path: Path) -> Path:
+def _run_of(path: Place) -> Place:
     """The run folder that a path of it, or of one of its checkpoints, means."""
     return path.parent.parent if path.parent.name == "checkpoints" else path
 
@@ -733,9 +733,9 @@ def sync(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = False) 
     Example: wmtp track sync runs/first tracking.uri=http://127.0.0.1:5000
     """
     from wmtp.delivery import sync as work
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
-    tracked, lines = work(resolve(run), overrides or [])
+    tracked, lines = work(place(run), overrides or [])
     if as_json:
         typer.echo(json.dumps({**asdict(tracked), "lines": lines}))
     else:
@@ -749,9 +749,9 @@ def register(run: TrackedRun, overrides: Overrides = None, as_json: AsJson = Fal
     Example: wmtp track register runs/first
     """
     from wmtp.delivery import register_later
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
-    tracked = register_later(resolve(run), overrides or [])
+    tracked = register_later(place(run), overrides or [])
     if as_json:
         typer.echo(json.dumps(asdict(tracked)))
     else:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from wmtp import config_files
+from wmtp.storage import Place
 
 
 def _absolute(location: str) -> str:
@@ -30,7 +31,7 @@ def _absolute_or_hub(location: str) -> str:
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-"""A local path, `file://...` or `embedded://...`."""
+"""A local path, `file://...`, `embedded://...` or `s3://...`."""
 
 ModelLocation = Annotated[str, Field(min_length=1), AfterValidator(_absolute_or_hub)]
 """A `Location` of a model folder, or a hub id (`organisation/name`)."""
@@ -979,7 +980,7 @@ def _arm(weighting: WeightingConfig) -> str:
     return {"uniform": "baseline", "critic": "verifiable"}.get(weighting.scheme, weighting.scheme)
 
 
-def load(files: Sequence[Path], overrides: Sequence[str] = ()) -> Config:
+def load(files: Sequence[Place], overrides: Sequence[str] = ()) -> Config:
     """The config of a run: files in order, then dotted overrides.
 
     Raises:

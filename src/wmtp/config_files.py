@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -25,6 +25,7 @@ from yaml.reader import ReaderError
 
 from wmtp.errors import ConfigError
 from wmtp.redaction import without_credentials
+from wmtp.storage import Place
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -208,10 +209,10 @@ def _number(text: str) -> int | float | str:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _read(path: Path, origin: _Origin) -> str:
+def _read(path: Place, origin: _Origin) -> str:
     """Return the text of a file; refuse what cannot be read, is too large or is not UTF-8."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise _Refused(origin, "this is a directory; expected a YAML file") from None
@@ -450,13 +451,13 @@ def _with_override(tree: _Node, text: str, order: int) -> _Node:
     return _assigned(tree, keys, _Parser(value, origin, lines=False).override())
 
 
-def _gathered(files: Sequence[Path], overrides: Sequence[str]) -> _Node:
+def _gathered(files: Sequence[Place], overrides: Sequence[str]) -> _Node:
     """Return all files and overrides merged in order; raise `ConfigError` for all that cannot be read."""
     tree, problems = _Node(_Origin("configuration", 0), {}), []
     for order, path in enumerate(files):
         origin = _Origin(str(path), order)
         try:
-            tree = _merged(tree, _Parser(_read(Path(path), origin), origin, lines=True).file())
+            tree = _merged(tree, _Parser(_read(path, origin), origin, lines=True).file())
         except _Refused as refused:
             problems.append(refused.problem)
     _raise_any(problems)
@@ -818,7 +819,7 @@ def _validated(schema: type[M], data: Any) -> tuple[M | None, list[_Error]]:
 
 
 def load(
-    schema: type[M], files: Sequence[Path], overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    schema: type[M], files: Sequence[Place], overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> M:
     """Return `schema` built from `files`, merged in order, and then from `overrides` (`a.b.0.c=value`).
 
@@ -838,7 +839,7 @@ def load(
     return config
 
 
-def as_written(path: Path) -> dict[str, Any]:
+def as_written(path: Place) -> dict[str, Any]:
     """Return the content of one file with references such as `${NAME}` left in its texts.
 
     Raises `ConfigError` if it cannot be read.

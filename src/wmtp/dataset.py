@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from wmtp.formats.reward import load_reward_text
 from wmtp.own import made_by
 from wmtp.questions import Question, read_questions
 from wmtp.questions import fingerprint as fingerprint_of_questions
-from wmtp.storage import resolve, sha256_file
+from wmtp.storage import Place, place, resolve, sha256_file
 from wmtp.tasks import PARTS, Role, Task
 
 
@@ -279,7 +278,7 @@ class _Side:
         """What decides which records these are."""
         source = self.source
         return {
-            "file": _content(resolve(source.path)), "role": self.role, "split": source.split,
+            "file": _content(place(source.path)), "role": self.role, "split": source.split,
             "fields": source.fields,
         }  # fmt: skip
 
@@ -293,7 +292,7 @@ class _Side:
         Raises:
             DataError: the file or a row is wrong, or nothing is left.
         """
-        data, path, counts, kept, own = self.config.data, resolve(self.source.path), GroupCounts(), 0, 0
+        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
         report = SourceReport(str(path))
         for record in stream_records(
             path, report, role=self.role, split=self.source.split, fields=self.source.fields,
@@ -334,7 +333,7 @@ class _TaskSide:
         return with_tokens(islice(self.task.records(self.name), self.count), encoder, workers)
 
 
-def _content(path: Path) -> str:
+def _content(path: Place) -> str:
     """The hash of a data file."""
     try:
         return sha256_file(path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from wmtp.config import Config, load
 from wmtp.errors import UsageError
 from wmtp.run_tracking import FILES, Tracked, card_of, check_installed, register, store_of
 from wmtp.runfolder import only_trainer
+from wmtp.storage import Place
 from wmtp.tracking.delivered import JOURNAL, Delivered, delivered_to
 from wmtp.tracking.mlflow_store import MlflowStore
 from wmtp.tracking.points import Tail
@@ -16,7 +16,7 @@ from wmtp.tracking.sink import deliver
 from wmtp.tracking.store import Ended
 
 
-def sync(folder: Path, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
+def sync(folder: Place, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
     """Send every log point that the store has not, once; the run's config and end too. How many lines that were.
 
     A run that ended without a word (a kill, a power cut) and has no final model ends as FAILED.
@@ -37,7 +37,7 @@ def sync(folder: Path, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
     return Tracked(store.uri, run_id, delivered.model, None), delivered.lines - before
 
 
-def register_later(folder: Path, overrides: Sequence[str] = ()) -> Tracked:
+def register_later(folder: Place, overrides: Sequence[str] = ()) -> Tracked:
     """Register the final model of a finished run, if the registry does not have it.
 
     Raises:
@@ -54,7 +54,7 @@ def register_later(folder: Path, overrides: Sequence[str] = ()) -> Tracked:
     return Tracked(store.uri, delivered.run_id, delivered.model, None)
 
 
-def _of(folder: Path, overrides: Sequence[str]) -> tuple[Config, MlflowStore, Delivered]:
+def _of(folder: Place, overrides: Sequence[str]) -> tuple[Config, MlflowStore, Delivered]:
     if not (folder / "config.yaml").is_file() or not (folder / "provenance.json").is_file():
         raise UsageError(f"{folder} is no run folder: config.yaml or provenance.json is missing")
     config = load([folder / "config.yaml"], list(overrides))
@@ -68,6 +68,6 @@ def _of(folder: Path, overrides: Sequence[str]) -> tuple[Config, MlflowStore, De
     return config, store, delivered_to(folder, store.uri, store.experiment)
 
 
-def _ended(delivered: Delivered, folder: Path) -> Ended:
+def _ended(delivered: Delivered, folder: Place) -> Ended:
     """How the run ended; from what it left, if it could not say or was not tracked."""
     return delivered.ended or ("FINISHED" if (folder / "final").is_dir() else "FAILED")

@@ -14,18 +14,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from wmtp import devices
 from wmtp.config import Config, TrackingConfig
-from wmtp.errors import WmtpError
+from wmtp.errors import StorageError, UsageError, WmtpError
 from wmtp.estimate import Estimate
 from wmtp.provenance import collect
 from wmtp.run_tracking import check_installed, store_of
 from wmtp.sandbox import Sandbox, SandboxError
-from wmtp.storage import resolve
+from wmtp.storage import ObjectPath, place, probe
+from wmtp.storage.probe import ACTS
 from wmtp.trainer import dry_run
 
 GIB = 2**30
@@ -170,8 +171,9 @@ def _run(config: Config, out: str | None) -> Iterator[Finding]:
         estimates.append(estimate)
         notes.extend(said)
 
-    folder = resolve(out) if out is not None else resolve(config.runs) / config.name
-    yield _writable(folder)
+    folder = place(out) if out is not None else place(config.runs) / config.name
+    yield _probed(folder) if isinstance(folder, ObjectPath) else _writable(folder)
+    yield from _named(config.model_dump(mode="json"))
     if config.tracking is not None:
         yield _tracking(config, config.tracking)
     try:
@@ -211,6 +213,42 @@ def _fits(device: str, estimate: Estimate) -> Finding:
         f"{text}, but {room / GIB:.2f} GiB available",
         "lower train.micro_batch_size, set train.activation_checkpointing=true, or shard over more ranks (--ranks)",
     )
+
+
+def _named(options: Any, key: str = "") -> Iterator[Finding]:
+    """Whether what the config names in object stores is there; `runs` is made by the run itself."""
+    if isinstance(options, dict):
+        for name, value in options.items():
+            yield from _named(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(options, str) and "://" in options and key != "runs":
+        with suppress(UsageError):  # no location, or one that the dry run refuses
+            found = place(options)
+            if isinstance(found, ObjectPath):
+                yield _there(key, found)
+
+
+def _there(key: str, path: ObjectPath) -> Finding:
+    try:
+        if path.is_file():
+            return Finding("run", key, "ok", f"{path}: {path.stat().st_size:,} bytes")
+        if path.is_dir():
+            return Finding("run", key, "ok", f"{path} is a folder")
+    except StorageError as problem:
+        return Finding("run", key, "failed", str(problem))
+    return Finding("run", key, "failed", f"there is nothing at {path}", "upload it, or mend the location")
+
+
+def _probed(folder: ObjectPath) -> Finding:
+    """Whether a run folder in an object store can be listed, written, read and cleared."""
+    try:
+        broken = probe(folder)
+    except StorageError as problem:
+        remedy = "docs/operations.md says which rights a run needs; name another folder with --out, or `runs`"
+        return Finding("run", "folder", "failed", str(problem), remedy)
+    if broken:
+        text = f"{folder} works, but the store ignores conditions: nothing keeps two trainers apart in one run folder"
+        return Finding("run", "folder", "less", text, "never start two runs with the same --out")
+    return Finding("run", "folder", "ok", f"an object in {folder} was {', '.join(ACTS)}")
 
 
 def _writable(folder: Path) -> Finding:

@@ -32,6 +32,14 @@ class ModelError(UsageError):
     """A model, tokenizer or checkpoint is not what the run needs."""
 
 
+class StorageError(WmtpError):
+    """An object store does not do what was asked (exit code 1), or its settings are wrong (exit code 2)."""
+
+    def __init__(self, message: str, *, settings: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = 2 if settings else 1
+
+
 class CheckpointError(WmtpError):
     """A checkpoint could not be written or none could be read."""
 

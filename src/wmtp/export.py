@@ -20,7 +20,7 @@ from wmtp.formats.native import ValueCard, load_model, load_value_model, read_ca
 from wmtp.model import MTPModel
 from wmtp.parts import build_model
 from wmtp.probing import evaluating, probe
-from wmtp.storage import resolve
+from wmtp.storage import Place, place
 from wmtp.value import ValueModel
 
 Model = MTPModel | ValueModel
@@ -28,7 +28,7 @@ TARGETS = ("wmtp", "hf", "head:K", "adapter", "meta", "vllm-medusa", "vllm-mimo"
 MIMO: dict[str, mimo.Engine] = {"vllm-mimo": "vllm", "sglang-mimo": "sglang"}
 
 
-def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Path:
+def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], None] = lambda text: None) -> Place:
     """Write a model folder for wmtp, transformers or others, and read it back to see that it is the same.
 
     Args:
@@ -58,7 +58,7 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         raise UsageError("a critic has no language model to export; use --to wmtp")
     if target == "meta":
         meta.params_of(model)
-        folder = write_folder(out, lambda folder: meta.write_meta(model, folder, tokenizer))
+        folder = write_folder(out, lambda folder: meta.write_meta(model, folder, tokenizer), on_disk=True)
         _check(model, folder)
     elif target == "vllm-medusa":
         medusa.medusa_config(model)
@@ -84,9 +84,9 @@ def _head(target: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _found(source: str, note: Callable[[str], None]) -> Path:
+def _found(source: str, note: Callable[[str], None]) -> Place:
     """The checkpoint or model folder that is meant."""
-    path = resolve(source)
+    path = place(source)
     if not (path / "checkpoints").is_dir():
         return path
     found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
@@ -106,7 +106,7 @@ def _read(source: str, note: Callable[[str], None]) -> tuple[Model, Any]:
     return loads(source), tokenizer
 
 
-def _from_checkpoint(path: Path) -> tuple[Model, Any, Config]:
+def _from_checkpoint(path: Place) -> tuple[Model, Any, Config]:
     """The model as it was trained, with its adapters if it has any."""
     saved = checkpoint.load(path, ["model"])
     try:
@@ -122,7 +122,7 @@ def _from_checkpoint(path: Path) -> tuple[Model, Any, Config]:
     return model, tokenizer, config
 
 
-def _export_adapter(path: Path, out: str) -> Path:
+def _export_adapter(path: Place, out: str) -> Place:
     """The adapters on the base model; read back, they make of it what merging makes."""
     if not (path / checkpoint.MANIFEST).is_file():
         raise UsageError(f"{path} is no checkpoint: adapters are there while they train, a model folder has none")
@@ -144,7 +144,7 @@ def _export_adapter(path: Path, out: str) -> Path:
     return folder
 
 
-def _check(model: Model, folder: Path) -> None:
+def _check(model: Model, folder: Place) -> None:
     again = load_value_model(str(folder)) if isinstance(model, ValueModel) else load_model(str(folder))
     expected, got = model.state_dict(), again.state_dict()
     different = [name for name in expected if name not in got or not got[name].equal(expected[name])]
@@ -154,7 +154,7 @@ def _check(model: Model, folder: Path) -> None:
         _check_same(model, again, folder)
 
 
-def _check_same(model: MTPModel, again: Model, folder: Path) -> None:
+def _check_same(model: MTPModel, again: Model, folder: Place) -> None:
     tokens_BT = probe(model.base)
     with evaluating(model), evaluating(again):
         same = all(ours.equal(theirs) for ours, theirs in zip(model(tokens_BT), again(tokens_BT), strict=True))

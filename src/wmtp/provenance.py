@@ -13,6 +13,7 @@ from typing import Any
 
 from wmtp.errors import CheckpointError
 from wmtp.redaction import HIDDEN, looks_secret, without_credentials
+from wmtp.storage import Place
 
 _PACKAGES = ("wmtp", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
@@ -34,7 +35,7 @@ def collect(argv: list[str], **facts: Any) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Place) -> dict[str, Any]:
     """`provenance.json` of a run folder: its `run_id` and its `starts`.
 
     Raises:

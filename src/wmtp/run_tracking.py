@@ -11,15 +11,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wmtp import __version__, provenance
+from wmtp import provenance
 from wmtp.config import Config, TrackingConfig
 from wmtp.errors import Interrupted, TrackingError, UsageError, WmtpError
 from wmtp.redaction import HIDDEN, looks_secret
-from wmtp.storage import resolve, write_atomic
+from wmtp.storage import Place, resolve, write_atomic
 from wmtp.tracking.delivered import cut_back, delivered_to
 from wmtp.tracking.mlflow_store import MISSING, MlflowStore
 from wmtp.tracking.sink import Sink
@@ -64,15 +63,19 @@ def store_of(config: Config, tracking: TrackingConfig) -> MlflowStore:
     )
 
 
-def card_of(config: Config, folder: Path) -> RunCard:
+def card_of(config: Config, folder: Place) -> RunCard:
     """What a store is told of a run, from its config and `provenance.json`. Values under secret names are hidden.
 
     Raises:
         CheckpointError: `provenance.json` is damaged.
     """
     facts = provenance.read(folder / "provenance.json")
-    tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm, "wmtp.version": __version__}
-    commit = ((facts["starts"] or [{}])[-1].get("git") or {}).get("commit")
+    last = (facts["starts"] or [{}])[-1]
+    tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm}
+    made_by = (last.get("packages") or {}).get("wmtp")
+    if made_by:
+        tags["wmtp.version"] = str(made_by)
+    commit = (last.get("git") or {}).get("commit")
     if commit:
         tags["mlflow.source.git.commit"] = str(commit)
     for tag in config.tags:
@@ -95,7 +98,7 @@ def model_name(config: Config) -> str:
     return "wmtp_critic_value_head" if config.arm == "critic" else f"wmtp_{config.arm}"
 
 
-def register(config: Config, folder: Path, store: Store, run_id: str, key: str) -> ModelVersion:
+def register(config: Config, folder: Place, store: Store, run_id: str, key: str) -> ModelVersion:
     """One version of the final model, registered where it lies if the store can see it there.
 
     Raises:
@@ -117,7 +120,7 @@ class Tracking:
         note: is told, before step 1, of a store that does not answer.
     """
 
-    def __init__(self, config: Config, folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, folder: Place, note: Callable[[str], None]) -> None:
         self.config, self.folder, self.note = config, folder, note
         self._store: Store | None = None
         self._sink: Sink | None = None

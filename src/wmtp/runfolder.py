@@ -10,13 +10,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from wmtp import checkpoint
 from wmtp.config import Config
 from wmtp.errors import CheckpointError, ConfigError, UsageError
-from wmtp.storage import resolve
+from wmtp.storage import ObjectPath, Place, held, place
 
 MAY_CHANGE = (
     "device",
@@ -37,15 +36,19 @@ MAY_CHANGE = (
 """Keys that a resumed run may set otherwise; any other difference would make it another run."""
 
 
-def check_writable(folder: Path) -> None:
-    """Raise `UsageError` if the run folder could not be made."""
+def check_writable(folder: Place) -> None:
+    """Raise `UsageError` if the run folder could not be made; a store is asked when the first object is written."""
+    if isinstance(folder, ObjectPath):
+        return
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"the run folder {folder} cannot be made: {nearest} is not a writable folder")
 
 
-def check_disk(folder: Path, config: Config, checkpoint_bytes: int) -> None:
+def check_disk(folder: Place, config: Config, checkpoint_bytes: int) -> None:
     """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making."""
+    if isinstance(folder, ObjectPath):
+        return
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     kept = config.checkpoint.keep_last + 1 if config.checkpoint.every is not None else 1
     free = shutil.disk_usage(nearest).free
@@ -56,19 +59,19 @@ def check_disk(folder: Path, config: Config, checkpoint_bytes: int) -> None:
         )
 
 
-def run_folder(config: Config, out: str | Path | None, resume: str | None) -> Path:
+def run_folder(config: Config, out: str | Place | None, resume: str | None) -> Place:
     """Where the run lives."""
-    given = None if out is None else resolve(out)
+    given = None if out is None else place(out)
     if resume in (None, "auto"):
-        return given if given is not None else resolve(config.runs) / config.name
-    path = resolve(str(resume))
+        return given if given is not None else place(config.runs) / config.name
+    path = place(str(resume))
     folder = path.parent.parent if path.parent.name == "checkpoints" else path
     if given is not None and given.resolve() != folder.resolve():
         raise UsageError(f"--resume {resume} goes on in {folder}, --out says {out}; leave one of them out")
     return folder
 
 
-def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) -> Path | None:
+def find_start(folder: Place, resume: str | None, note: Callable[[str], None]) -> Place | None:
     """The checkpoint to go on from; None to start at step 1.
 
     Raises:
@@ -83,7 +86,7 @@ def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) ->
                 f"the run folder {folder} is not empty; go on with --resume auto, or choose another --run-name or --out"
             )
         return None
-    named = resolve(resume) if resume != "auto" else None
+    named = place(resume) if resume != "auto" else None
     if named is not None and named.parent.name == "checkpoints":
         return _named_checkpoint(named)
     if named is not None and not named.is_dir():
@@ -96,7 +99,7 @@ def find_start(folder: Path, resume: str | None, note: Callable[[str], None]) ->
     return found
 
 
-def _named_checkpoint(path: Path) -> Path:
+def _named_checkpoint(path: Place) -> Place:
     if not (path / checkpoint.MANIFEST).is_file():
         raise UsageError(f"no checkpoint at {path}: it has no {checkpoint.MANIFEST}; --resume auto finds the newest")
     later = [other for other in checkpoint.list_steps(path.parent) if other.name > path.name]
@@ -108,17 +111,19 @@ def _named_checkpoint(path: Path) -> Path:
     return path
 
 
-def _newest(checkpoints: Path, note: Callable[[str], None]) -> Path | None:
+def _newest(checkpoints: Place, note: Callable[[str], None]) -> Place | None:
     found = checkpoint.newest(
         checkpoints, on_bad=lambda path, reason: note(f"passed over the damaged checkpoint {path}: {reason}")
     )
-    unfinished = sorted(checkpoints.glob("step_*")) if found is None and checkpoints.is_dir() else []
+    if found is not None or isinstance(checkpoints, ObjectPath) or not checkpoints.is_dir():
+        return found
+    unfinished = sorted(checkpoints.glob("step_*"))
     if unfinished:
         raise CheckpointError(f"no checkpoint in {checkpoints} can be read: {unfinished[-1]} has no manifest")
     return found
 
 
-def check_same_run(config: Config, path: Path) -> None:
+def check_same_run(config: Config, path: Place) -> None:
     """Raise `ConfigError` if the checkpoint belongs to a run with other settings; names every one."""
     facts = facts_of(path)
     before, now = facts.get("config"), config.model_dump(mode="json")
@@ -134,7 +139,7 @@ def check_same_run(config: Config, path: Path) -> None:
         raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different) + hint)
 
 
-def facts_of(path: Path) -> dict[str, Any]:
+def facts_of(path: Place) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     return checkpoint.load(path, parts=[]).facts
 
@@ -156,12 +161,16 @@ def _at(tree: Any, key: str) -> Any:
 
 
 @contextmanager
-def only_trainer(folder: Path) -> Iterator[None]:
+def only_trainer(folder: Place) -> Iterator[None]:
     """Make the run folder, and hold its lock.
 
     Raises:
         UsageError: it cannot be made or written, or another process is training in it.
     """
+    if isinstance(folder, ObjectPath):
+        with held(folder / ".lock", f"another process is training in {folder}"):
+            yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / ".lock").open("w")

@@ -49,6 +49,7 @@ from typing import Any
 
 from wmtp import outcome
 from wmtp.errors import NonFiniteError, UsageError, WmtpError
+from wmtp.storage import Place
 
 FAILURES = "failures.json"
 """In the folder of an attempt: what `wmtp.agent` knows of ranks that failed."""
@@ -130,7 +131,7 @@ def supervise(
         return _Supervisor(job, progress, options, say, stop).run()
 
 
-def newest_step(run: Path) -> int:
+def newest_step(run: Place) -> int:
     """The newest checkpoint of a run folder, by name alone; -1 if there is none."""
     steps = [path.parent.name.removeprefix("step_") for path in (run / "checkpoints").glob("step_*/manifest.json")]
     return max((int(step) for step in steps if step.isdecimal()), default=-1)

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -36,7 +35,7 @@ from wmtp.data.ahead import Ahead
 from wmtp.data.batches import Batch, Batches
 from wmtp.distributed import World, joined, local, whole_state
 from wmtp.early_stopping import EarlyStopping
-from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, UsageError
+from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, StorageError, UsageError
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
 from wmtp.formats.native import copy_model, save_model
@@ -55,7 +54,7 @@ from wmtp.runfolder import (
     run_folder,
 )
 from wmtp.step import StepResult, evaluate, train_step
-from wmtp.storage import write_atomic
+from wmtp.storage import ObjectPath, Place, place, write_atomic
 from wmtp.tracking import Journal, NoJournal
 from wmtp.watchdog import Watchdog
 from wmtp.weight_stats import ALARMS, PATIENCE, streaks_after
@@ -101,7 +100,7 @@ class Silent:
 class RunResult:
     """What a finished run left."""
 
-    folder: Path
+    folder: Place
     steps: int
     train: dict[str, Any]
     """Metrics of the last step."""
@@ -141,7 +140,7 @@ class Progress:
 
 
 def run(
-    config: Config, *, out: str | Path | None = None, resume: str | None = None, reporter: Reporter | None = None
+    config: Config, *, out: str | Place | None = None, resume: str | None = None, reporter: Reporter | None = None
 ) -> RunResult:
     """Train one arm, or the critic, to its end.
 
@@ -180,7 +179,7 @@ def run(
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
         world.first(occupy)
-        watchdog.folder = folder
+        watchdog.folder = None if isinstance(folder, ObjectPath) else folder
         loop = Loop(parts, folder, reporter, start, watchdog, rollouts)
         tracking = Tracking(config, folder, reporter.note)
         world.first(lambda: tracking.start(loop.progress.step))
@@ -191,13 +190,13 @@ def run(
 
 def prepare(
     config: Config,
-    out: str | Path | None,
+    out: str | Place | None,
     resume: str | None,
     reporter: Reporter,
     world: World,
     *,
     weights: bool = True,
-) -> tuple[Path, Path | None, Parts]:
+) -> tuple[Place, Place | None, Parts]:
     """Run folder, checkpoint to start from, and parts: all that can be wrong before step 1. Writes nothing.
 
     Args:
@@ -207,7 +206,7 @@ def prepare(
         UsageError: the first thing that would fail, on any rank.
     """
 
-    def find() -> tuple[Path, Path | None]:
+    def find() -> tuple[Place, Place | None]:
         folder = run_folder(config, out, resume)
         start = find_start(folder, resume, reporter.note)
         check_writable(folder)
@@ -228,7 +227,7 @@ def dry_run(
     config: Config,
     tell: Callable[[Estimate, list[str]], None],
     *,
-    out: str | Path | None = None,
+    out: str | Place | None = None,
     resume: str | None = None,
     ranks: int = 1,
 ) -> None:
@@ -270,7 +269,7 @@ def rollouts_of(parts: Parts, held: ExitStack) -> Rollouts | None:
     return Rollouts(data.train, questions, parts.tokenizer, sandbox, parts.world, ask)
 
 
-def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:
+def check_facts(path: Place, parts: Parts, note: Callable[[str], None]) -> None:
     """Raise unless the checkpoint was saved with these rows and this tokenizer; note what makes it not bit-exact."""
     facts = facts_of(path)
     if facts["data"] != parts.data.fingerprint:
@@ -336,9 +335,9 @@ class Loop:
     def __init__(
         self,
         parts: Parts,
-        folder: Path,
+        folder: Place,
         reporter: Reporter,
-        start: Path | None,
+        start: Place | None,
         watchdog: Watchdog,
         rollouts: Rollouts | None = None,
     ) -> None:
@@ -367,7 +366,7 @@ class Loop:
                 while progress.step < parts.steps and not progress.stopped_early:
                     self._one_step(journal)
                     self._evaluate_if_due(journal)
-                    self._save_if_due(stop)
+                    self._save_if_due(stop, journal)
         finally:
             self.reporter.stop()
         if self.config.checkpoint.save_final:
@@ -552,14 +551,14 @@ class Loop:
 
     # Checkpoints
 
-    def _save_if_due(self, stop: StopSignal) -> None:
+    def _save_if_due(self, stop: StopSignal, journal: Journal | NoJournal) -> None:
         """Every `checkpoint.every` steps, at the end, and on a signal; never in a run of non-finite steps but then."""
         progress, every = self.progress, self.config.checkpoint.every
         at_end = progress.step == self.parts.steps or progress.stopped_early
         received = stop.anywhere(self.world)
         if received:
             self._settle()
-            path = self.save(wait=True)
+            path = self._save(journal, wait=True)
             where = f"stopped after step {progress.step} of {self.parts.steps}; saved {path}"
             name = signal.Signals(received).name
             raise Interrupted(
@@ -567,10 +566,10 @@ class Loop:
             )
         if at_end:
             self._settle()
-            self.save(wait=True)
+            self._save(journal, wait=True)
         elif every is not None and progress.step % every == 0 and progress.nonfinite == 0:
             self._settle()
-            self.under_way = self._try(self.save)
+            self.under_way = self._try(lambda: self._save(journal))
 
     def _try(self, attempt: Callable[[], Any]) -> bool:
         """A checkpoint that fails (a full disk, say) costs a checkpoint, not the run: those before it are untouched.
@@ -608,7 +607,19 @@ class Loop:
         tensors = whole_state(parts.model, self.world)
         self.world.first(lambda: save_model(parts.model, self.folder / name, parts.tokenizer, tensors=tensors))
 
-    def save(self, *, wait: bool = False) -> Path:
+    def _save(self, journal: Journal | NoJournal, *, wait: bool = False) -> Place:
+        """The same, after the journal of its steps: what a resumed run does not repeat must be there.
+
+        Raises:
+            CheckpointError: as `save`; or the journal cannot be written.
+        """
+        try:
+            self.world.first(journal.settle)
+        except StorageError as problem:
+            raise CheckpointError(f"the journal of its steps cannot be written: {problem}") from problem
+        return self.save(wait=wait)
+
+    def save(self, *, wait: bool = False) -> Place:
         """A checkpoint of the current step, written in the background unless `wait`.
 
         Raises:
@@ -650,7 +661,7 @@ class Loop:
             where = f"{spoiled[0]} (and {len(spoiled) - 1} more tensors) has" if spoiled else "another rank has"
             raise CheckpointError(f"not saved: {where} non-finite weights")
 
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Place) -> None:
         parts, group = self.parts, self.world.background
         templates: dict[str, dict[str, Any] | None] = {
             "model": get_model_state_dict(parts.model),
@@ -695,7 +706,7 @@ class Loop:
         write_atomic(path, json.dumps(earlier, indent=2) + "\n")
 
 
-def train(recipe: str | Path | Config, overrides: list[str] | None = None, **options: Any) -> RunResult:
+def train(recipe: str | Place | Config, overrides: list[str] | None = None, **options: Any) -> RunResult:
     """Train from Python: a recipe file or a `Config`; options as in `run`."""
-    config = recipe if isinstance(recipe, Config) else load([Path(recipe)], overrides or [])
+    config = recipe if isinstance(recipe, Config) else load([place(recipe)], overrides or [])
     return run(config, **options)

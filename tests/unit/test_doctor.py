@@ -13,6 +13,9 @@ from wmtp import devices, doctor
 from wmtp.cli import run_command
 from wmtp.config import TrackingConfig, load
 from wmtp.doctor import Finding, examine
+from wmtp.errors import StorageError
+from wmtp.storage import resolve, write_atomic
+from wmtp.testing import MemoryStore, memory_storage
 
 RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
 
@@ -97,6 +100,29 @@ def test_missing_data_and_a_folder_that_takes_nothing_are_both_told(capsys: pyte
     failed = {one["name"]: one["text"] for one in found["findings"] if one["state"] == "failed"}
     assert set(failed) == {"folder", "dry run"}
     assert "/proc takes no file" in failed["folder"]
+
+
+def test_a_run_in_an_object_store_is_probed_and_what_it_names_is_looked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with memory_storage() as bucket:
+        write_atomic(bucket / "train.jsonl", resolve("embedded://problems_train.jsonl").read_bytes())
+        data = [f"data.{role}.path={bucket / name}" for role, name in (("train", "train.jsonl"), ("validation", "no"))]
+        arguments = ["doctor", "--recipe", str(RECIPE), "--out", str(bucket / "run"), "--json", *data]
+        assert run_command(arguments) == 1
+        found = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"] if one["topic"] == "run"}
+        assert "was listed, written, read" in found["folder"]["text"]
+        assert found["data.train.path"]["state"] == "ok"
+        assert found["data.validation.path"]["text"] == "there is nothing at memory://bucket/no"
+        assert [path.name for path in bucket.files()] == ["train.jsonl"]
+        monkeypatch.setattr(MemoryStore, "create", lambda *_: True)
+        assert "ignores conditions" in doctor._probed(bucket / "run").text
+        monkeypatch.setattr(MemoryStore, "put", refuse)
+        assert doctor._probed(bucket / "run").state == "failed"
+
+
+def refuse(self: MemoryStore, key: str, data: bytes) -> None:
+    raise StorageError(f"cannot write {key}: AccessDenied", settings=True)
 
 
 def test_an_override_without_a_recipe_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,14 +66,14 @@ def test_text_that_no_path_can_hold_is_refused(text: str) -> None:
         resolve(text)
 
 
-def test_s3_is_refused_with_a_message_that_says_what_works() -> None:
-    with pytest.raises(UsageError, match=r"local paths only, got 's3://bucket/key'"):
+def test_an_object_is_refused_where_a_disk_is_needed() -> None:
+    with pytest.raises(UsageError, match="must be on a local disk, got s3://bucket/key"):
         resolve("s3://bucket/key")
 
 
 @pytest.mark.parametrize("url", ["gs://b/k", "http://host/x", "h+f-9.x://y"])
 def test_an_unknown_scheme_is_refused_with_the_known_ones(url: str) -> None:
-    with pytest.raises(UsageError, match=r"file://, embedded:// and plain local paths"):
+    with pytest.raises(UsageError, match=r"file://, embedded://, s3:// and plain local paths"):
         resolve(url)
 
 
@@ -98,8 +98,9 @@ def test_an_embedded_name_resolves_inside_whatever_package_is_installed(tmp_path
     package = tmp_path / "wmtp"
     (package / "embedded" / "toy").mkdir(parents=True)
     (package / "embedded" / "toy" / "a.txt").write_text("shipped")
-    for name in ("__init__.py", "errors.py", "storage.py"):
+    for name in ("__init__.py", "errors.py"):
         shutil.copy(Path(wmtp.__file__).parent / name, package / name)
+    shutil.copytree(Path(wmtp.__file__).parent / "storage", package / "storage")
     code = "from wmtp.storage import resolve; print(resolve('embedded://toy/a.txt').read_text(), resolve('embedded://toy/'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["shipped", str(package.resolve() / "embedded" / "toy")]

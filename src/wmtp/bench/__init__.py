@@ -19,6 +19,7 @@ BENCHMARKS = {
     "ranks": "Memory of a rank, predicted and measured; time of every strategy beside plain replicated training.",
     "sandbox": "Programs per second in the sandbox beside fresh interpreters, and verdicts under load.",
     "scores": "Steps that read stored scores beside the baseline's; scoring beside bare forward passes.",
+    "storage": "Weights out of an object store beside the bare download of the same bytes and beside the whole object.",
     "faults": "A supervised training that is killed again and again, beside one that is not.",
 }
 """Every benchmark: the module of this package, and what it measures."""

@@ -5,6 +5,9 @@ last, with the size and SHA-256 of each. What a crash at any instant leaves behi
 each synced, the manifest last, then the folder; only then does one rename give it its name. So a visible step folder
 is complete, and damage that comes later is found by the checksums. Hidden folders carry the process id of the one
 who made them, rank 0: `.tmp-` unfinished, `.del-` being removed, `.old-` replaced, `.bad-` damaged, kept as evidence.
+
+An object store renames nothing. There the files get their names at once and the manifest is the commit; a step that is
+removed loses its manifest first. So a prefix without one is litter of an interrupted save, and the next save clears it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from safetensors import SafetensorError
 
 from wmtp.errors import CheckpointError, WmtpError
 from wmtp.faults import fault
-from wmtp.storage import fsync_folder, sha256_file
+from wmtp.storage import ObjectPath, Place, fsync_folder, remove_objects, sha256_file
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -42,24 +45,42 @@ _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # Committing and pruning
 
 
-def hidden(kind: str, step_folder: Path) -> Path:
+def begin(final: Place) -> Place:
+    """The empty folder that the files of a new checkpoint are written into.
+
+    Raises:
+        CheckpointError: it is to be in an object store, where a whole checkpoint cannot be replaced at once.
+    """
+    if isinstance(final, ObjectPath):
+        if _is_whole(final, hashes=True):
+            raise CheckpointError(f"{final} is there and whole; an object store cannot replace it: remove it first")
+        remove_objects(final, first=MANIFEST)
+        return final
+    temporary = _hidden("tmp", final)
+    temporary.mkdir()
+    return temporary
+
+
+def _hidden(kind: str, step_folder: Path) -> Path:
     """A new name for a folder that is not, or no longer, a checkpoint."""
     return step_folder.parent / f".{kind}-{step_folder.name}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def commit(temporary: Path, final: Path) -> None:
-    """Give the complete folder its name.
+def commit(temporary: Place, final: Place) -> None:
+    """Give the complete folder its name; in an object store it has it.
 
     If the name is taken by a whole checkpoint that differs, the old one steps aside (1), the new one takes the
     name (2), the old one is removed (3). A crash before 1 leaves the old one in place; between 1 and 2 it is
     whole as `.old-`, and `newest`, `save` and `remove_litter` put it back; after 2 the new one is in place.
     """
+    if isinstance(temporary, ObjectPath) or isinstance(final, ObjectPath):
+        return
     taken = os.path.lexists(final)
     whole = taken and _is_whole(final, hashes=True)
     if whole and (temporary / MANIFEST).read_bytes() == (final / MANIFEST).read_bytes():
         shutil.rmtree(temporary)
         return
-    aside = hidden("old" if whole else "bad", final)
+    aside = _hidden("old" if whole else "bad", final)
     if taken:
         _rename(final, aside)
     _rename(temporary, final)
@@ -67,9 +88,12 @@ def commit(temporary: Path, final: Path) -> None:
         shutil.rmtree(aside)
 
 
-def undo(temporary: Path, error: BaseException) -> None:
+def undo(temporary: Place, error: BaseException) -> None:
     """Clear up after a failed save; what cannot be cleared is told with the error that caused it."""
     try:
+        if isinstance(temporary, ObjectPath):
+            remove_objects(temporary, first=MANIFEST)
+            return
         if temporary.exists():
             shutil.rmtree(temporary)
         _put_back(temporary.parent)
@@ -77,7 +101,7 @@ def undo(temporary: Path, error: BaseException) -> None:
         error.add_note(f"clearing up after it failed too: {second}")
 
 
-def prune(folder: Path, saved: Path, keep_last: int) -> None:
+def prune(folder: Place, saved: Place, keep_last: int) -> None:
     """Remove old steps, never the one just saved.
 
     Steps whose files are missing or cut do not count, so they never push out a good one, and they stay for
@@ -86,32 +110,39 @@ def prune(folder: Path, saved: Path, keep_last: int) -> None:
     others = [path for path in list_steps(folder) if path != saved and _is_whole(path, hashes=False)]
     for path in others[: max(0, len(others) - (keep_last - 1))]:
         fault("prune")
-        doomed = hidden("del", path)
+        if isinstance(path, ObjectPath):
+            remove_objects(path, first=MANIFEST)
+            continue
+        doomed = _hidden("del", path)
         _rename(path, doomed)
         shutil.rmtree(doomed)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Place) -> None:
     """Create the folder and its parents, and put their names on the disk, so that a power cut keeps them."""
+    if isinstance(folder, ObjectPath):
+        return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
         fsync_folder(path.parent)
 
 
-def require_space(needed: int, folder: Path) -> None:
+def require_space(needed: int, folder: Place) -> None:
     """Raise `CheckpointError` if so many bytes do not fit."""
     if _space(folder) < needed:
         raise CheckpointError(disk_full(needed, folder))
 
 
-def disk_full(needed: int, folder: Path) -> str:
+def disk_full(needed: int, folder: Place) -> str:
     """What a full disk is called; sizes in bytes."""
     return f"disk full: need {needed / 2**20:.1f} MiB, have {_space(folder) / 2**20:.1f} MiB at {folder}"
 
 
-def _space(folder: Path) -> float:
+def _space(folder: Place) -> float:
     """Bytes free for this user; endless where the file system does not say."""
+    if isinstance(folder, ObjectPath):
+        return math.inf
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
 
@@ -124,16 +155,20 @@ def _rename(source: Path, target: Path) -> None:
 # Listing and clearing up
 
 
-def list_steps(folder: Path) -> list[Path]:
+def list_steps(folder: Place) -> list[Place]:
     """The step folders that have a manifest, oldest first; without one a folder is not a checkpoint."""
     with as_checkpoint_error(f"cannot list {folder}"):
         if not folder.is_dir():
             return []
-        found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and (path / MANIFEST).is_file()]
+        found = [path for path in _steps(folder) if (path / MANIFEST).is_file()]
     return sorted(found, key=_step_of)
 
 
-def newest(folder: Path, *, on_bad: Callable[[Path, str], None]) -> Path | None:
+def _steps(folder: Place) -> list[Place]:
+    return [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+
+
+def newest(folder: Place, *, on_bad: Callable[[Place, str], None]) -> Place | None:
     """The newest checkpoint whose every checksum holds; `on_bad(path, reason)` for each newer one passed over.
 
     Of several ranks one should ask and tell the others. None if there is no checkpoint; CheckpointError if there are
@@ -155,19 +190,27 @@ def newest(folder: Path, *, on_bad: Callable[[Path, str], None]) -> Path | None:
     return None
 
 
-def remove_litter(folder: Path) -> None:
+def remove_litter(folder: Place) -> None:
     """Remove what dead processes, and earlier failed saves of this one, left unfinished in `folder`.
 
     A replaced checkpoint (`.old-`) whose successor never took its place is put back first. Only for rank 0 of the
     run that saves into `folder`: the litter of a writer on another machine cannot be told from a dead one's.
     """
     with as_checkpoint_error(f"cannot clear up {folder}"):
+        if isinstance(folder, ObjectPath):
+            folder.store.abandon(folder.prefix)
+            for step in _steps(folder):
+                if not (step / MANIFEST).is_file():
+                    remove_objects(folder / step.name)
+            return
         _put_back(folder)
         for path, _, _ in _litter(folder):
             shutil.rmtree(path)
 
 
-def _put_back(folder: Path) -> None:
+def _put_back(folder: Place) -> None:
+    if isinstance(folder, ObjectPath):
+        return
     for path, kind, step in _litter(folder):
         if kind == "old" and not os.path.lexists(folder / step):
             _rename(path, folder / step)
@@ -193,7 +236,7 @@ def _is_other_process(pid: int) -> bool:
     return True
 
 
-def _step_of(path: Path) -> int:
+def _step_of(path: Place) -> int:
     return int(path.name.removeprefix("step_"))
 
 
@@ -235,7 +278,7 @@ def _render(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("ascii")
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Place) -> Manifest:
     """The manifest, if it is as written.
 
     Raises:
@@ -260,7 +303,7 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _what_else(path: Path) -> str:
+def _what_else(path: Place) -> str:
     if (path / ".metadata").exists():
         return (
             f"; {path} looks like a checkpoint that torch.distributed.checkpoint wrote by itself, which can run "
@@ -269,7 +312,7 @@ def _what_else(path: Path) -> str:
     return ""
 
 
-def _check_format(file: Path, body: Mapping[str, Any]) -> None:
+def _check_format(file: Place, body: Mapping[str, Any]) -> None:
     found = body.get("format")
     if found == FORMAT:
         return
@@ -280,7 +323,7 @@ def _check_format(file: Path, body: Mapping[str, Any]) -> None:
     )
 
 
-def _check_names(path: Path, manifest: Manifest) -> None:
+def _check_names(path: Place, manifest: Manifest) -> None:
     """Names out of a file are used as paths, so they must be plain, and the step must be the folder's."""
     for name in manifest.files:
         if not _FILE.fullmatch(name):
@@ -291,14 +334,14 @@ def _check_names(path: Path, manifest: Manifest) -> None:
         raise CheckpointError(f"{path / MANIFEST} belongs to step {manifest.step}, not to this folder")
 
 
-def verify(path: Path, *, hashes: bool = True) -> Manifest:
+def verify(path: Place, *, hashes: bool = True) -> Manifest:
     """The manifest, after all files were checked against it."""
     manifest = read_manifest(path)
     check_files(path, manifest, manifest.files, hashes=hashes)
     return manifest
 
 
-def check_files(path: Path, manifest: Manifest, names: Iterable[str], *, hashes: bool = True) -> None:
+def check_files(path: Place, manifest: Manifest, names: Iterable[str], *, hashes: bool = True) -> None:
     """Check some files of a checkpoint against its manifest.
 
     Raises:
@@ -317,7 +360,7 @@ def check_files(path: Path, manifest: Manifest, names: Iterable[str], *, hashes:
                 raise CheckpointError(f"{file} is damaged: its content does not match its checksum {digest}")
 
 
-def _is_whole(path: Path, *, hashes: bool) -> bool:
+def _is_whole(path: Place, *, hashes: bool) -> bool:
     try:
         verify(path, hashes=hashes)
     except CheckpointError:
@@ -325,7 +368,7 @@ def _is_whole(path: Path, *, hashes: bool) -> bool:
     return True
 
 
-def parse(file: Path, content: bytes) -> dict[str, Any]:
+def parse(file: Place, content: bytes) -> dict[str, Any]:
     """The JSON object in a file's content.
 
     Raises:
@@ -362,7 +405,7 @@ def as_checkpoint_error(context: str, full: Callable[[], str] | None = None) -> 
 
 
 @contextmanager
-def well_formed(file: Path) -> Iterator[None]:
+def well_formed(file: Place) -> Iterator[None]:
     """Around code that trusts the shape of what it read: any surprise means that the file is malformed."""
     try:
         yield

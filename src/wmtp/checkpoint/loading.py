@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from wmtp.checkpoint.saving import own_state
 from wmtp.checkpoint.tree import Path as TreePath
 from wmtp.checkpoint.tree import State, decode, identity, shown, tensor_names, tensors_of
 from wmtp.errors import CheckpointError
+from wmtp.storage import Place
 
 MAX_NAMED = 8
 """So many tensors that do not fit are named in a message."""
@@ -26,7 +26,7 @@ MAX_NAMED = 8
 class Checkpoint:
     """What `load` read. Tensors without a template are whole, on the CPU, and share no memory with the files."""
 
-    path: Path
+    path: Place
     step: int
     parts: dict[str, State]
     facts: dict[str, Any]
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def load(
-    path: Path,
+    path: Place,
     parts: Mapping[str, State | None] | Sequence[str] | None = None,
     *,
     group: ProcessGroup | None = None,
@@ -86,7 +86,7 @@ def _names_only(parts: Any) -> bool:
     return parts is not None and not isinstance(parts, Mapping)
 
 
-def _wanted(path: Path, parts: Any, state: Mapping[str, Any]) -> list[str]:
+def _wanted(path: Place, parts: Any, state: Mapping[str, Any]) -> list[str]:
     names = list(state) if parts is None else list(parts)
     for name in names:
         if name not in state:
@@ -94,13 +94,13 @@ def _wanted(path: Path, parts: Any, state: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _read_state(path: Path) -> tuple[Manifest, dict[str, Any]]:
+def _read_state(path: Place) -> tuple[Manifest, dict[str, Any]]:
     manifest = read_manifest(path)
     check_files(path, manifest, [STATE])
     return manifest, _read_json(path / STATE)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Place) -> dict[str, Any]:
     with as_checkpoint_error(f"{file} cannot be read"):
         return parse(file, file.read_bytes())
 
@@ -109,7 +109,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 class _Part:
     """A part as `state.json` or a rank's own file has it."""
 
-    source: Path
+    source: Place
     name: str
     tree: Any
     index: dict[str, Stored]
@@ -117,7 +117,7 @@ class _Part:
     """Where the tree has tensors, and which."""
 
     @classmethod
-    def of(cls, source: Path, name: str, state: Mapping[str, Any]) -> _Part:
+    def of(cls, source: Place, name: str, state: Mapping[str, Any]) -> _Part:
         with well_formed(source):
             entry = state[name]
             part = cls(source, name, entry["tree"], read_index(entry["tensors"]), tensor_names(entry["tree"]))
@@ -140,7 +140,7 @@ _Places = dict[TreePath, torch.Tensor] | None
 
 @dataclass(frozen=True)
 class _Loading:
-    path: Path
+    path: Place
     manifest: Manifest
     ranks: Ranks
 

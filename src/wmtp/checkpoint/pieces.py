@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from wmtp.checkpoint.tensorfile import NATIVE, Content, get, opened_tensors
 from wmtp.errors import CheckpointError
+from wmtp.storage import Place
 
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
@@ -300,7 +300,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def read_whole(folder: Path, wanted: Iterable[Stored]) -> dict[Stored, torch.Tensor]:
+def read_whole(folder: Place, wanted: Iterable[Stored]) -> dict[Stored, torch.Tensor]:
     """The tensors, each as one on the CPU, contiguous; they share no memory with the files."""
     found: dict[Stored, torch.Tensor] = {}
     in_pieces: list[tuple[Stored, torch.Tensor]] = []
@@ -320,7 +320,7 @@ def read_whole(folder: Path, wanted: Iterable[Stored]) -> dict[Stored, torch.Ten
     return found
 
 
-def _check_size(folder: Path, stored: Stored) -> None:
+def _check_size(folder: Place, stored: Stored) -> None:
     """Before memory is taken for a tensor, its files must be large enough to hold it."""
     files = {piece.file for piece in stored.pieces}
     there = sum((folder / file).stat().st_size for file in files)
@@ -328,7 +328,7 @@ def _check_size(folder: Path, stored: Stored) -> None:
         raise CheckpointError(f"{folder / min(files)} is malformed: a tensor of shape {stored.shape} is not in it")
 
 
-def read_into(folder: Path, wanted: Sequence[tuple[Stored, torch.Tensor]]) -> None:
+def read_into(folder: Place, wanted: Sequence[tuple[Stored, torch.Tensor]]) -> None:
     """Fill tensors of the right type and shape in place, sharded ones with this rank's pieces."""
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner({str(i): target for i, (_, target) in enumerate(wanted)}, _metadata(wanted), True)

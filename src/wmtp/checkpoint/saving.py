@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from wmtp.checkpoint.tensorfile import Content, write_file, write_tensors
 from wmtp.checkpoint.tree import State, encode
 from wmtp.errors import CheckpointError
 from wmtp.faults import fault
-from wmtp.storage import fsync_folder
+from wmtp.storage import Place, fsync_folder
 
 T = TypeVar("T")
 
@@ -35,7 +34,7 @@ _PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def save(
-    folder: Path,
+    folder: Place,
     step: int,
     parts: Mapping[str, State],
     facts: Mapping[str, Any],
@@ -43,7 +42,7 @@ def save(
     keep_last: int = 2,
     group: ProcessGroup | None = None,
     per_rank: Mapping[str, State] | None = None,
-) -> Path:
+) -> Place:
     """Write `folder/step_<step>` so that a crash at any instant leaves it absent or whole; return its path.
 
     A state is a tree of dicts (text or int keys), lists, tuples, None, bool, int, float, text and tensors, plain or
@@ -51,7 +50,8 @@ def save(
     back as one object. Strides, gradients and devices are not kept. No tensor may change meanwhile.
 
     A step that exists is left alone if it is whole and the same, set aside as `.bad-` if it is damaged, and
-    replaced if it differs. Afterwards the newest `keep_last` whole steps remain, this one among them.
+    replaced if it differs; in an object store a damaged one is replaced and a whole one is an error. Afterwards the
+    newest `keep_last` whole steps remain, this one among them.
 
     Args:
         parts: every rank gives the same ones, and its pieces of the same tensors; of everything else in them, and of
@@ -83,12 +83,12 @@ class Saver:
             saver.save(step, parts, facts)      # returns as soon as the tensors may change
     """
 
-    def __init__(self, folder: Path, *, keep_last: int = 2, group: ProcessGroup | None = None) -> None:
+    def __init__(self, folder: Place, *, keep_last: int = 2, group: ProcessGroup | None = None) -> None:
         """`group` as in `save`: from the start of a save to its end it must be left to it."""
         self._folder, self._keep_last, self._ranks = folder, keep_last, Ranks(group)
         self._staging = Staging()
         self._thread = ThreadPoolExecutor(1, "wmtp-checkpoint")
-        self._pending: Future[Path] | None = None
+        self._pending: Future[Place] | None = None
 
     def save(
         self,
@@ -98,7 +98,7 @@ class Saver:
         *,
         per_rank: Mapping[str, State] | None = None,
         wait: bool = False,
-    ) -> Path:
+    ) -> Place:
         """Start to save, as the function `save` does; return the path that the checkpoint will have.
 
         Args:
@@ -155,14 +155,14 @@ class Saver:
 
 @dataclass(frozen=True)
 class _Job:
-    folder: Path
+    folder: Place
     step: int
     facts: Mapping[str, Any]
     keep_last: int
     ranks: Ranks
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         return self.folder / f"step_{self.step:0>8}"
 
 
@@ -284,22 +284,23 @@ def _raise(error: CheckpointError) -> Any:
     raise error
 
 
-def _write(job: _Job, brought: Callable[[], _Brought]) -> Path:
+def _write(job: _Job, brought: Callable[[], _Brought]) -> Place:
     """All files on every rank, then the commit on rank 0; nobody returns before all is done, or failed."""
-    ranks, temporary = job.ranks, folders.hidden("tmp", job.path)
+    ranks = job.ranks
     kept: list[_Brought] = []
+    begun: list[Place] = []
 
     def announce() -> tuple[int, Outline, int]:
         kept.append(brought())
         return job.step, kept[0].outline, kept[0].own_bytes
 
     try:
-        orders = ranks.together(announce, lambda all_ranks: _prepare(job, kept[0], all_ranks, temporary))
+        orders = ranks.together(announce, lambda all_ranks: _prepare(job, kept[0], all_ranks, begun))
         ranks.together(
             lambda: _write_share(job, kept[0], orders), lambda written: _commit(job, kept[0], orders, written)
         )
     except BaseException as error:
-        if ranks.rank == 0:
+        for temporary in begun:
             folders.undo(temporary, error)
         raise
     ranks.together(lambda: None, lambda _: _prune(job))
@@ -310,7 +311,7 @@ def _write(job: _Job, brought: Callable[[], _Brought]) -> Path:
 class _Orders:
     """What rank 0 tells a rank to write; `state.json` is for itself alone."""
 
-    temporary: Path
+    temporary: Place
     orders: list[Order]
     state: bytes | None = None
 
@@ -321,7 +322,7 @@ def _saving(job: _Job, needed: int = 0) -> Iterator[None]:
         yield
 
 
-def _prepare(job: _Job, lead: _Brought, outlines: list[tuple[int, Outline, int]], temporary: Path) -> list[_Orders]:
+def _prepare(job: _Job, lead: _Brought, outlines: list[tuple[int, Outline, int]], begun: list[Place]) -> list[_Orders]:
     steps = [step for step, _, _ in outlines]
     if len(set(steps)) > 1:
         raise CheckpointError(f"the ranks save different steps: {steps}")
@@ -336,8 +337,8 @@ def _prepare(job: _Job, lead: _Brought, outlines: list[tuple[int, Outline, int]]
         folders.make_folder(job.folder)
         folders.remove_litter(job.folder)
         folders.require_space(needed, job.folder)
-        temporary.mkdir()
-    return [_Orders(temporary, share, state if rank == 0 else None) for rank, share in enumerate(orders)]
+        begun.append(folders.begin(job.path))
+    return [_Orders(begun[0], share, state if rank == 0 else None) for rank, share in enumerate(orders)]
 
 
 def _write_share(job: _Job, brought: _Brought, orders: _Orders) -> dict[str, tuple[int, str]]:
@@ -362,7 +363,7 @@ def _commit(job: _Job, lead: _Brought, orders: _Orders, written: list[dict[str, 
     assert orders.state is not None
     with _saving(job):
         for name, (size, _) in files.items():
-            if not (temporary / name).is_file() or (temporary / name).stat().st_size != size:
+            if not _is_there(temporary / name, size):
                 raise CheckpointError(
                     f"rank 0 does not see {temporary / name} as it was written; do the ranks share it?"
                 )
@@ -375,6 +376,13 @@ def _commit(job: _Job, lead: _Brought, orders: _Orders, written: list[dict[str, 
         folders.commit(temporary, job.path)
         fault("ckpt_after_rename")
     return [None] * len(written)
+
+
+def _is_there(path: Place, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def _prune(job: _Job) -> list[None]:

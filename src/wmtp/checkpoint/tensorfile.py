@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,17 +21,13 @@ from safetensors import safe_open
 from wmtp.checkpoint.folder import as_checkpoint_error, well_formed
 from wmtp.errors import CheckpointError
 from wmtp.faults import fault
+from wmtp.ranged import DTYPES, RangedTensors
+from wmtp.storage import ObjectPath, Place, created
 
 MAX_HEADER = 100_000_000
 _SLICE = 16 << 20
 
-NATIVE = {
-    torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64",
-    torch.float32: "F32", torch.int32: "I32", torch.uint32: "U32",
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.int16: "I16", torch.uint16: "U16",
-    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+NATIVE = {dtype: name for name, dtype in DTYPES.items()}
 """What every supported safetensors can name; tensors of other types are stored as bytes."""
 
 
@@ -53,22 +48,20 @@ class Content:
 # Writing
 
 
-def write_tensors(path: Path, contents: Mapping[str, Content]) -> tuple[int, str]:
+def write_tensors(path: Place, contents: Mapping[str, Content]) -> tuple[int, str]:
     """Write and sync a new safetensors file; return its size in bytes and its SHA-256."""
     return write_file(path, _chunks(contents))
 
 
-def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
+def write_file(path: Place, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
     """Write and sync a new file; return size and SHA-256 of what was meant to be written."""
     digest, size = hashlib.sha256(), 0
     try:
         fault("ckpt_write")
-        with open(path, "xb") as stream:
+        with created(path) as stream:
             for chunk in chunks:
                 digest.update(chunk)
                 size += stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return size, digest.hexdigest()
@@ -106,9 +99,12 @@ def _header(ordered: Sequence[tuple[str, Content]]) -> bytes:
 
 
 @contextmanager
-def opened_tensors(file: Path) -> Iterator[Any]:
+def opened_tensors(file: Place) -> Iterator[Any]:
     """The file, for `get`; whatever is wrong with it is a CheckpointError."""
     with as_checkpoint_error(f"{file} cannot be read"), well_formed(file):
+        if isinstance(file, ObjectPath):
+            yield RangedTensors(file)
+            return
         _check_header(file)
         with safe_open(file, framework="pt", device="cpu") as opened:
             yield opened

@@ -14,11 +14,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from wmtp.data.records import BadRow
 from wmtp.errors import DataError, UsageError
+from wmtp.storage import ObjectPath, Place
 
 MAX_LINE_BYTES = 64 * 2**20
 """The longest row, as JSON text; a limit for files that are something else."""
@@ -30,7 +30,7 @@ _SPACE = " \t\r\n"
 Decode = Callable[[], Any]
 
 
-def rows(path: Path) -> Iterator[tuple[int, Decode]]:
+def rows(path: Place) -> Iterator[tuple[int, Decode]]:
     """(number, decoder) per row of a data file; the decoder raises `BadRow`.
 
     The number is the line's in JSON Lines, where blank lines are not rows, and elsewhere the row's, from 1.
@@ -44,7 +44,7 @@ def rows(path: Path) -> Iterator[tuple[int, Decode]]:
             raise DataError(f"{path} is a directory; a data file was expected")
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is no ordinary file; a data file was expected")
-        with path.open("rb") as beginning:
+        with path.open("rb", buffering=_START) as beginning:
             start = beginning.read(8)
         if start.startswith(b"PAR1"):
             yield from _arrow_rows(path, _parquet_batches)
@@ -60,15 +60,20 @@ def rows(path: Path) -> Iterator[tuple[int, Decode]]:
 # JSON
 
 
-def _opened(path: Path, start: bytes) -> io.BufferedReader:
+def _opened(path: Place, start: bytes) -> io.BufferedReader:
     if start.startswith(b"\x1f\x8b"):
-        return cast(io.BufferedReader, gzip.open(path, "rb"))
+        return cast(io.BufferedReader, gzip.open(_source(path), "rb"))
     if start.startswith(b"\x28\xb5\x2f\xfd"):
-        return io.BufferedReader(_pyarrow(path).CompressedInputStream(str(path), "zstd"))
+        return io.BufferedReader(_pyarrow(path).CompressedInputStream(_source(path), "zstd"))
     return path.open("rb")
 
 
-def _json_rows(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
+def _source(path: Place) -> str | io.BufferedReader:
+    """What libraries are given: the name of a file, an open object."""
+    return path.open("rb") if isinstance(path, ObjectPath) else str(path)
+
+
+def _json_rows(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
     number = 0
     try:
         is_array = file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
@@ -78,11 +83,11 @@ def _json_rows(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, Decod
         raise _broken(path, number, problem) from problem
 
 
-def _broken(path: Path, number: int, problem: Exception) -> DataError:
+def _broken(path: Place, number: int, problem: Exception) -> DataError:
     return DataError(f"{path} is broken after row {number} ({problem}); was it copied whole?")
 
 
-def _lines(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
+def _lines(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
     number = 0
     while line := file.readline(MAX_LINE_BYTES):
         number += 1
@@ -151,7 +156,7 @@ class _Window:
         return self.lines + self.text.count("\n", 0, place) + 1
 
 
-def _array_rows(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
+def _array_rows(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
     """Rows of one JSON array, one after another; where one is broken, the next cannot be told from it."""
     number = 0
     try:
@@ -214,7 +219,7 @@ def _identity(row: Any) -> Any:
 # Arrow and Parquet
 
 
-def _pyarrow(path: Path) -> Any:
+def _pyarrow(path: Place) -> Any:
     try:
         import pyarrow
     except ImportError as problem:
@@ -224,7 +229,7 @@ def _pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _arrow_rows(path: Path, batches: Callable[[Path], Iterator[Any]]) -> Iterator[tuple[int, Decode]]:
+def _arrow_rows(path: Place, batches: Callable[[Place], Iterator[Any]]) -> Iterator[tuple[int, Decode]]:
     arrow, number = _pyarrow(path), 0
     try:
         for batch in batches(path):
@@ -235,17 +240,18 @@ def _arrow_rows(path: Path, batches: Callable[[Path], Iterator[Any]]) -> Iterato
         raise _broken(path, number, problem) from problem
 
 
-def _parquet_batches(path: Path) -> Iterator[Any]:
+def _parquet_batches(path: Place) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path, buffer_size=_START) as file:
+    with ParquetFile(_source(path), buffer_size=_START) as file:
         yield from file.iter_batches(BATCH, use_threads=False)
 
 
-def _ipc_batches(path: Path) -> Iterator[Any]:
+def _ipc_batches(path: Place) -> Iterator[Any]:
     import pyarrow
 
-    with pyarrow.memory_map(str(path)) as file:
+    source = _source(path)
+    with pyarrow.memory_map(source) if isinstance(source, str) else pyarrow.PythonFile(source, "r") as file:
         if file.read(6) == b"ARROW1":
             reader = pyarrow.ipc.open_file(file)
             yield from (reader.get_batch(i) for i in range(reader.num_record_batches))

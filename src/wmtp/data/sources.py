@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from wmtp.data.containers import rows
 from wmtp.data.kinds import SPLITS, Found, Problems, read_row
 from wmtp.data.records import BadRow, Record
 from wmtp.errors import DataError
+from wmtp.storage import Place
 
 
 @dataclass
@@ -71,7 +71,7 @@ class SourceReport:
 
 
 def read_records(
-    path: Path,
+    path: Place,
     *,
     role: str = "train",
     split: str | None = None,
@@ -88,7 +88,7 @@ def read_records(
 
 
 def stream_records(
-    path: Path,
+    path: Place,
     report: SourceReport,
     *,
     role: str | None = None,

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from wmtp.adapters import DOWN, UP, adapted_layers, product
 from wmtp.errors import ModelError
 from wmtp.formats.kind import ADAPTER, read_json
+from wmtp.formats.remote import tensors_of
 from wmtp.formats.scan import check_finite, check_safetensors
+from wmtp.storage import Place
 
 WEIGHTS = "adapter_model.safetensors"
 _OF_LAYER, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -51,7 +53,7 @@ class AdapterCard(BaseModel):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
-def read_adapter(folder: Path) -> AdapterCard:
+def read_adapter(folder: Place) -> AdapterCard:
     """The `adapter_config.json` of a folder.
 
     Raises:
@@ -72,17 +74,15 @@ def read_adapter(folder: Path) -> AdapterCard:
 
 
 @torch.no_grad()
-def add_stored(base: Any, folder: Path, card: AdapterCard) -> None:
+def add_stored(base: Any, folder: Place, card: AdapterCard) -> None:
     """Add a stored adapter to the weights of a causal language model, in place.
 
     Raises:
         ModelError: a tensor that is missing, of another shape, not finite, or of a layer that the model does not have.
     """
-    from safetensors.torch import load_file
-
     path = folder / WEIGHTS
     check_safetensors(path)
-    stored = load_file(path)
+    stored = tensors_of(path)
     check_finite(path, stored.items())
     layers = {name.removesuffix(end) for name in stored for end in (_DOWN, _UP) if name.endswith(end)}
     if not layers:
@@ -101,7 +101,7 @@ def add_stored(base: Any, folder: Path, card: AdapterCard) -> None:
         raise ModelError(f"{path}: {min(stored)} matches nothing in {card.base_model_name_or_path}")
 
 
-def _weight_of(base: Any, path: Path, layer: str) -> tuple[Tensor, bool]:
+def _weight_of(base: Any, path: Place, layer: str) -> tuple[Tensor, bool]:
     """The weight that an adapter belongs to, and whether it is stored `[in, out]`."""
     name = layer.removeprefix(_OF_LAYER)
     try:

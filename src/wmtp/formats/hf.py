@@ -22,17 +22,18 @@ from torch import nn
 from wmtp.errors import ModelError
 from wmtp.formats.adapter import add_stored, read_adapter
 from wmtp.formats.kind import kind_of
+from wmtp.formats.remote import at_hand, tensors_of
 from wmtp.formats.scan import check_finite, check_folder
-from wmtp.storage import resolve
+from wmtp.storage import ObjectPath, Place, matches, place
 
 
 def locate(source: str) -> str:
-    """What transformers should be given: a local folder's path, or a hub id as it is.
+    """Where the model is: the path of its folder, or a hub id as it is.
 
     Raises:
         ModelError: a file where a folder is needed, or neither a folder nor the form of a hub id.
     """
-    path = resolve(source)
+    path = place(source)
     if path.is_dir() and not (path / "config.json").exists() and (path / "final").is_dir():
         raise ModelError(f"{source} is a run folder; the model it trained is {source}/final")
     if path.is_dir():
@@ -42,6 +43,22 @@ def locate(source: str) -> str:
     if "://" not in source and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return source
     raise ModelError(f"no model folder at {source}; a hub id is ORGANISATION/NAME")
+
+
+def folder_of(source: str) -> Place:
+    """The folder that `locate` finds; of a hub id one that is not there. Raises as it does."""
+    return place(locate(source))
+
+
+@contextmanager
+def files_of(source: str) -> Iterator[str]:
+    """What transformers can be given to find everything but weights. Raises as `locate` does."""
+    folder = folder_of(source)
+    if isinstance(folder, ObjectPath):
+        with at_hand(folder) as local:
+            yield str(local)
+    else:
+        yield locate(source)
 
 
 @contextmanager
@@ -67,10 +84,10 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ModelError: no such model, not a causal language model, or weights that do not fit, named.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    folder = locate(source)
-    kind = kind_of(Path(folder))
+    folder = folder_of(source)
+    kind = kind_of(folder)
     if kind == "adapter":
         return _load_adapted(source, dtype)
     if kind == "classifier":
@@ -78,10 +95,13 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
             f"{source} is a sequence classifier, such as a reward model: it has no unembedding; a causal language "
             "model was expected"
         )
-    check_folder(Path(folder))
+    check_folder(folder)
+    remote = _remote_weights(folder, dtype) if isinstance(folder, ObjectPath) else {}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
+        of_config = MODEL_FOR_CAUSAL_LM_MAPPING[type(remote["config"])] if remote else AutoModelForCausalLM
+        model, info = of_config.from_pretrained(
+            None if remote else locate(source),
+            **remote,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -97,9 +117,8 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def _load_adapted(source: str, dtype: torch.dtype) -> Any:
-    base = base_of(source)
-    folder = Path(locate(source))
-    if kind_of(Path(locate(base))) == "adapter":
+    base, folder = base_of(source), folder_of(source)
+    if kind_of(folder_of(base)) == "adapter":
         raise ModelError(f"{source} is an adapter of {base}, which is an adapter itself; one of a model was expected")
     model = load_causal_lm(base, dtype)
     add_stored(model, folder, read_adapter(folder))
@@ -112,8 +131,32 @@ def base_of(source: str) -> str:
     Raises:
         ModelError: see `read_adapter`.
     """
-    folder = Path(locate(source))
+    folder = folder_of(source)
     return read_adapter(folder).base_model_name_or_path if kind_of(folder) == "adapter" else source
+
+
+def _remote_weights(folder: ObjectPath, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` needs of a model in an object store, where it cannot look for itself. The tensors become
+    the model's own.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = {"model.safetensors"}
+        if index.is_file():
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        tensors = {k: v for name in sorted(names) for k, v in tensors_of(folder / name, widened=dtype).items()}
+        with at_hand(folder) as local:
+            given: dict[str, Any] = {"config": model_config(str(local)), "state_dict": tensors}
+            if (local / "generation_config.json").is_file():
+                given["generation_config"] = GenerationConfig.from_pretrained(local)
+    except loading_errors() as problem:
+        raise ModelError(f"cannot read the weights of {folder}: {first_line(problem)}") from problem
+    return given
 
 
 def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: int) -> Any:
@@ -143,7 +186,8 @@ def model_config(source: str) -> Any:
 
     folder = locate(base_of(source))
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with files_of(source) as folder:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except loading_errors() as problem:
         raise ModelError(f"cannot read the config of the model {source}: {first_line(problem)}") from problem
 
@@ -235,13 +279,19 @@ def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
         ModelError: none there, one without character offsets, or one without EOS; a SentencePiece model that
             transformers reads otherwise than SentencePiece does.
     """
+    if not matches(folder_of(source), "tokenizer*"):
+        source = base_of(source)
+    with files_of(source) as folder:
+        tokenizer = _tokenizer(source, folder, needs_eos)
+    tokenizer.name_or_path = locate(source)
+    return tokenizer
+
+
+def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    if not any(Path(locate(source)).glob("tokenizer*")):
-        source = base_of(source)
-    folder = locate(source)
-    sentencepiece = _sentencepiece_of(source)
-    alone = sentencepiece is not None and not (resolve(source) / "tokenizer_config.json").is_file()
+    sentencepiece = _sentencepiece_of(source, Path(folder))
+    alone = sentencepiece is not None and not (Path(folder) / "tokenizer_config.json").is_file()
     try:
         if alone:  # AutoTokenizer would guess, and put a space in front that SentencePiece has not
             tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
@@ -281,13 +331,13 @@ PROBES = (
 another one in front, and transformers' Llama tokenizer does not."""
 
 
-def _sentencepiece_of(source: str) -> Any:
+def _sentencepiece_of(source: str, folder: Path) -> Any:
     """SentencePiece's own reader of a folder's `tokenizer.model`, where there is no `tokenizer.json`; else None.
 
     Raises:
         ModelError: it needs packages that are not installed, or is damaged.
     """
-    model = resolve(source) / "tokenizer.model"
+    model = folder / "tokenizer.model"
     if not model.is_file() or (model.parent / "tokenizer.json").exists():
         return None
     try:

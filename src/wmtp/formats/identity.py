@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from wmtp.errors import ModelError
-from wmtp.formats.hf import base_of, locate, model_config
+from wmtp.formats.hf import base_of, folder_of, model_config
 from wmtp.storage import sha256_file
 
 _CONTENT = ("config.json", "wmtp.json", "adapter_config.json", "*.safetensors")
@@ -20,7 +19,7 @@ def model_fingerprint(source: str) -> str:
         ModelError: no such model.
     """
     digest = hashlib.sha256()
-    folder = Path(locate(source))
+    folder = folder_of(source)
     if folder.is_dir():
         for path in sorted({path for pattern in _CONTENT for path in folder.glob(pattern)}):
             digest.update(f"{path.name} {sha256_file(path)}\n".encode())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from wmtp.errors import ModelError
 from wmtp.formats.scan import stored_shapes
+from wmtp.storage import Place
 
 Kind = Literal["causal", "ours", "meta", "adapter", "classifier"]
 
@@ -16,7 +16,7 @@ CLASSIFYING = ("score.weight", "classifier.weight", "classifier.out_proj.weight"
 """What transformers calls the last map of a `...ForSequenceClassification`."""
 
 
-def kind_of(folder: Path) -> Kind:
+def kind_of(folder: Place) -> Kind:
     """Which kind of model a folder holds; `causal` where nothing tells of another one.
 
     Raises:
@@ -34,7 +34,7 @@ def kind_of(folder: Path) -> Kind:
     return "causal"
 
 
-def _classifies(folder: Path) -> bool:
+def _classifies(folder: Place) -> bool:
     names = stored_shapes(folder)
     if any(name in names for name in CLASSIFYING):
         return True
@@ -43,7 +43,7 @@ def _classifies(folder: Path) -> bool:
     return not names and any(str(name).endswith("ForSequenceClassification") for name in named)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """The mapping in a JSON file.
 
     Raises:

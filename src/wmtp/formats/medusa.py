@@ -16,8 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from wmtp.errors import ModelError, WmtpError
+from wmtp.formats.remote import tensors_of
 from wmtp.formats.scan import check_safetensors
 from wmtp.model import MTPModel
+from wmtp.storage import Place
 
 
 def medusa_config(model: MTPModel) -> dict[str, Any]:
@@ -67,12 +69,10 @@ def write_medusa(model: MTPModel, folder: Path) -> None:
     save_file(medusa_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def check_medusa(model: MTPModel, folder: Path) -> None:
+def check_medusa(model: MTPModel, folder: Place) -> None:
     """Raise `WmtpError` unless both files hold what they should."""
-    from safetensors.torch import load_file
-
     check_safetensors(folder / "model.safetensors")
-    found, expected = load_file(folder / "model.safetensors"), medusa_tensors(model)
+    found, expected = tensors_of(folder / "model.safetensors"), medusa_tensors(model)
     same = found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
     if not same or json.loads((folder / "config.json").read_bytes()) != medusa_config(model):
         raise WmtpError(f"{folder} does not read back as it was written")

@@ -13,8 +13,8 @@ and goes out is the same to the last bit.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from wmtp.errors import ModelError
-from wmtp.formats.hf import first_line, loading_errors, locate, without_parameters
+from wmtp.formats.hf import first_line, folder_of, loading_errors, without_parameters
+from wmtp.formats.remote import opened, spooled
 from wmtp.formats.scan import check_finite, check_safetensors, check_tensor, check_torch_file
 from wmtp.model import MTPModel
+from wmtp.storage import ObjectPath, Place, copy, matches, place
 
 PARAMS, WEIGHTS, TOKENIZER = "params.json", "consolidated.pth", "tokenizer.model"
 
@@ -101,7 +103,7 @@ def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
 
 def holds(source: str) -> bool:
     """Whether a folder is one of Meta's checkpoints, by its content: a `params.json`, and no `config.json`."""
-    folder = Path(locate(source))
+    folder = folder_of(source)
     return (folder / PARAMS).is_file() and not (folder / "config.json").exists()
 
 
@@ -111,7 +113,7 @@ def read_params(source: str) -> Params:
     Raises:
         ModelError: it does not describe such a model, or has a key that is not known.
     """
-    path = Path(locate(source)) / PARAMS
+    path = folder_of(source) / PARAMS
     try:
         return Params.model_validate(json.loads(path.read_bytes()))
     except ValidationError as problem:
@@ -137,7 +139,7 @@ def load_meta(source: str, dtype: torch.dtype | None = torch.float32) -> MTPMode
         ModelError: a file that is damaged, dangerous or none of Meta's, or tensors that do not fit, named.
     """
     params = read_params(source)
-    folder = Path(locate(source))
+    folder = folder_of(source)
     stored = _stored(folder)
     vocabulary = params.vocab_size
     if vocabulary < 0 and "tok_embeddings.weight" in stored and stored["tok_embeddings.weight"].ndim == 2:
@@ -174,7 +176,7 @@ def shapes(params: Params, vocabulary: int) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(
-    folder: Path, params: Params, stored: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
+    folder: Place, params: Params, stored: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
 ) -> None:
     heads = f"{PARAMS} says {params.layers} layers and {params.n_future_tokens - 1} extra heads"
     for what, found in (("missing", expected.keys() - stored.keys()), ("unexpected", stored.keys() - expected.keys())):
@@ -185,11 +187,15 @@ def _check_shapes(
             raise ModelError(f"{folder}: {name} is {tuple(stored[name].shape)}, {PARAMS} says {shape}")
 
 
-def _stored(folder: Path) -> dict[str, Tensor]:
+def _stored(folder: Place) -> dict[str, Tensor]:
     """All tensors of a folder by Meta's names, mapped."""
     if (folder / WEIGHTS).is_file():
-        return _of_torch(folder / WEIGHTS)
-    files = sorted(folder.glob("*.safetensors"))
+        weights = folder / WEIGHTS
+        if not isinstance(weights, ObjectPath):
+            return _of_torch(weights)
+        with spooled(weights) as local:  # what is mapped stays after the file's name is gone
+            return _of_torch(local)
+    files = matches(folder, "*.safetensors")
     if not files:
         raise ModelError(f"{folder} has a {PARAMS}, and neither {WEIGHTS} nor *.safetensors")
     tensors: dict[str, Tensor] = {}
@@ -209,13 +215,12 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
     return {name: check_tensor(path, name, value) for name, value in found.items()}
 
 
-def _of_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import safe_open
-
+def _of_safetensors(path: Place) -> dict[str, Tensor]:
     check_safetensors(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as opened:
-            return {name: check_tensor(path, name, opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        with ExitStack() as held:
+            file = opened(path, held)
+            return {name: check_tensor(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except loading_errors() as problem:
         if isinstance(problem, ModelError):
             raise
@@ -329,6 +334,6 @@ def write_meta(model: MTPModel, folder: Path, tokenizer: Any = None) -> None:
     torch.save(tensors, folder / WEIGHTS)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        original = Path(tokenizer.name_or_path) / TOKENIZER
+        original = place(tokenizer.name_or_path) / TOKENIZER
         if original.is_file():
-            shutil.copyfile(original, folder / TOKENIZER)
+            copy(original, folder / TOKENIZER)

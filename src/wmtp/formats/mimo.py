@@ -27,8 +27,10 @@ from torch import Tensor
 from wmtp.errors import ModelError, WmtpError
 from wmtp.formats.kind import CONFIG, read_json
 from wmtp.formats.nextn import MIMO, mimo_name
+from wmtp.formats.remote import tensors_of
 from wmtp.formats.scan import check_folder, stored_shapes
 from wmtp.model import MTPModel
+from wmtp.storage import Place, matches
 
 Engine = Literal["vllm", "sglang"]
 WITH_BIAS = ("q_proj", "k_proj", "v_proj")
@@ -147,10 +149,8 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return found | {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (width,)}
 
 
-def check_mimo(model: MTPModel, folder: Path, engine: Engine) -> None:
+def check_mimo(model: MTPModel, folder: Place, engine: Engine) -> None:
     """Raise `WmtpError` unless the config describes the tensors, and both are the model's."""
-    from safetensors.torch import load_file
-
     check_folder(folder)
     config = read_json(folder / CONFIG)
     said, found = shapes(config), stored_shapes(folder)
@@ -158,7 +158,7 @@ def check_mimo(model: MTPModel, folder: Path, engine: Engine) -> None:
     if different:
         raise WmtpError(f"{folder}: config.json and the tensors do not agree: {', '.join(different[:3])}")
     expected = mimo_tensors(model, engine)
-    files = map(load_file, sorted(folder.glob("*.safetensors")))
+    files = map(tensors_of, matches(folder, "*.safetensors"))
     same = all(torch.equal(tensor, expected[name]) for tensors in files for name, tensor in tensors.items())
     if not same or config != mimo_config(model, engine):
         raise WmtpError(f"{folder} does not read back as it was written")

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from wmtp.adapters import merged
 from wmtp.errors import ModelError, WmtpError
 from wmtp.formats import meta, nextn
-from wmtp.formats.hf import base_of, first_line, load_causal_lm, loading_errors, locate
+from wmtp.formats.hf import base_of, first_line, folder_of, load_causal_lm
 from wmtp.formats.kind import ADAPTER, CONFIG
+from wmtp.formats.remote import WRITING, copied, published, tensors_of
 from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
-from wmtp.storage import fsync_folder, resolve
+from wmtp.storage import ObjectPath, Place, fsync_folder, place
 from wmtp.value import ValueHead, ValueModel
 
 FORMAT = 1
@@ -70,7 +71,7 @@ def read_card(source: str) -> MTPCard | ValueCard | None:
         ModelError: a `wmtp.json` that this version does not understand.
     """
     source = base_of(source)
-    path = Path(locate(source)) / CARD
+    path = folder_of(source) / CARD
     if meta.holds(source):
         return MTPCard(num_heads=meta.read_params(source).n_future_tokens)
     if not path.is_file():
@@ -119,11 +120,11 @@ def load_model(
         raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
     if meta.holds(source):
         model = meta.load_meta(source, dtype)
-    elif not (Path(locate(base_of(source))) / CARD).is_file():
+    elif not (folder_of(base_of(source)) / CARD).is_file():
         model = nextn.load_nextn(source, dtype)
     else:
         model = MTPModel(load_causal_lm(source, dtype), card.num_heads, family=card.heads)
-        _read_into(model.extra_heads, Path(locate(base_of(source))) / MTP_HEADS)
+        _read_into(model.extra_heads, folder_of(base_of(source)) / MTP_HEADS)
         if card.value_head is not None:
             model.value_head = load_value_head(source)
     if num_heads is not None:
@@ -142,7 +143,7 @@ def load_value_model(source: str, *, backbone: str = "frozen", dtype: torch.dtyp
         found = "a plain model" if card is None else f"kind {card.kind!r}"
         raise ModelError(f"{source} is not a critic ({found}); train one with objective.kind = value")
     model = ValueModel(load_causal_lm(source, dtype), card.head, backbone, card.loss, rewards=card.rewards)
-    _read_into(model.value_head, Path(locate(source)) / VALUE_HEAD)
+    _read_into(model.value_head, folder_of(source) / VALUE_HEAD)
     return model
 
 
@@ -160,45 +161,36 @@ def load_value_head(source: str) -> ValueHead:
     kind = card.head if isinstance(card, ValueCard) else None if card is None else card.value_head
     if kind is None:
         raise ModelError(f"{source} is neither a critic nor a policy that followed one: it has no value head")
-    path = Path(locate(source)) / VALUE_HEAD
-    head = ValueHead(_width_of(path), kind)
+    path = folder_of(source) / VALUE_HEAD
+    shapes = check_safetensors(path)
+    try:
+        head = ValueHead(shapes["layers.0.weight"][1], kind)
+    except (KeyError, IndexError) as problem:
+        raise ModelError(f"{path} is no value head: it has no matrix layers.0.weight") from problem
     _read_into(head, path)
     return head
 
 
-def _width_of(path: Path) -> int:
-    """Of the hidden states that a stored value head reads."""
-    from safetensors import safe_open
-
-    check_safetensors(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return int(file.get_slice("layers.0.weight").get_shape()[1])
-    except loading_errors() as problem:
-        raise ModelError(f"{path} is no value head: {first_line(problem)}") from problem
-
-
-def _read_into(module: nn.Module, path: Path) -> None:
+def _read_into(module: nn.Module, path: Place) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     if not any(True for _ in module.parameters()):
         return
     check_safetensors(path)
     try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as problem:
+        module.load_state_dict(tensors_of(path))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as problem:
         raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
     check_finite(path, module.named_parameters())
 
 
 def save_model(
     model: MTPModel | ValueModel,
-    path: str | Path,
+    path: str | Place,
     tokenizer: Any = None,
     *,
     tensors: Mapping[str, Tensor] | None = None,
-) -> Path:
+) -> Place:
     """Write a model folder; it appears whole or not at all, replacing the model that was there.
 
     Args:
@@ -219,8 +211,11 @@ def save_model(
     return write_folder(path, write)
 
 
-def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_folder(path: str | Place, write: Callable[[Path], None], *, on_disk: bool = False) -> Place:
     """A folder of model files that `write` fills; it appears whole or not at all, replacing the model that was there.
+
+    Args:
+        on_disk: files for an object store may need a disk in between, see `remote.published`.
 
     Raises:
         ModelError: there is something else than a model folder at `path`; it is left as it is.
@@ -228,8 +223,14 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     """
     from safetensors import SafetensorError
 
-    folder = resolve(path).resolve()
+    folder = place(path).resolve()
     _check_replaceable(folder)
+    if isinstance(folder, ObjectPath):
+        try:
+            published(folder, write, on_disk=on_disk)
+        except (OSError, SafetensorError) as problem:
+            raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
+        return folder
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
@@ -243,7 +244,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def copy_model(source: Path, target: Path) -> Path:
+def copy_model(source: Place, target: Place) -> Place:
     """The same model folder once more; it appears whole or not at all, replacing the model that was there.
 
     Raises:
@@ -251,6 +252,11 @@ def copy_model(source: Path, target: Path) -> Path:
         WmtpError: the folder cannot be written.
     """
     _check_replaceable(target)
+    if isinstance(source, ObjectPath) and isinstance(target, ObjectPath):
+        copied(source, target)
+        return target
+    if isinstance(source, ObjectPath) or isinstance(target, ObjectPath):
+        raise WmtpError(f"a model folder is copied within one kind of storage, not from {source} to {target}")
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
         shutil.copytree(source, temporary)
@@ -261,11 +267,11 @@ def copy_model(source: Path, target: Path) -> Path:
     return target
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: Place) -> None:
     """Saving replaces a whole folder, so it must not hold anything but a model."""
     if not folder.exists():
         return
-    known = any((folder / name).is_file() for name in (CONFIG, meta.WEIGHTS, ADAPTER))
+    known = any((folder / name).is_file() for name in (CONFIG, meta.WEIGHTS, ADAPTER, WRITING))
     if not folder.is_dir() or (any(folder.iterdir()) and not known):
         raise ModelError(f"{folder} exists and is no model folder; saving a model would delete it: give another path")
 

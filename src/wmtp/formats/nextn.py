@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import ModelError
-from wmtp.formats.hf import base_of, first_line, load_causal_lm, loading_errors, locate, model_config, next_layer
+from wmtp.formats.hf import base_of, first_line, folder_of, load_causal_lm, loading_errors, model_config, next_layer
 from wmtp.formats.kind import CONFIG, read_json
 from wmtp.formats.scan import check_finite, stored_shapes
 from wmtp.model import MTPModel
 from wmtp.probing import evaluating
+from wmtp.storage import ObjectPath
 
 MIMO = "model.mtp_layers."
 MIMO_NAMES = {
@@ -49,7 +50,7 @@ def stored_layers(source: str) -> int:
     Raises:
         ModelError: its weights hold other ones than its config says.
     """
-    folder = Path(locate(source))
+    folder = folder_of(source)
     if not (folder / CONFIG).is_file() or not _speaks_of_some(read_json(folder / CONFIG)):
         return 0
     config = model_config(source)
@@ -73,8 +74,12 @@ def load_nextn(source: str, dtype: torch.dtype = torch.float32) -> MTPModel:
     Raises:
         ModelError: tensors that do not fit, named, or layers that compute something else than chain heads do.
     """
+    folder = folder_of(base_of(source))
+    if isinstance(folder, ObjectPath):
+        raise ModelError(
+            f"{source} has layers for multi-token prediction, which are read from a disk only: copy it to one"
+        )
     base = load_causal_lm(source, dtype)
-    folder = Path(locate(base_of(source)))
     if read_json(folder / CONFIG).get("wmtp_engine") == "vllm":
         raise ModelError(f"{source} was written for vLLM, whose MiMo layers read another state; give the model itself")
     count = stored_layers(str(folder))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import ModelError
+from wmtp.storage import Place, matches
 
 MOST_HEADER = 8 * 2**20
 """Bytes of a safetensors header, or of the list of files in a zip, or of the pickle in it."""
@@ -27,7 +28,7 @@ _ZIP64_END = struct.Struct("<4sQ2H2L4Q")
 _ZIP64_PLACE = struct.Struct("<4sLQL")
 
 
-def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
+def check_safetensors(path: Place) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a safetensors file, if its header is no larger than any model's; the rest is the
     library's to check.
 
@@ -36,7 +37,7 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with path.open("rb", buffering=2**16) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size - 8:
                 raise ModelError(f"{path} is no whole safetensors file: its header alone would be {length:,} bytes")
@@ -55,26 +56,26 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def stored_shapes(folder: Place) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor in the safetensors files of a folder.
 
     Raises:
         ModelError: see `check_safetensors`.
     """
-    files = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+    files = [path for path in matches(folder, "*.safetensors") if path.is_file()]
     return {name: shape for path in files for name, shape in check_safetensors(path).items()}
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Place) -> None:
     """`check_safetensors` of every such file of a model folder, and that its index names files of the folder.
 
     Raises:
         ModelError: see there.
     """
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in matches(folder, "*.safetensors"):
         if path.is_file():
             check_safetensors(path)
-    for path in sorted(folder.glob("*.safetensors.index.json")):
+    for path in matches(folder, "*.safetensors.index.json"):
         try:
             files = set(json.loads(path.read_bytes())["weight_map"].values())
             outside = sorted(name for name in files if Path(name).name != name)
@@ -128,7 +129,7 @@ def _zip_directory_bytes(path: Path) -> int:
         return int(_ZIP64_END.unpack(file.read(_ZIP64_END.size))[8])
 
 
-def check_tensor(path: Path, name: str, value: object) -> Tensor:
+def check_tensor(path: Place, name: str, value: object) -> Tensor:
     """The tensor, if it is an ordinary one whose numbers are all in the file.
 
     Raises:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,10 +21,12 @@ from torch import Tensor
 
 from wmtp.distributed import rows_held
 from wmtp.errors import ModelError
-from wmtp.formats.hf import first_line, loading_errors, locate, model_config, without_parameters
+from wmtp.formats.hf import first_line, folder_of, loading_errors, model_config, without_parameters
 from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, ValueCard, read_card
+from wmtp.formats.remote import opened
 from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
+from wmtp.storage import matches
 from wmtp.value import ValueModel
 
 
@@ -109,14 +110,12 @@ class Stored:
     """The tensors of a model folder by name, read row by row."""
 
     def __init__(self, source: str, held: ExitStack) -> None:
-        from safetensors import safe_open
-
         self._files: dict[str, Any] = {}
-        for path in sorted(Path(locate(source)).glob("*.safetensors")):
+        for path in matches(folder_of(source), "*.safetensors"):
             prefix = {MTP_HEADS: "extra_heads.", VALUE_HEAD: "value_head."}.get(path.name, "")
             check_safetensors(path)
-            opened = held.enter_context(safe_open(path, framework="pt", device="cpu"))
-            self._files |= {prefix + name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            file = opened(path, held)
+            self._files |= {prefix + name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Of a tensor; None if there is none of that name."""

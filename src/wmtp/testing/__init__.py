@@ -1,4 +1,5 @@
-"""What our tests use and yours may: tiny models, tokenizer and batches; ranks as threads; what a scheme promises.
+"""What our tests use and yours may: tiny models, tokenizer and batches; ranks as threads; an object store in memory;
+what a scheme promises.
 
 Needs no test framework, no network and no files.
 """
@@ -19,6 +20,7 @@ from wmtp.testing.models import (
 )
 from wmtp.testing.ranks import Ranks
 from wmtp.testing.schemes import check_scheme, draw_step
+from wmtp.testing.storage import MemoryStore, memory_storage
 
 __all__ = [
     "BOS",
@@ -27,9 +29,11 @@ __all__ = [
     "PAD",
     "VOCABULARY",
     "Family",
+    "MemoryStore",
     "Ranks",
     "check_scheme",
     "draw_step",
+    "memory_storage",
     "random_batch",
     "tiny_base",
     "tiny_model",

@@ -17,11 +17,10 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from wmtp.errors import TrackingError
-from wmtp.storage import write_atomic
+from wmtp.storage import Place, write_atomic
 from wmtp.tracking.journal import told
 from wmtp.tracking.points import lines_in
 from wmtp.tracking.store import Ended, ModelVersion
@@ -69,12 +68,12 @@ class Delivered:
         self.ahead = sorted([*self.ahead, *map(_place, self.doubtful)])
         self.doubtful = []
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Place) -> None:
         """Store it in a run folder."""
         write_atomic(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
 
-def read_delivered(folder: Path) -> Delivered | None:
+def read_delivered(folder: Place) -> Delivered | None:
     """What was delivered of a run; None if nothing ever was.
 
     Raises:
@@ -96,7 +95,7 @@ def read_delivered(folder: Path) -> Delivered | None:
         ) from problem
 
 
-def delivered_to(folder: Path, uri: str, experiment: str) -> Delivered:
+def delivered_to(folder: Place, uri: str, experiment: str) -> Delivered:
     """What this store has of a run: as it was written down, or nothing, if that was of another store."""
     found = read_delivered(folder)
     if found is None or (found.uri, found.experiment) != (uri, experiment):
@@ -104,7 +103,7 @@ def delivered_to(folder: Path, uri: str, experiment: str) -> Delivered:
     return found
 
 
-def cut_back(folder: Path, keep_until: int) -> None:
+def cut_back(folder: Place, keep_until: int) -> None:
     """Before the journal of a run is cut back to a step: remember what the store has of the lines that go.
 
     A kill between this and the cut does no harm: the lines are then passed over where they stand.

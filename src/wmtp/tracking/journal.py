@@ -7,12 +7,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from wmtp.errors import WmtpError
-from wmtp.storage import write_atomic
+from wmtp.storage import Place, appender, write_atomic
 
 TIME = "time/unix_s"
 """When a line was written, in seconds; a copy of the journal has this time, whenever it is made."""
@@ -26,19 +25,24 @@ class Journal:
         keep_until: of an existing file, keep the lines up to this step (a resumed run repeats the rest).
     """
 
-    def __init__(self, path: Path, keep_until: int = 0) -> None:
+    def __init__(self, path: Place, keep_until: int = 0) -> None:
         if path.exists():
             kept = [line for line in read_journal(path) if line["step"] <= keep_until]
             write_atomic(path, "".join(_line(entry) for entry in kept))
         self.path = path
         with told(path):
-            self._file = path.open("a", encoding="utf-8")
+            self._file = appender(path)
 
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Append one object with the time of day; figures that do not exist (NaN) are null."""
         with told(self.path):
             self._file.write(_line({"step": step, "split": split, **metrics, TIME: round(time.time(), 3)}))
             self._file.flush()
+
+    def settle(self) -> None:
+        """Return when all lines are where they can be read: what a checkpoint is of must be in the journal."""
+        with told(self.path):
+            self._file.settle()
 
     def __enter__(self) -> Journal:
         return self
@@ -55,6 +59,9 @@ class NoJournal:
     def log(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Nothing."""
 
+    def settle(self) -> None:
+        """Nothing."""
+
     def __enter__(self) -> NoJournal:
         return self
 
@@ -67,7 +74,7 @@ def _line(entry: dict[str, Any]) -> str:
     return json.dumps(clean, allow_nan=False) + "\n"
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
+def read_journal(path: Place) -> list[dict[str, Any]]:
     """All whole lines; a last line cut short by a crash is left out.
 
     Raises:
@@ -88,7 +95,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Place) -> Iterator[None]:
     """Turn an operating system's error into ours, with the file's name."""
     try:
         yield

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from wmtp.errors import TrackingError, UsageError
 from wmtp.redaction import HIDDEN, without_credentials
+from wmtp.storage import Place
 from wmtp.tracking.points import Point
 from wmtp.tracking.store import Ended, ModelVersion, RunCard
 
@@ -88,11 +89,11 @@ class MlflowStore:
             client.update_run(run_id, status="RUNNING")
             return run_id
 
-    def attach(self, run_id: str, files: Sequence[Path]) -> None:
+    def attach(self, run_id: str, files: Sequence[Place]) -> None:
         """Copy small files into the run's artifacts."""
         with self._told("store the files of the run"):
             for file in files:
-                self._connected().log_artifact(run_id, str(file))
+                self._connected().log_text(run_id, file.read_text(), file.name)
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
         """Add points; a database keeps those once that are equal in name, value, step and time."""
@@ -108,16 +109,17 @@ class MlflowStore:
         with self._told("end the run"):
             self._connected().set_terminated(run_id, how)
 
-    def register(self, run_id: str, name: str, model: Path, tags: Mapping[str, str]) -> ModelVersion:
+    def register(self, run_id: str, name: str, model: Place, tags: Mapping[str, str]) -> ModelVersion:
         """The version of `name` that is this run's, made if there is none.
 
-        A database registers the model where it lies; a server cannot see it there, and is given a copy.
+        The model is registered where it lies; only a server that cannot see this machine's disk is given a copy.
         """
         with self._told(f"register {name}", self._upload_timeout_s):
             client = self._connected()
             there = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
             version = there[0] if there else self._version(name, self._placed(run_id, model), run_id, tags)
-            stored = sum(file.stat().st_size for file in model.rglob("*") if file.is_file()) if self.is_server else 0
+            copied = self.is_server and isinstance(model, Path)
+            stored = sum(file.stat().st_size for file in model.iterdir() if file.is_file()) if copied else 0
             return ModelVersion(name, str(version.version), str(version.source), stored)
 
     def probe(self) -> str:
@@ -160,8 +162,10 @@ class MlflowStore:
             return str(client.create_experiment(self.experiment, None if self.is_server else self._artifacts))
         return str(found.experiment_id)
 
-    def _placed(self, run_id: str, model: Path) -> str:
+    def _placed(self, run_id: str, model: Place) -> str:
         """Where the registry finds the model's files."""
+        if not isinstance(model, Path):
+            return str(model)
         if not self.is_server:
             return model.absolute().as_uri()
         self._connected().log_artifacts(run_id, str(model), MODEL_FOLDER)

@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wmtp.errors import TrackingError
+from wmtp.storage import Place
 from wmtp.tracking.journal import TIME, told
 
 MAX_READ = 1 << 17
@@ -49,7 +49,7 @@ class Tail:
         skip: lines at its beginning that are left out.
     """
 
-    def __init__(self, path: Path, skip: int) -> None:
+    def __init__(self, path: Place, skip: int) -> None:
         self._path, self._skip = path, skip
         self._offset, self._line = 0, 0
         self._returned: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ class Tail:
         return line
 
 
-def lines_in(path: Path) -> Iterator[dict[str, Any]]:
+def lines_in(path: Place) -> Iterator[dict[str, Any]]:
     """All whole lines of a journal.
 
     Raises:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from wmtp.errors import TrackingError, WmtpError
+from wmtp.storage import Place
 from wmtp.tracking.delivered import JOURNAL, Delivered
 from wmtp.tracking.points import Tail, points_of
 from wmtp.tracking.store import Ended, RunCard, Store
@@ -62,11 +62,11 @@ class Sink:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         store: Store,
         card: RunCard,
         delivered: Delivered,
-        files: Sequence[Path],
+        files: Sequence[Place],
         *,
         flush_s: float,
     ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
+from wmtp.storage import Place
 from wmtp.tracking.points import Point
 
 Ended = Literal["FINISHED", "KILLED", "FAILED"]
@@ -47,7 +47,7 @@ class Store(Protocol):
         """The run of this card, made if there is none; it is running again. Its id in the store."""
         ...
 
-    def attach(self, run_id: str, files: Sequence[Path]) -> None:
+    def attach(self, run_id: str, files: Sequence[Place]) -> None:
         """Copy small files into the store; those that are there are replaced."""
         ...
 
@@ -59,6 +59,6 @@ class Store(Protocol):
         """The run is over."""
         ...
 
-    def register(self, run_id: str, name: str, model: Path, tags: Mapping[str, str]) -> ModelVersion:
+    def register(self, run_id: str, name: str, model: Place, tags: Mapping[str, str]) -> ModelVersion:
         """The version of registered model `name` that is this run's, made if there is none."""
         ...

@@ -1,0 +1,278 @@
+"""Objects of a store, behind the part of `pathlib.Path` that this package uses.
+
+A store has keys and bytes; folders are prefixes of keys that end with a slash, so they need not be made and are gone
+with the last object in them. An object appears whole or not at all. What is missing is a `FileNotFoundError`, as it is
+on a disk; every other failure of a store is a `StorageError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import IO, Any, Literal, NoReturn, Protocol, overload
+
+from wmtp.errors import UsageError
+
+READ_BLOCK = 4 << 20
+"""Bytes that a reader asks for at once."""
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+
+
+class Upload(Protocol):
+    """An object in the making; memory is bounded whatever its size."""
+
+    def write(self, data: bytes | memoryview) -> int: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Store(Protocol):
+    """One bucket.
+
+    Raises:
+        FileNotFoundError: `get` and `read_into` of a key that is not there.
+        StorageError: the store refuses, or is not reached after all attempts.
+    """
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None if there is none."""
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and bytes of all objects whose keys start so, in the order of their keys."""
+
+    def children(self, prefix: str) -> Iterator[str]:
+        """The next component of all keys that start so: each once, with a slash behind it if more follows."""
+
+    def get(self, key: str) -> bytes:
+        """A whole object, for small ones."""
+
+    def read_into(self, key: str, start: int, view: memoryview) -> None:
+        """Fill memory with the bytes from `start` on, which must be there."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Make or replace an object, a small one."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Make an object unless there is one; whether it was made."""
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace an object if it is still the old one; whether it is the new one now."""
+
+    def upload(self, key: str) -> Upload:
+        """Make or replace an object of any size, in a stream."""
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that are not there are gone already."""
+
+    def abandon(self, prefix: str) -> None:
+        """Drop what interrupted uploads of such keys have left."""
+
+
+def _s3(bucket: str) -> Store:
+    from wmtp.storage.s3 import S3Store
+
+    return S3Store(bucket)
+
+
+STORES: dict[str, Callable[[str], Store]] = {"s3": _s3}
+"""What opens a bucket, by scheme."""
+
+
+@cache
+def store(root: str) -> Store:
+    """The store of `scheme://bucket`, opened once."""
+    scheme, _, bucket = root.partition("://")
+    return STORES[scheme](bucket)
+
+
+@dataclass(frozen=True, order=True)
+class ObjectPath:
+    """An object, or a folder of objects. It is a value: it can be compared, sorted, pickled and sent to other ranks."""
+
+    root: str
+    """`scheme://bucket`."""
+    key: str
+    """Without slashes at its ends; empty for the bucket itself."""
+
+    @property
+    def store(self) -> Store:
+        """Where it is."""
+        return store(self.root)
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}" if self.key else self.root
+
+    def __truediv__(self, relative: str) -> ObjectPath:
+        return ObjectPath(self.root, f"{self.key}/{relative}" if self.key else relative)
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> ObjectPath:
+        """The folder it is in; the bucket is in itself."""
+        return ObjectPath(self.root, self.key.rpartition("/")[0])
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of all that is in this folder start with."""
+        return f"{self.key}/" if self.key else ""
+
+    def with_name(self, name: str) -> ObjectPath:
+        """Another one in the same folder."""
+        return self.parent / name
+
+    def absolute(self) -> ObjectPath:
+        """Itself."""
+        return self
+
+    def resolve(self) -> ObjectPath:
+        """Itself: there are no links."""
+        return self
+
+    def is_file(self) -> bool:
+        """Whether there is such an object."""
+        return bool(self.key) and self.store.size(self.key) is not None
+
+    def is_dir(self) -> bool:
+        """Whether anything is in this folder."""
+        return any(True for _ in self.store.listed(self.prefix))
+
+    def exists(self) -> bool:
+        """Either of them."""
+        return self.is_file() or self.is_dir()
+
+    def stat(self) -> Status:
+        """Its size. Raises `FileNotFoundError`."""
+        size = self.store.size(self.key)
+        return Status(size) if size is not None else _missing(self)
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        """What is in this folder."""
+        for name in self.store.children(self.prefix):
+            yield self / name.rstrip("/")
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """What in this folder, or below it, matches a pattern of so many components."""
+        first, _, rest = pattern.partition("/")
+        for child in self.iterdir():
+            if fnmatchcase(child.name, first):
+                yield from child.glob(rest) if rest else (child,)
+
+    def files(self) -> Iterator[ObjectPath]:
+        """All objects below this folder."""
+        for key, _ in self.store.listed(self.prefix):
+            yield ObjectPath(self.root, key)
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a folder is there when something is in it."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object."""
+        self.store.remove([self.key])
+
+    def read_bytes(self) -> bytes:
+        """All of a small object."""
+        return self.store.get(self.key)
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """The same as text."""
+        return self.read_bytes().decode(encoding, errors)
+
+    @overload
+    def open(self, mode: Literal["rb"], buffering: int = READ_BLOCK) -> io.BufferedReader: ...
+    @overload
+    def open(
+        self, mode: str = "r", buffering: int = READ_BLOCK, encoding: str | None = None, errors: str | None = None
+    ) -> IO[Any]: ...
+    def open(
+        self, mode: str = "r", buffering: int = READ_BLOCK, encoding: str | None = None, errors: str | None = None
+    ) -> IO[Any]:
+        """Open it for reading, a block at a time; writing is `wmtp.storage.created`."""
+        if mode not in ("r", "rb"):
+            raise ValueError(f"an object is read, not changed; got mode {mode!r} for {self}")
+        stream = io.BufferedReader(_Reader(self), buffering)
+        return stream if mode == "rb" else io.TextIOWrapper(stream, encoding=encoding or "utf-8", errors=errors)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `ObjectPath.stat` tells."""
+
+    st_size: int
+
+
+def _missing(path: ObjectPath) -> NoReturn:
+    raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
+
+
+class _Reader(io.RawIOBase):
+    """Bytes of an object as they are asked for; each read is one range, tried again by the store if it is cut off."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        self._path, self._size, self._at = path, path.stat().st_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._at))
+        if count:
+            self._path.store.read_into(self._path.key, self._at, view[:count])
+            self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def parse(url: str, scheme: str, rest: str) -> ObjectPath:
+    """The object that `scheme://rest` names.
+
+    Raises:
+        UsageError: no bucket, a key that is no plain path, or credentials where the bucket should be.
+    """
+    bucket, _, key = rest.partition("/")
+    if "@" in bucket:
+        raise UsageError(
+            f"a {scheme}:// location holds no credentials; it is {scheme}://bucket/key, and they come from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a profile (AWS_PROFILE) or the machine's role"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(f"{url!r} names no bucket; write {scheme}://bucket/key")
+    key = key.rstrip("/")
+    if key and any(part in ("", ".", "..") for part in key.split("/")):
+        raise UsageError(f"{url!r} is no plain location; '.', '..' and doubled slashes are refused")
+    if len(key.encode()) > 1024:
+        raise UsageError(f"{url[:60]!r}... has a key of {len(key.encode())} bytes; at most 1024 are possible")
+    return ObjectPath(f"{scheme}://{bucket}", key)
+
+
+@contextmanager
+def uploaded(path: ObjectPath) -> Iterator[Upload]:
+    """A new object in a stream: there and whole when the block ends, and not there if it fails."""
+    upload = path.store.upload(path.key)
+    try:
+        yield upload
+        upload.finish()
+    except BaseException:  # an interrupt too: what was sent is of no use to anybody
+        upload.abort()
+        raise

@@ -1,0 +1,371 @@
+"""A bucket of S3, or of any server that speaks its protocol. The one place that knows boto3.
+
+Endpoint, region and credentials are the standard AWS settings, as boto3 reads them: AWS_ENDPOINT_URL(_S3), AWS_REGION,
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the role of the machine. Nothing of them is ever part of a
+message. Every request, and the reading of every answer, is tried again with growing pauses while that can help.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import lru_cache
+from itertools import count
+from typing import Any, NoReturn, TypeVar
+
+from wmtp.errors import StorageError, UsageError
+
+T = TypeVar("T")
+
+ATTEMPTS = 8
+PATIENCE_S = 60.0
+"""After so long no further attempt is begun."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
+SLICE = 1 << 20
+"""Bytes of an answer that are read at once: a larger read would allocate all of it a second time."""
+PART = 8 << 20
+PARTS_AT_ONCE = 4
+PARTS_OF_A_SIZE = 1000
+"""Then parts grow by `PART`, since an object may have 10,000: 8 MiB make objects of up to 430 GiB possible."""
+
+_ALWAYS = {"429", "500", "502", "503", "504"}
+_PASSING = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+_PASSING |= {"IncompleteBody", "BadDigest", "OperationAborted", "ConditionalRequestConflict"}
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_TAKEN = {"412", "PreconditionFailed"}
+_CREDENTIALS = {
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "ExpiredTokenException",
+    "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed",
+}  # fmt: skip
+_REGION = {"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+
+
+class S3Store:
+    """See `wmtp.storage.objects.Store`."""
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket = bucket
+
+    def size(self, key: str) -> int | None:
+        # A listing, not HEAD: its refusals say why. The key itself comes before all longer ones.
+        found = next(self._pages(key, 1))
+        return next((int(entry["Size"]) for entry in found.get("Contents", ()) if entry["Key"] == key), None)
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for page in self._pages(prefix):
+            yield from ((entry["Key"], int(entry["Size"])) for entry in page.get("Contents", ()))
+
+    def children(self, prefix: str) -> Iterator[str]:
+        for page in self._pages(prefix, Delimiter="/"):
+            yield from (entry["Prefix"][len(prefix) :] for entry in page.get("CommonPrefixes", ()))
+            yield from (entry["Key"][len(prefix) :] for entry in page.get("Contents", ()) if entry["Key"] != prefix)
+
+    def _pages(self, prefix: str, most: int = 1000, **options: Any) -> Iterator[dict[str, Any]]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._ask("list", prefix, "list_objects_v2", Prefix=prefix, MaxKeys=most, **options, **token)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def get(self, key: str) -> bytes:
+        def work(client: Any) -> bytes:
+            with closing(client.get_object(Bucket=self.bucket, Key=key)["Body"]) as body:
+                return bytes(body.read())
+
+        return self._try("read", key, work)
+
+    def read_into(self, key: str, start: int, view: memoryview) -> None:
+        done = 0
+        if not len(view):
+            return
+
+        def work(client: Any) -> None:
+            nonlocal done
+            wanted = f"bytes={start + done}-{start + len(view) - 1}"
+            answer = client.get_object(Bucket=self.bucket, Key=key, Range=wanted)
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+                raise StorageError(f"{self._named(key)}: the server does not answer ranges of an object")
+            with closing(answer["Body"]) as body:
+                while done < len(view):
+                    piece = body.read(min(SLICE, len(view) - done))
+                    if not piece:
+                        raise _Short(f"the answer ended {len(view) - done} bytes early")
+                    view[done : done + len(piece)] = piece
+                    done += len(piece)
+
+        self._try("read", key, work)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._ask("write", key, "put_object", Key=key, Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        try:
+            self._ask("write", key, "put_object", Key=key, Body=data, IfNoneMatch="*")
+        except _Taken:
+            return self.get(key) == data  # the answer to an attempt that had succeeded may have been lost
+        return True
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bool:
+        def work(client: Any) -> bool:
+            answer = client.get_object(Bucket=self.bucket, Key=key)
+            with closing(answer["Body"]) as body:
+                found = body.read()
+            if found == old:
+                client.put_object(Bucket=self.bucket, Key=key, Body=new, IfMatch=answer["ETag"])
+            return bool(found in (old, new))  # new: the answer to an attempt that had succeeded was lost
+
+        try:
+            return self._try("write", key, work)
+        except (_Taken, FileNotFoundError):
+            return False
+
+    def upload(self, key: str) -> _Upload:
+        return _Upload(self, key)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), 1000):
+            some = [{"Key": key} for key in keys[start : start + 1000]]
+            answer = self._ask("remove", keys[start], "delete_objects", Delete={"Objects": some, "Quiet": True})
+            for failed in answer.get("Errors", ()):
+                raise StorageError(f"cannot remove {self._named(failed['Key'])}: {failed.get('Code')}")
+
+    def abandon(self, prefix: str) -> None:
+        marks: dict[str, str] = {}
+        while True:
+            page = self._ask("list uploads of", prefix, "list_multipart_uploads", Prefix=prefix, **marks)
+            for entry in page.get("Uploads", ()):
+                if entry["Key"].startswith(prefix):
+                    self.abort(entry["Key"], entry["UploadId"])
+            if not page.get("IsTruncated"):
+                return
+            marks = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort(self, key: str, upload: str) -> None:
+        """Drop the parts of an upload; one that is over is dropped already."""
+        with suppress(FileNotFoundError):
+            self._ask("drop the upload of", key, "abort_multipart_upload", Key=key, UploadId=upload)
+
+    # Requests
+
+    def _ask(self, verb: str, key: str, operation: str, **arguments: Any) -> dict[str, Any]:
+        def work(client: Any) -> dict[str, Any]:
+            answer: dict[str, Any] = getattr(client, operation)(Bucket=self.bucket, **arguments)
+            return answer
+
+        return self._try(verb, key, work)
+
+    def _try(self, verb: str, key: str, work: Callable[[Any], T]) -> T:
+        """Do the work until it succeeds, fails for good, or patience is over."""
+        began = time.monotonic()
+        for attempt in count(1):
+            try:
+                return work(_client(os.getpid()))
+            except _library_errors() as problem:
+                over = attempt == ATTEMPTS or time.monotonic() - began > PATIENCE_S
+                if over or not _may_pass(problem):
+                    self._fail(verb, key, problem, attempt)
+            time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt)))
+        raise AssertionError("count() does not end")
+
+    def _named(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def _fail(self, verb: str, key: str, problem: Exception, attempts: int) -> NoReturn:
+        """The library's error as one of ours, or as that of a missing file; what is in it of credentials stays out."""
+        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+        what, code = f"cannot {verb} {self._named(key)}", _code(problem)
+        if code in _TAKEN:
+            raise _Taken from problem
+        if code in _MISSING or code == "NoSuchUpload":
+            raise FileNotFoundError(errno.ENOENT, "no such object", self._named(key)) from problem
+        if code == "NoSuchBucket":
+            why = f"there is no bucket {self.bucket!r} at {_endpoint()}; make it, or mend the location"
+        elif code in _CREDENTIALS or isinstance(problem, (NoCredentialsError, PartialCredentialsError)):
+            why = (
+                f"{code or 'there are no credentials'}; {_endpoint()} wants those of AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, of AWS_PROFILE, or the machine's role"
+            )
+        elif code in _REGION:
+            why = f"{code}; the bucket is in another region than AWS_REGION says"
+        elif code in ("403", "AccessDenied", "AllAccessDisabled"):
+            why = f"{code}: {_endpoint()} does not let these credentials do that"
+        else:
+            tried = f" after {attempts} attempts" if attempts > 1 else ""
+            raise StorageError(f"{what}: {_endpoint()} gave no good answer{tried} ({_said(problem)})") from None
+        raise StorageError(f"{what}: {why}", settings=True) from None
+
+
+class _Upload:
+    """A small object is one request. Of a larger one at most `PARTS_AT_ONCE` parts are on their way; one is filling."""
+
+    def __init__(self, store: S3Store, key: str) -> None:
+        self._store, self._key, self._id = store, key, ""
+        self._filling, self._size, self._sent = bytearray(), 0, 0
+        self._threads: ThreadPoolExecutor | None = None
+        self._under_way: deque[Future[dict[str, Any]]] = deque()
+        self._done: list[dict[str, Any]] = []
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Take some bytes; returns how many."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), SLICE):
+            self._filling += view[start : start + SLICE]
+            if len(self._filling) >= PART * (1 + self._sent // PARTS_OF_A_SIZE):
+                self._send()
+        self._size += len(view)
+        return len(view)
+
+    def finish(self) -> None:
+        """Make the object."""
+        if not self._id:
+            self._store.put(self._key, bytes(self._filling))
+            return
+        if self._filling:
+            self._send()
+        while self._under_way:
+            self._done.append(self._under_way.popleft().result())
+        self._stop()
+        try:
+            self._store._ask(
+                "write", self._key, "complete_multipart_upload", Key=self._key, UploadId=self._id,
+                MultipartUpload={"Parts": self._done},
+            )  # fmt: skip
+        except FileNotFoundError:  # no such upload: the answer to an attempt that had succeeded was lost
+            if self._store.size(self._key) != self._size:
+                raise StorageError(f"the upload of {self._store._named(self._key)} was dropped by the server") from None
+
+    def abort(self) -> None:
+        """Leave nothing behind; where even that fails, `abandon` finds it."""
+        for future in self._under_way:
+            future.cancel()
+        self._stop()
+        if self._id:
+            with suppress(StorageError):
+                self._store.abort(self._key, self._id)
+
+    def _send(self) -> None:
+        """One part, by a thread; waits while too many are under way."""
+        if not self._id:
+            answer = self._store._ask("write", self._key, "create_multipart_upload", Key=self._key)
+            self._id, self._threads = answer["UploadId"], ThreadPoolExecutor(PARTS_AT_ONCE, "wmtp-upload")
+        assert self._threads is not None
+        if len(self._under_way) == PARTS_AT_ONCE:
+            self._done.append(self._under_way.popleft().result())
+        self._sent += 1
+        self._under_way.append(self._threads.submit(self._part, self._sent, self._filling))
+        self._filling = bytearray()
+
+    def _part(self, number: int, data: bytearray) -> dict[str, Any]:
+        answer = self._store._ask(
+            "write", self._key, "upload_part", Key=self._key, UploadId=self._id, PartNumber=number, Body=data
+        )
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def _stop(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
+
+
+# The library
+
+
+class _Taken(Exception):
+    """There is an object where one should have been made."""
+
+
+class _Short(Exception):
+    """An answer was cut off."""
+
+
+@lru_cache(maxsize=1)
+def _client(pid: int) -> Any:
+    """The client of this process: connections must not be shared with a parent.
+
+    Raises:
+        UsageError: boto3 is not installed.
+        StorageError: settings that it cannot read.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError as problem:
+        raise UsageError("s3:// needs boto3: pip install 'wmtp[s3]'") from problem
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"total_max_attempts": 1},  # `S3Store._try` repeats, and bodies too
+        max_pool_connections=32,
+        request_checksum_calculation="when_required",  # other servers than Amazon's do not know the newer ones
+        response_checksum_validation="when_required",
+    )
+    try:
+        session = boto3.session.Session()
+        region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
+        return session.client("s3", region_name=region, config=config)
+    except (BotoCoreError, ValueError) as problem:
+        raise StorageError(f"the AWS settings cannot be used: {_without_user(str(problem))}", settings=True) from None
+
+
+def forget_client() -> None:
+    """The next request reads the AWS settings again."""
+    _client.cache_clear()
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    """Empty of the library's own where it is missing: `_client` says so."""
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
+    except ImportError:
+        return (_Short,)
+    return (BotoCoreError, ClientError, ResponseParserError, _Short)
+
+
+def _may_pass(problem: Exception) -> bool:
+    """Whether another attempt can help."""
+    from botocore.exceptions import ConnectionError as NotReached
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(problem, (NotReached, HTTPClientError, IncompleteReadError, ResponseParserError, _Short)):
+        return True
+    status = str(_answer(problem).get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return _code(problem) in _PASSING or status in _ALWAYS
+
+
+def _code(problem: Exception) -> str:
+    """What the server calls it; empty where there was no answer."""
+    return str(_answer(problem).get("Error", {}).get("Code", ""))
+
+
+def _answer(problem: Exception) -> dict[str, Any]:
+    """What the server said, as the library has read it."""
+    found = getattr(problem, "response", None)
+    return found if isinstance(found, dict) else {}
+
+
+def _endpoint() -> str:
+    return _without_user(str(_client(os.getpid()).meta.endpoint_url))
+
+
+def _said(problem: Exception) -> str:
+    text = _without_user(str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__)
+    return f"{text[:300]}..." if len(text) > 300 else text
+
+
+def _without_user(text: str) -> str:
+    """URLs may hold a name and a password."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,0 +1,102 @@
+"""An object store in memory, for tests: no server, no network, nothing on the disk."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from wmtp.storage.objects import STORES, ObjectPath, store
+
+
+@contextmanager
+def memory_storage(bucket: str = "bucket") -> Iterator[ObjectPath]:
+    """A bucket, empty and gone with the block; within it `memory://BUCKET/key` names an object in this process."""
+    STORES["memory"] = lambda name: MemoryStore()
+    store.cache_clear()
+    try:
+        yield ObjectPath(f"memory://{bucket}", "")
+    finally:
+        del STORES["memory"]
+        store.cache_clear()
+
+
+class MemoryStore:
+    """See `wmtp.storage.objects.Store`."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self._alone = threading.Lock()
+
+    def size(self, key: str) -> int | None:
+        """See the protocol; so for all others."""
+        found = self.objects.get(key)
+        return None if found is None else len(found)
+
+    def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """In the order of keys."""
+        yield from ((key, len(data)) for key, data in sorted(self.objects.items()) if key.startswith(prefix))
+
+    def children(self, prefix: str) -> Iterator[str]:
+        """Folders end with a slash."""
+        names = (key[len(prefix) :].partition("/") for key in sorted(self.objects) if key.startswith(prefix))
+        yield from dict.fromkeys(first + slash for first, slash, _ in names if first)
+
+    def get(self, key: str) -> bytes:
+        """All of it."""
+        if key not in self.objects:
+            raise FileNotFoundError(errno.ENOENT, "no such object", key)
+        return self.objects[key]
+
+    def read_into(self, key: str, start: int, view: memoryview) -> None:
+        """Some of it."""
+        view[:] = self.get(key)[start : start + len(view)]
+
+    def put(self, key: str, data: bytes) -> None:
+        """Make or replace."""
+        self.objects[key] = bytes(data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Make, unless it is there."""
+        with self._alone:
+            return self.objects.setdefault(key, data) is data
+
+    def replace(self, key: str, old: bytes, new: bytes) -> bool:
+        """Compare and set."""
+        with self._alone:
+            if self.objects.get(key) != old:
+                return False
+            self.objects[key] = new
+            return True
+
+    def upload(self, key: str) -> MemoryUpload:
+        """In a stream."""
+        return MemoryUpload(self, key)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Whatever is there of them."""
+        for key in keys:
+            self.objects.pop(key, None)
+
+    def abandon(self, prefix: str) -> None:
+        """Nothing is left behind here."""
+
+
+class MemoryUpload:
+    """See `wmtp.storage.objects.Upload`."""
+
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store, self._key, self._data = store, key, bytearray()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Take some bytes."""
+        self._data += data
+        return len(data)
+
+    def finish(self) -> None:
+        """Make the object."""
+        self._store.put(self._key, bytes(self._data))
+
+    def abort(self) -> None:
+        """Forget it."""

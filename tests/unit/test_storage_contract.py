@@ -1,0 +1,126 @@
+"""What every kind of storage must do, tried on a disk, in memory and on a real S3 server over HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wmtp.storage import ObjectPath, Place, appender, blocks, copy, created, files, place, s3, sha256_file, write_atomic
+from wmtp.testing import memory_storage
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """An empty folder."""
+    if request.param == "local":
+        yield place(tmp_path)
+    elif request.param == "memory":
+        with memory_storage() as bucket:
+            yield bucket / "tests"
+    else:
+        yield request.getfixturevalue("s3")
+
+
+def _write(folder: Place, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / name, name)
+
+
+def test_what_was_written_is_there_and_read_back(folder: Place) -> None:
+    path = folder / "a ü+=%20 b.txt"
+    write_atomic(path, "old")
+    write_atomic(path, b"new \xff")
+    assert path.read_bytes() == b"new \xff"
+    assert (path.is_file(), path.is_dir(), path.exists(), path.stat().st_size) == (True, False, True, 5)
+
+
+def test_what_is_not_there_is_a_missing_file(folder: Place) -> None:
+    path = folder / "nothing"
+    assert (path.is_file(), path.is_dir(), path.exists()) == (False, False, False)
+    for attempt in (path.read_bytes, path.stat, lambda: path.open("rb"), lambda: list(blocks(path))):
+        with pytest.raises(FileNotFoundError, match="nothing"):
+            attempt()
+    path.unlink(missing_ok=True)
+
+
+def test_folders_are_told_from_files_and_list_their_own_children_only(folder: Place) -> None:
+    _write(folder, "a/one", "a/b/two", "a/b/c/three", "ab", "a-")
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "a-", "ab"]
+    assert sorted(path.name for path in (folder / "a").iterdir()) == ["b", "one"]
+    assert (folder / "a").is_dir()
+    assert not (folder / "a").is_file()
+    assert sorted(str(path) for path in folder.glob("a/*")) == [str(folder / "a/b"), str(folder / "a/one")]
+    assert [path.read_text() for path in folder.glob("*/b/t*")] == ["a/b/two"]
+
+
+def test_a_place_is_a_value_that_sorts_and_travels(folder: Place) -> None:
+    one, other = folder / "a", folder / "b"
+    assert sorted([other, one]) == [one, other]  # type: ignore[type-var]
+    assert pickle.loads(pickle.dumps(one)) == one  # noqa: S301
+    assert (one.parent, one.name, one.with_name("c")) == (folder, "a", folder / "c")
+    assert place(str(one)) == one
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
+@given(data=st.data())
+def test_any_read_of_a_file_is_the_same_as_of_its_bytes(folder: Place, data: st.DataObject) -> None:
+    content = data.draw(st.binary(max_size=3000), "content")
+    write_atomic(folder / "x", content)
+    with (folder / "x").open("rb", buffering=data.draw(st.integers(2, 600), "buffer")) as stream:
+        for start, count in data.draw(st.lists(st.tuples(st.integers(0, 3100), st.integers(0, 3100)), max_size=4)):
+            stream.seek(start)
+            assert stream.read(count) == content[start : start + count]
+    assert b"".join(blocks(folder / "x")) == content
+    assert sha256_file(folder / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_stream_of_many_parts_is_one_file(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART", 5 << 20)
+    monkeypatch.setattr(files, "BLOCK", 3_000_000)
+    piece = bytes(range(251)) * 4000
+    with created(folder / "x") as stream:
+        for _ in range(13):
+            stream.write(memoryview(piece))
+    copy(folder / "x", folder / "y")
+    assert sha256_file(folder / "y") == hashlib.sha256(piece * 13).hexdigest()
+
+
+def test_a_stream_that_fails_leaves_no_whole_file_and_no_object(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "PART", 5 << 20)
+    with pytest.raises(KeyboardInterrupt), created(folder / "x") as stream:  # noqa: PT012
+        stream.write(bytes(12 << 20))
+        raise KeyboardInterrupt
+    assert not isinstance(folder, ObjectPath) or not (folder / "x").exists()
+
+
+def test_lines_that_were_settled_are_in_the_file_and_more_follow_them(folder: Place) -> None:
+    for number in range(3):
+        lines = appender(folder / "log")
+        lines.write(f"{number}\n")
+        lines.flush()
+        lines.settle()
+        assert (folder / "log").read_text() == "".join(f"{i}\n" for i in range(number + 1))
+        lines.close()
+
+
+def test_a_removed_file_is_gone(folder: Place) -> None:
+    _write(folder, "a", "b")
+    (folder / "a").unlink()
+    assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("folder", ["memory", "s3"], indirect=True)
+def test_of_several_that_create_the_same_object_one_does(folder: ObjectPath) -> None:
+    bucket, key = folder.store, (folder / "lock").key
+    with ThreadPoolExecutor(4) as threads:
+        won = list(threads.map(lambda i: bucket.create(key, f"{i}".encode()), range(4)))
+    assert sorted(won) == [False, False, False, True]
+    assert bucket.get(key) == f"{won.index(True)}".encode()
