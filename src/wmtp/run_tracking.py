@@ -72,7 +72,7 @@ def card_of(config: Config, folder: Place) -> RunCard:
     facts = provenance.read(folder / "provenance.json")
     last = (facts["starts"] or [{}])[-1]
     tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm}
-    made_by = (last.get("packages") or {}).get("wmtp")
+    made_by = (last.get("versions") or {}).get("wmtp")
     if made_by:
         tags["wmtp.version"] = str(made_by)
     commit = (last.get("git") or {}).get("commit")
