@@ -167,7 +167,6 @@ def test_a_file_that_was_cut_off_is_gone_on_with_to_the_same_end(
     broken.write_bytes(source.read_bytes())
     note = tmp_path / "cut.jsonl.part.about"
     about = json.loads(note.read_text())
-    wmtp_command("data", command, "--data", source, "--out", tmp_path / "other.jsonl")
     from wmtp.storage import sha256_file
 
     note.write_text(json.dumps(about | {"source_sha256": sha256_file(source)}))
@@ -207,12 +206,11 @@ def test_the_data_commands_load_no_torch(source: Path, tmp_path: Path) -> None:
     commands = [
         ["data", "prepare", str(source), "--out", made],
         ["data", "label", "--data", str(source), "--out", str(tmp_path / "labelled.jsonl")],
-        ["data", "mutate", "--data", str(source), "--out", str(tmp_path / "mutated.jsonl"), "--variants", "1"],
         ["data", "index", made],
     ]
     code = (
         "import json, sys\nfrom wmtp.cli import run_command\n"
-        "assert [run_command(command) for command in json.loads(sys.argv[1])] == [0, 0, 0, 0]\n"
+        "assert [run_command(command) for command in json.loads(sys.argv[1])] == [0, 0, 0]\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run(

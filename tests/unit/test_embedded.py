@@ -96,11 +96,12 @@ def test_a_sample_of_programs_keeps_its_verdict_when_run_again() -> None:
 
 def test_the_tokenizer_returns_every_text_unchanged() -> None:
     odd = "def f(x):\n\treturn x  ==  'é \\n 😀'\n\n\n    # not . , ! it's\r\n"
-    for text in [odd, *{row[key] for row in both() for key in ("prompt", "response")}]:
-        encoded = tokenizer()(text, return_offsets_mapping=True)
-        assert tokenizer().decode(encoded["input_ids"]) == text
-        assert len(encoded["offset_mapping"]) == len(encoded["input_ids"])
-        assert encoded["offset_mapping"][-1][1] == len(text)
+    texts = [odd, *{row[key] for row in both() for key in ("prompt", "response")}]
+    encoded = tokenizer()(texts, return_offsets_mapping=True)
+    assert tokenizer().decode([i for ids in encoded["input_ids"] for i in ids]) == "".join(texts)
+    for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        assert len(offsets) == len(ids)
+        assert offsets[-1][1] == len(text)
 
 
 def test_every_row_fits_the_model() -> None:

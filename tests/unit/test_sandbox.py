@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import struct
 import subprocess
@@ -408,6 +409,14 @@ def test_the_order_of_sets_is_repeatable_and_another_hash_seed_gives_another() -
     assert order(1) == order(1) != order(2)
     with pytest.raises(UsageError, match="hash_seed must be from 0"):
         Sandbox(hash_seed=-1)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root's programs get an id of their own"
+)
+def test_programs_of_two_sandboxes_of_root_have_users_of_their_own() -> None:
+    with Sandbox(workers=1) as one, Sandbox(workers=1) as other:
+        assert 0 != one.isolation.facts["uid"] != other.isolation.facts["uid"] != 0
 
 
 def test_installed_packages_can_be_given_to_programs() -> None:
