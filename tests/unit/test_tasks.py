@@ -95,7 +95,7 @@ def test_training_and_held_out_rows_share_no_text(task: Task) -> None:
 def test_small_expressions_fall_on_one_side_only() -> None:
     """With a single operation the same expression comes again soon, but never on the other side."""
     task = Polynomial(operations=1, more=0)
-    train, held = ([r.prompt for r in islice(task.records(role), 3000)] for role in ("train", "validation"))
+    train, held = ([r.prompt for r in islice(task.records(role), 1200)] for role in ("train", "validation"))
     assert len(set(train)) < len(train)
     assert not set(train) & set(held)
 
@@ -124,7 +124,7 @@ def test_the_tokenizer_knows_every_word_and_gives_the_text_back(task: Task) -> N
 def test_every_word_of_the_stories_is_there_once_and_used() -> None:
     task = Induction(names=5000)
     words = task.tokenizer().get_vocab()
-    used = Counter(w for row in rows_of(task, 1500, "train") for w in row.tokens.tolist())
+    used = Counter(w for row in rows_of(task, 600, "train") for w in row.tokens.tolist())
     assert sorted(words.values()) == list(range(len(words)))
     assert {word for word, i in words.items() if not used[i]} <= {"<pad>", "<bos>", "<unk>"}
 
