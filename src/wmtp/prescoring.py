@@ -104,7 +104,7 @@ def _folder(config: Config, out: str | None) -> Path:
         raise ConfigError("nothing to score: an online run samples what it trains on")
     wanted = columns_wanted(config)
     if not wanted:
-        raise ConfigError(f"nothing to score: the recipe of the arm {config.arm} names no frozen model")
+        raise ConfigError(f"nothing to score: the arm {config.arm}, as the recipe has it, reads no frozen model")
     named = {column.scores for column in wanted if column.scores is not None}
     if out is None and len(named) != 1:
         raise ConfigError("say where the scores should go: --out FOLDER, or `scores` beside the model in the recipe")
