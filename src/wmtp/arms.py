@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from importlib import import_module
 from typing import Any
 
@@ -52,7 +52,8 @@ def build_objective(
     num_heads = config.model.heads.num_heads
     scheme = build_scheme(objective.weighting, config.train.seed, steps)
     scorers = build_scorers(config, tokenizer, device, weights)
-    _check_scores(scheme, scorers)
+    kl = config.online.kl if config.online is not None else 0.0
+    _check_scores(scheme.needs | ({"reference_nll_BTK"} if kl else set()), scorers)
 
     def scores(batch: Batch) -> dict[str, torch.Tensor]:
         return {name: value for scorer in scorers for name, value in scorer.fields(batch, num_heads).items()}
@@ -64,6 +65,7 @@ def build_objective(
         denominator=objective.denominator,
         kind=objective.loss,
         chunk=objective.logits_chunk,
+        kl=kl,
     )
 
 
@@ -147,11 +149,11 @@ def head_coefficients(
     return at
 
 
-def _check_scores(scheme: Scheme, scorers: Sequence[Scorer]) -> None:
-    """Raise `ConfigError` unless the frozen models give what the scheme reads, and nothing else."""
+def _check_scores(needs: Set[str], scorers: Sequence[Scorer]) -> None:
+    """Raise `ConfigError` unless the frozen models give what the objective reads, and nothing else."""
     fields = {VALUES: "values_BT", REFERENCE: "reference_nll_BTK"}
     found = {fields[scorer.wanted.name] for scorer in scorers}
-    frozen = scheme.needs - {"gradient_norm_BTK"}
+    frozen = needs - {"gradient_norm_BTK"}
     if frozen != found:
         needed, given = (", ".join(sorted(names)) or "nothing" for names in (frozen, found))
         raise ConfigError(

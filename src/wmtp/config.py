@@ -301,6 +301,8 @@ class GRPOConfig(_Part):
     mode: Literal["exp", "positive"] = "exp"
     beta: AboveZero | ScheduleConfig[AboveZero] = 1.0
     clip: Clip = (0.1, 3.0)
+    neutral: Share = 1.0
+    """Weight of responses whose group has equal rewards: 1 trains them as the baseline does, 0 leaves them out."""
 
     @model_validator(mode="after")
     def _beta_is_used(self) -> GRPOConfig:
@@ -473,6 +475,29 @@ class ValueObjectiveConfig(_Part):
 ObjectiveConfig = Annotated[MTPObjectiveConfig | ValueObjectiveConfig, Field(discriminator="kind")]
 
 
+class OnlineConfig(_Part):
+    """Training on the policy's own samples, judged by the problems' tests (docs/schemes/grpo.md)."""
+
+    samples: Annotated[int, Field(ge=2)] = 8
+    """Of each problem. train.batch_size counts samples: a step asks batch_size / samples problems."""
+    max_new_tokens: Positive = 256
+    """Of a sample; a prompt may have the rest of data.max_length."""
+    temperature: AboveZero = 1.0
+    """1: samples are the policy's own distribution, which the KL and the theory ask for."""
+    require: Literal["strong", "best", "none"] = "strong"
+    """Isolation of the sandbox; less than that refuses to start."""
+    kl: NotNegative = 0.0
+    """Coefficient of the divergence from a frozen reference (docs/math.md 4.9)."""
+    reference: ModelLocation | None = None
+    """Of kl; default: model.path, what the run starts from."""
+
+    @model_validator(mode="after")
+    def _reference_is_used(self) -> OnlineConfig:
+        if self.reference is not None and not self.kl:
+            raise ValueError("online.reference does nothing without online.kl; leave it out")
+        return self
+
+
 class OptimConfig(_Part):
     """AdamW and its schedule."""
 
@@ -584,6 +609,8 @@ class Config(_Part):
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = MTPObjectiveConfig()
+    online: OnlineConfig | None = None
+    """Default: the responses of data.train are trained on."""
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -612,6 +639,8 @@ class Config(_Part):
                 )
         else:
             self._fits_heads(objective)
+        if self.online is not None:
+            self._fits_online(self.online)
         in_pairs = isinstance(objective, ValueObjectiveConfig) and objective.loss == "pairwise"
         if data.sampling is not None and data.sampling.pairs != "cycled" and not in_pairs:
             raise ValueError(f"data.sampling.pairs = {data.sampling.pairs!r} is for objective.loss = pairwise")
@@ -639,6 +668,62 @@ class Config(_Part):
         if not self.checkpoint.save_final:
             raise ValueError("checkpoint.select does nothing without checkpoint.save_final; leave it out")
 
+    def _fits_online(self, online: OnlineConfig) -> None:
+        objective, data, train = self.objective, self.data, self.train
+        if isinstance(objective, ValueObjectiveConfig):
+            raise ValueError("online is for objective.kind = mtp: a critic does not sample")
+        if not any(isinstance(scheme, GRPOConfig | OwnConfig) for scheme in self.schemes):
+            raise ValueError(
+                "online needs a weighting that reads rewards, objective.weighting.scheme = grpo: with others samples "
+                "would be trained on whether they pass or not"
+            )
+        unused = {
+            "index": data.index,
+            "cache": data.cache,
+            "workers": data.workers or None,
+            "solutions": data.solutions,
+        }
+        for name, value in unused.items():
+            if value is not None:
+                raise ValueError(f"data.{name} does nothing for samples that are drawn in training; leave it out")
+        if any(getattr(scheme, "scores", None) is not None for scheme in self.schemes):
+            raise ValueError("samples that are drawn in training have no stored scores; leave scores out")
+        if train.batch_size % online.samples:
+            raise ValueError(
+                f"train.batch_size = {train.batch_size} must be a multiple of online.samples = {online.samples}"
+            )
+        if online.max_new_tokens >= data.max_length:
+            raise ValueError(
+                f"online.max_new_tokens = {online.max_new_tokens} leaves no room for a prompt in data.max_length = "
+                f"{data.max_length}"
+            )
+        if online.kl:
+            self._fits_kl(objective, online)
+
+    def _fits_kl(self, objective: MTPObjectiveConfig, online: OnlineConfig) -> None:
+        if objective.denominator != "tokens":
+            raise ValueError(
+                "online.kl needs objective.denominator = tokens: then the loss is a mean over tokens, as in GRPO, and "
+                "the divergence is not rescaled with the weights"
+            )
+        reference = self.kl_reference
+        if reference is None:
+            raise ValueError("online.kl needs online.reference where the run starts from random weights")
+        for scheme in self.schemes:
+            own = getattr(scheme, "reference", None)
+            if own is not None and (own, getattr(scheme, "alignment", "next")) != (reference, "next"):
+                raise ValueError(
+                    f"the weighting reads the reference {own}, online.kl reads {reference} with alignment 'next': one "
+                    "reference serves both"
+                )
+
+    @property
+    def kl_reference(self) -> str | None:
+        """The frozen model that the policy is kept near, where it is."""
+        if self.online is None or not self.online.kl:
+            return None
+        return self.online.reference or self.model.path
+
     def _fits_heads(self, objective: MTPObjectiveConfig) -> None:
         num_heads = self.model.heads.num_heads
         given = objective.head_coefficients
@@ -655,8 +740,10 @@ class Config(_Part):
     @property
     def arm(self) -> str:
         """`critic`, or what the weighting amounts to: `baseline`, `verifiable`, the scheme's name, or a control's name
-        and its scheme's (`shuffled_rho1`)."""
-        return "critic" if isinstance(self.objective, ValueObjectiveConfig) else _arm(self.objective.weighting)
+        and its scheme's (`shuffled_rho1`); `online_` before it where the policy's own samples are trained on."""
+        if isinstance(self.objective, ValueObjectiveConfig):
+            return "critic"
+        return ("" if self.online is None else "online_") + _arm(self.objective.weighting)
 
     @property
     def schemes(self) -> list[SimpleConfig]:

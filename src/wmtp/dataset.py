@@ -26,7 +26,7 @@ from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.facts import facts_of
 from wmtp.data.groups import GroupCounts, Groups, group_of, require_mixed, with_groups
 from wmtp.data.index import Index
-from wmtp.data.orders import DifficultyBin, Mixed, Order, Sequential, Shuffled
+from wmtp.data.orders import DifficultyBin, Mixed, Order, Repeated, Sequential, Shuffled
 from wmtp.data.records import Record
 from wmtp.data.sampling import UNKNOWN, Integers, Kind, RowFacts, Selection
 from wmtp.data.sources import SourceReport, stream_records
@@ -35,6 +35,8 @@ from wmtp.data.text import Encoder, Row, check_template
 from wmtp.data.tokenising import with_tokens
 from wmtp.errors import DataError, WmtpError
 from wmtp.formats.hf import backend_fingerprint
+from wmtp.questions import Question, read_questions
+from wmtp.questions import fingerprint as fingerprint_of_questions
 from wmtp.storage import resolve, sha256_file
 
 
@@ -47,6 +49,9 @@ class Data:
     fingerprint: str
     """sha256 over every id of every row, the rewards and groups: what a resumed run must find again."""
     notes: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    """What the policy is asked in place of being given the responses of training rows; these are then as long as the
+    longest answer would make them, and no row to train on."""
 
     @property
     def rows(self) -> list[Row]:
@@ -63,7 +68,11 @@ def build_data(config: Config, tokenizer: Any) -> Data:
     """
     check_template(config.data.template)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if config.data.index is None:
+    questions: list[Question] = []
+    if config.online is not None:
+        rows, questions = _asked(config, tokenizer)
+        order, place_R = order_of(config, facts_of(rows.train)), None
+    elif config.data.index is None:
         rows = _rows(config, tokenizer, [_Side(config, name) for name in _sides(config)])
         order, place_R = order_of(config, facts_of(rows.train)), None
     else:
@@ -73,7 +82,8 @@ def build_data(config: Config, tokenizer: Any) -> Data:
             order, place_R = plan.order, plan.place_R
     if config.data.sampling is not None:
         rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
-    _check_rows(config, rows.train)
+    if not questions:
+        _check_rows(config, rows.train)
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
     validation = None
     if len(rows.validation):
@@ -82,7 +92,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         items = Selection(facts, _held_out_kind(config, facts, rows)).items(0)
         sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
-    return Data(batches, validation, rows.fingerprint, rows.notes)
+    return Data(batches, validation, rows.fingerprint, rows.notes, questions)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -105,16 +115,19 @@ def order_of(config: Config, facts: RowFacts) -> Order:
     sampling, seed = config.data.sampling or SamplingConfig(), config.train.seed
     kind: Kind = sampling.pairs if _in_pairs(config) else "rows"
     selection = Selection(facts, kind, sampling.max_per_problem, seed)
-    per_batch = items_per_batch(config.train.batch_size, 1 if kind == "rows" else 2)
+    asked = config.online.samples if config.online is not None else 0
+    per_batch = items_per_batch(config.train.batch_size, asked or (1 if kind == "rows" else 2))
     bins = sampling.difficulty
     if bins is None:
-        return Shuffled(selection.items, facts.length_R, per_batch, seed)
+        order: Order = Shuffled(selection.items, facts.length_R, per_batch, seed)
+        return Repeated(order, asked) if asked else order
 
     def mixed(steps: int) -> Mixed:
         parts = [DifficultyBin(*b.levels, scheduled(b.weight, steps)) for b in bins]
         return Mixed(selection.items, facts.length_R, facts.levels(), parts, per_batch, seed)
 
-    return mixed(number_of_steps(config, len(mixed(1))))
+    order = mixed(number_of_steps(config, len(mixed(1))))
+    return Repeated(order, asked) if asked else order
 
 
 def rows_used(order: Order, steps: int, rows: int) -> Integers:
@@ -216,6 +229,7 @@ class _Side:
         self.is_held_out = self.name != self.role
         self.notes: list[str] = []
         self.groups: Groups = {}
+        self.solutions = "all" if config.online is not None and name == "train" else config.solutions
 
     def identity(self) -> dict[str, Any]:
         """What decides which records these are."""
@@ -241,7 +255,7 @@ class _Side:
                 continue
             own += 1
             counts.add(record.problem_id, record.is_correct)
-            if self.config.solutions == "all" or record.is_correct is not False:
+            if self.solutions == "all" or record.is_correct is not False:
                 kept += 1
                 yield record
         check_kept(self.config, own, report.kept - own, kept, self.is_held_out)
@@ -355,6 +369,24 @@ class _Rows:
     notes: list[str]
 
 
+def _asked(config: Config, tokenizer: Any) -> tuple[_Rows, list[Question]]:
+    """The problems that the policy is asked, their rows, and the rows of validation."""
+    assert config.online is not None
+    data, most = config.data, config.online.max_new_tokens
+    side = _Side(config, "train")
+    questions, note = read_questions(
+        side.records(),
+        tokenizer,
+        data.template,
+        longest=data.max_length - most,
+        drop_long=data.on_long_row == "drop",
+    )
+    train = [question.row(number, most, tokenizer.eos_token_id) for number, question in enumerate(questions)]
+    others = _rows(config, tokenizer, [_Side(config, name) for name in _sides(config)[1:]])
+    identity = hashlib.sha256(f"{fingerprint_of_questions(questions)} {others.fingerprint}".encode()).hexdigest()
+    return _Rows(train, others.validation, identity, [*side.notes, note, *others.notes]), questions
+
+
 def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide]) -> _Rows:
     """The rows of all sides, encoded."""
     data = config.data
@@ -376,13 +408,13 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _IndexedSide])
         return [*read, *(f"{name}: {encoder.report.summary()}" for name, encoder in encoders.items())]
 
     def check(rows: Sequence[Row]) -> None:
-        if any(isinstance(scheme, GRPOConfig) for scheme in config.schemes):
+        if config.online is None and any(isinstance(scheme, GRPOConfig) for scheme in config.schemes):
             require_mixed(rows)
 
     if data.cache is None:
         made = {side.name: with_groups(list(encoded(side)), side.groups) for side in sides}
-        check(made["train"])
-        both = made["train"], made.get("validation", [])
+        both = made.get("train", []), made.get("validation", [])
+        check(both[0])
         return _Rows(*both, fingerprint(*both), notes())
     key = {
         "code": code_version(), "tokenizer": backend_fingerprint(tokenizer), "template": data.template,

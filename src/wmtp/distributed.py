@@ -50,6 +50,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from wmtp.errors import ConfigError, WmtpError
+from wmtp.probing import evaluating
 
 T = TypeVar("T")
 
@@ -275,6 +276,7 @@ def shard(
     apart = (*trunk, *(heads or ()))
     units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in apart]
     root = fully_shard(model, reshard_after_forward=False, **options)
+    _GIVEN_BACK.update(units if how.reshard_after_forward else ())
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -292,6 +294,9 @@ def shard(
 
 _REDUCED_EACH: WeakSet[nn.Module] = WeakSet()
 """Units whose gradients are reduced in every micro-batch, so that they are never held whole from one to the next."""
+
+_GIVEN_BACK: WeakSet[nn.Module] = WeakSet()
+"""Units whose parameters are given back after each forward pass."""
 
 
 def synchronise(model: nn.Module, last: bool) -> None:
@@ -339,6 +344,34 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within it every rank has all parameters, so that its forward passes need no other rank. All ranks must enter.
+
+    For decoding: ranks take different numbers of forward passes, and each is too short to fetch parameters for. The
+    price is memory for the whole model's parameters.
+    """
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+    def forward() -> None:
+        with evaluating(model):
+            model(torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+
+    if not units:
+        yield
+        return
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+    forward()
+    try:
+        yield
+        forward()  # the next backward pass fetches ahead by the passes before it: they must end alike on all ranks
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit in _GIVEN_BACK, recurse=False)
+        release(model)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Scorer(NamedTuple):
 
 
 def columns_wanted(config: Config) -> list[Wanted]:
-    """What the config's schemes read of frozen models."""
+    """What the config's schemes, and the divergence of `online.kl`, read of frozen models."""
     found: dict[str, Wanted] = {}
     num_heads = config.model.heads.num_heads
     for part in config.schemes:
@@ -73,6 +73,8 @@ def columns_wanted(config: Config) -> list[Wanted]:
         if isinstance(part, Rho1Config | OwnConfig) and part.reference is not None:
             width = num_heads if part.alignment == "matched" else 1
             found.setdefault(REFERENCE, Wanted(REFERENCE, part.reference, part.alignment, width, part.scores))
+    if config.kl_reference is not None:
+        found.setdefault(REFERENCE, Wanted(REFERENCE, config.kl_reference, "next", 1, None))
     return list(found.values())
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wmtp.data.batches import Batch
 from wmtp.distributed import head_passes, release, synchronise
+from wmtp.divergence import divergence
 from wmtp.heads import TrunkOutput
 from wmtp.loss import LossSum
 from wmtp.metrics import Meter
@@ -105,6 +106,8 @@ class Plan:
     """The unweighted loss, where the scheme had to see it first."""
     weighted: bool = False
     weight_BTK: Tensor | None = None
+    kl_scale: Tensor | None = None
+    """What multiplies the divergence from the reference; None where there is none."""
 
     def head(self, k: int) -> Plan:
         """The part of head k (counted from 0), as a plan for one head."""
@@ -139,6 +142,8 @@ class MTPObjective:
         kind: `fused`, `compiled` (the same, compiled for lower precisions), `plain`, or a library of
             `loss_backends.BACKENDS`.
         chunk: rows of logits held at once.
+        kl: coefficient of head 1's divergence from the reference that `score` asks, docs/math.md (4.9); more than 0
+            needs `denominator` `tokens`, which the data alone decides.
     """
 
     def __init__(
@@ -150,10 +155,13 @@ class MTPObjective:
         denominator: str = "weights",
         kind: str = "fused",
         chunk: int | None = None,
+        kl: float = 0.0,
     ) -> None:
+        if kl and denominator != "tokens":
+            raise ValueError(f"kl needs the denominator 'tokens', got {denominator!r}")
         self.scheme, self.score = scheme, score
         self.coefficient_K, self.denominator = coefficient_K, denominator
-        self.kind, self.chunk = kind, chunk
+        self.kind, self.chunk, self.kl = kind, chunk, kl
         self.norms = "gradient_norm_BTK" in scheme.needs
         self.step = 1
 
@@ -182,7 +190,8 @@ class MTPObjective:
         micro-batches; with one micro-batch it does not. With dropout that pass draws its own mask: selection and logged
         nll are those of another draw than the gradient's.
         """
-        plans = [Plan(self._scheme_input(model, batch)) for batch in batches]
+        kl_scale = self._kl_scale(model, batches, reduce) if self.kl and training else None
+        plans = [Plan(self._scheme_input(model, batch), kl_scale=kl_scale) for batch in batches]
         when = self.scheme.when
         if when in (When.ROW, When.MICRO_BATCH) or (when is When.WHOLE_STEP and len(batches) == 1):
             return plans
@@ -193,6 +202,13 @@ class MTPObjective:
                 ]
         weights = self.scheme.weights([plan.scheme_input for plan in plans], reduce, training)
         return [replace(p, weighted=True, weight_BTK=w) for p, w in zip(plans, weights, strict=True)]
+
+    def _kl_scale(self, model: MTPModel, batches: Sequence[Batch], reduce: Reduce) -> Tensor:
+        """The step divides by the total of all heads' pairs, the divergence is a mean over head 1's: kl times their
+        ratio, over all ranks."""
+        first = torch.stack([(batch_targets(b, 1) != IGNORE).sum() for b in batches]).sum()
+        total, count = reduce(torch.stack([self.known_total(model, batches), first.float()])).unbind()
+        return self.kl * total / count
 
     def sums(self, model: MTPModel, batch: Batch, plan: Plan, reduce: Reduce, training: bool) -> Sums:
         """Forward, weights if they had to wait, loss."""
@@ -314,7 +330,19 @@ class MTPObjective:
         norm_BTK = plan.scheme_input.gradient_norm_BTK if plan.weighted else loss.gradient_norm_BTK
         if norm_BTK is not None:
             meter.add(gradient_norm_sum_K=norm_BTK.sum((0, 1)))
-        return Sums(loss.weighted_sum, loss.weight_total, meter)
+        weighted_sum = loss.weighted_sum
+        if plan.kl_scale is not None and plan.scheme_input.first_head == 0:
+            weighted_sum = weighted_sum + plan.kl_scale * self._divergence(model, hidden_K[0], plan.scheme_input, meter)
+        return Sums(weighted_sum, loss.weight_total, meter)
+
+    def _divergence(self, model: MTPModel, hidden_BTD: Tensor, known: SchemeInput, meter: Meter) -> Tensor:
+        """What pulls head 1 to the reference."""
+        if known.reference_nll_BTK is None:
+            raise ValueError("kl needs a reference: `score` gave no reference_nll_BTK")
+        first = known.target_BTK[:, :, 0], known.reference_nll_BTK[:, :, 0]
+        found = divergence(hidden_BTD, model.unembedding(), *first, kind=self.kind, chunk=self.chunk)
+        meter.add(kl_sum=found.total)
+        return found.pull
 
     def _row_weights(
         self, known: SchemeInput, k: int, places_R: Tensor, nll_R: Tensor, norm_R: Tensor | None
@@ -339,7 +367,8 @@ class MTPObjective:
         return torch.ones_like(nll_R) if weight is None else weight.view(-1)
 
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
-        """`loss/*`, `acc/*` (where the loss tells), `weight/*`. nll is always unweighted."""
+        """`loss/*`, `acc/*` (where the loss tells), `weight/*`. nll is always unweighted; `loss/weighted` is without
+        `loss/kl`, the mean divergence."""
         nll_K, count_K = (totals[n].tolist() for n in ("nll_sum_K", "count_K"))
         out = {
             "loss/weighted": ratio(float(totals["weighted_sum"]), float(totals["weight_total"])),
@@ -347,6 +376,8 @@ class MTPObjective:
         }
         for k, (nll, count) in enumerate(zip(nll_K, count_K, strict=True), 1):
             out[f"loss/nll_head_{k}"] = ratio(nll, count)
+        if "kl_sum" in totals:
+            out["loss/kl"] = ratio(float(totals["kl_sum"]), count_K[0])
         if "correct_K" in totals:
             pairs = enumerate(zip(totals["correct_K"].tolist(), count_K, strict=True), 1)
             out |= {f"acc/head_{k}": ratio(correct, count) for k, (correct, count) in pairs}

@@ -82,8 +82,11 @@ def train_step(
 
 
 def _rescale(gradients: list[Tensor], known_total: Tensor, weight_total: Tensor) -> None:
-    """From 'divided by known_total' to 'divided by weight_total', at once and only if they differ."""
-    if bool(weight_total != known_total):
+    """From 'divided by known_total' to 'divided by weight_total', at once and only if they differ.
+
+    Where nothing weighs anything all gradients are 0, and stay 0.
+    """
+    if bool(weight_total != known_total) and bool(weight_total > 0):
         torch._foreach_mul_(gradients, float(known_total / weight_total))
 
 

@@ -40,7 +40,9 @@ from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
 from wmtp.formats.native import copy_model, save_model
+from wmtp.model import MTPModel
 from wmtp.parts import Parts, build, sharding_of
+from wmtp.rollouts import Ask, Rollouts, sandbox_for
 from wmtp.runfolder import (
     check_disk,
     check_same_run,
@@ -126,6 +128,8 @@ class Progress:
     stopped_early: bool = False
     weight_streaks: dict[str, int] = field(default_factory=dict)
     """See `weight_stats.streaks_after`."""
+    neutral_steps: int = 0
+    """Steps of which no sampled group had both a reward of 1 and one of 0."""
     train: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] | None = None
 
@@ -167,9 +171,10 @@ def run(
         def occupy() -> None:
             held.enter_context(only_trainer(folder))
 
+        rollouts = world.together(lambda: rollouts_of(parts, held))
         world.first(occupy)
         watchdog.folder = folder
-        return Loop(parts, folder, reporter, start, watchdog).run(stop)
+        return Loop(parts, folder, reporter, start, watchdog, rollouts).run(stop)
 
 
 def prepare(
@@ -228,6 +233,28 @@ def dry_run(
     needs = estimate(parts, ranks)
     tell(needs, [*parts.data.notes, *reporter.notes])
     check_disk(folder, config, needs.checkpoint_bytes)
+
+
+def rollouts_of(parts: Parts, held: ExitStack) -> Rollouts | None:
+    """What draws the batches of an online run, with its sandbox, which `held` will close; None for other runs.
+
+    Raises:
+        SandboxError: the isolation that is required cannot be had.
+    """
+    config, data, online = parts.config, parts.data, parts.config.online
+    if online is None:
+        return None
+    sandbox = held.enter_context(sandbox_for(online.require, parts.world))
+    ask = Ask(
+        online.samples,
+        online.max_new_tokens,
+        online.temperature,
+        config.train.seed,
+        config.train.micro_batch_size,
+        config.train.micro_batch_tokens,
+    )
+    questions = {question.name: question for question in data.questions}
+    return Rollouts(data.train, questions, parts.tokenizer, sandbox, parts.world, ask)
 
 
 def check_facts(path: Path, parts: Parts, note: Callable[[str], None]) -> None:
@@ -290,8 +317,17 @@ class StopSignal:
 class Loop:
     """The steps of one run."""
 
-    def __init__(self, parts: Parts, folder: Path, reporter: Reporter, start: Path | None, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Path,
+        reporter: Reporter,
+        start: Path | None,
+        watchdog: Watchdog,
+        rollouts: Rollouts | None = None,
+    ) -> None:
         self.parts, self.folder, self.reporter, self.watchdog = parts, folder, reporter, watchdog
+        self.rollouts = rollouts
         self.config, self.world = parts.config, parts.world
         self.checkpoints = folder / "checkpoints"
         self.progress = Progress()
@@ -357,7 +393,7 @@ class Loop:
         step = progress.step + 1
         self.watchdog.beat(f"step {step}")
         fault("step_begin")
-        batches = self._here(self.ahead(step - 1))
+        batches, drawn = self._next_batches(step)
         lr = self._learning_rate(step)
         optim.set_learning_rate(parts.optimizer, lr)
         parts.objective.begin(step)
@@ -379,6 +415,7 @@ class Loop:
             **result.metrics,
             "lr": lr,
             "grad_norm": result.grad_norm,
+            **drawn,
             "time/step_s": seconds,
             "time/tokens_per_s": result.tokens / seconds,
             "mem/peak_bytes": devices.peak_memory(parts.device),
@@ -390,6 +427,22 @@ class Loop:
         self._count_nonfinite(result, step)
         if self.stopping is not None:
             self.stopping.stepped(result.grad_norm)
+
+    def _next_batches(self, step: int) -> tuple[list[Batch], dict[str, float]]:
+        """This rank's micro-batches of a step, and figures of how they came about where the policy drew them."""
+        if self.rollouts is None:
+            return self._here(self.ahead(step - 1)), {}
+        assert isinstance(self.parts.model, MTPModel)
+        drawn = self.rollouts.draw(self.parts.model, step, self.parts.precision)
+        progress = self.progress
+        if drawn.all_neutral:
+            if progress.train.get("online/neutral") != 1:
+                self.reporter.note(
+                    f"step {step}: in every group all samples passed or all failed, so all weigh 1 and nothing is "
+                    "learnt from the tests (told when it begins; online/neutral_steps counts such steps)"
+                )
+            progress.neutral_steps += 1
+        return self._here(drawn.batches), drawn.metrics | {"online/neutral_steps": float(progress.neutral_steps)}
 
     def _watch_weights(self, journal: Journal | NoJournal, step: int) -> None:
         """Tell once if the weights have long been worth nothing; a baseline's are uniform on purpose."""

