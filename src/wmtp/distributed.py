@@ -276,7 +276,8 @@ def shard(
     apart = (*trunk, *(heads or ()))
     units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in apart]
     root = fully_shard(model, reshard_after_forward=False, **options)
-    _GIVEN_BACK.update(units if how.reshard_after_forward else ())
+    if how.reshard_after_forward:
+        _GIVEN_BACK.update(apart)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
