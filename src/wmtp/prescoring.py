@@ -102,6 +102,8 @@ def score_in(
 
 
 def _folder(config: Config, out: str | None) -> Path:
+    if config.online is not None:
+        raise ConfigError("nothing to score: an online run samples what it trains on")
     wanted = columns_wanted(config)
     if not wanted:
         raise ConfigError(f"nothing to score: the arm {config.arm} reads no frozen model")

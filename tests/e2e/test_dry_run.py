@@ -113,7 +113,7 @@ def test_every_shipped_recipe_loads() -> None:
     assert set(configs(Path("x"), [])) == {"critic", "baseline", "verifiable", "rho1"}
 
 
-ALWAYS = ("6.7b", "llama30m", "hybrid", "critic_", "annealed")
+ALWAYS = ("6.7b", "llama30m", "hybrid", "critic_", "annealed", "online")
 """In the names of recipes that are tried each time; what is left differs from them in a word."""
 
 

@@ -16,7 +16,11 @@ from safetensors.torch import load_file
 from tests_recipe import RECIPE
 
 from wmtp.cli import run_command
+from wmtp.config import load
+from wmtp.errors import ConfigError
 from wmtp.sandbox import Sandbox
+from wmtp.study.budget import steps_within
+from wmtp.study.settings import BudgetConfig
 
 Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -71,6 +75,20 @@ def test_a_policy_learns_to_pass_the_tests_and_groups_without_contrast_move_noth
     assert neutral
     assert {step["grad_norm"] for step in neutral} == {0.0}
     assert steps[-1]["online/neutral_steps"] == len(neutral)
+
+
+def test_the_shipped_recipe_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps from random weights, which never pass: both are counted as neutral, and no gradient is left."""
+    small = ["train.batch_size=8", "train.eval_every=null", "data.validation=null", "online.max_new_tokens=8"]
+    start = ["model.heads.num_heads=4", "train.steps=1", "model.architecture.max_position_embeddings=512"]
+    assert run_command(arguments(folder, "four", GRPO, ONLINE, *start)) == 0
+    monkeypatch.setenv("WMTP_START", str(folder / "four" / "final"))
+    recipe = str(ROOT / "recipes" / "grpo_online_embedded_cpu.yaml")
+    command = ["train", "--recipe", recipe, "--out", str(folder / "shipped"), *small, "train.steps=2"]
+    assert run_command(command) == 0
+    first, second = journal(folder / "shipped")
+    assert (first["online/reward"], first["online/neutral"], first["loss/kl"]) == (0.0, 1.0, 0.0)
+    assert (first["grad_norm"], second["online/neutral_steps"]) == (0.0, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +155,17 @@ def test_what_cannot_be_is_refused_with_a_reason(reason: str, folder: Path, wmtp
     assert code == 2
     assert reason in err
     assert not (folder / "never").exists()
+
+
+def test_what_nobody_can_know_before_is_not_counted_or_scored(folder: Path, wmtp_command: Command) -> None:
+    options = arguments(folder, "never", NEAR, ONLINE, "online={kl: 0.1, reference: /nowhere, samples: 8}")[1:]
+    options = [option for option in options if option not in ("--out", f"{folder / 'never'}")]
+    code, _, err = wmtp_command("score", *options, "--out", folder / "scores")
+    assert (code, "an online run samples what it trains on" in err) == (2, True)
+    config = load([folder / "recipe.yaml"], [GRPO, ONLINE])
+    for budget in (BudgetConfig(tokens=1000), BudgetConfig(flops=1e12)):
+        with pytest.raises(ConfigError, match="a budget of seconds, or none"):
+            steps_within(config, budget)
 
 
 def test_less_isolation_than_required_refuses_before_anything_is_written(

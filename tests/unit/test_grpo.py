@@ -67,6 +67,7 @@ def test_a_group_of_equal_rewards_is_neutral(mode: str, reward: float) -> None:
     group = reward_groups(records(a=[bool(reward)] * 3))["a"]
     assert group == (reward, 0.0)
     assert weights(GRPO(mode), [reward] * 3, group) == [1, 1, 1]
+    assert weights(GRPO(mode, neutral=0.0), [reward] * 3, group) == [0, 0, 0]
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=30))

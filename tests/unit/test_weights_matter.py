@@ -22,7 +22,7 @@ from wmtp.targets import IGNORE
 from wmtp.testing import EOS, random_batch, tiny_base, tiny_model
 from wmtp.value import ValueModel
 from wmtp.weight_stats import weight_meter
-from wmtp.weighting import Critic, Rho1, Scheme, SchemeDefaults, SchemeInput, Uniform, When
+from wmtp.weighting import GRPO, Critic, Rho1, Scheme, SchemeDefaults, SchemeInput, Uniform, When
 
 K = 3
 BATCH = random_batch(rows=4, length=12, seed=1)
@@ -265,6 +265,18 @@ def unchanged(before: Any, after: Any) -> bool:
     if isinstance(before, tuple):
         return all(unchanged(a, b) for a, b in zip(before, after, strict=True))
     return bool(before == after)
+
+
+@every_denominator
+def test_a_step_in_which_nothing_weighs_anything_has_no_gradient_and_is_done(denominator: str) -> None:
+    model = tiny_model("llama", K)
+    failed = replace(BATCH, reward_B=torch.zeros(4), group_B2=torch.full((4, 2), 0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = copy.deepcopy(model.state_dict())
+    objective = MTPObjective(GRPO("positive"), denominator=denominator)
+    result = train_step(model, optimizer, objective, [failed])
+    assert (result.stepped, result.grad_norm) == (True, 0.0)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -76,8 +76,14 @@ def _row(arm: Arm, results: Sequence[Result], values: Values) -> dict[str, Any]:
         "about": arm.about,
         "values": {str(seed): value for seed, value in values.items()},
         "mean": asdict(bootstrap(list(values.values()))) if values else None,
-        "spent": {name: fmean(one[name] for one in spent) for name in SPENT} if spent else None,
+        "spent": {name: _mean_known([one[name] for one in spent]) for name in SPENT} if spent else None,
     }
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    """None where a value is not known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def comparison(differences: Sequence[float], p_holm: float) -> dict[str, Any]:

@@ -45,12 +45,17 @@ def steps_within(config: Config, budget: BudgetConfig) -> int:
     """As many steps as a budget of tokens or FLOPs pays for.
 
     Raises:
-        ConfigError: it does not pay for one.
+        ConfigError: it does not pay for one, or the run samples what it trains on.
         UsageError: as `parts.build`.
     """
     limit = budget.tokens if budget.tokens is not None else budget.flops
     if limit is None:
         raise TypeError("seconds are measured, not counted")
+    if config.online is not None:
+        raise ConfigError(
+            "an online run samples what it trains on, so nobody knows before how many tokens or FLOPs a step takes: "
+            "give the study a budget of seconds, or none"
+        )
     total, steps = 0, 0
     for one in _steps(build(config, weights=False)):
         total += one.tokens if budget.tokens is not None else one.flops

@@ -30,7 +30,7 @@ class Result:
     curve: list[dict[str, float | None]]
     """Every evaluation's metrics, with step and tokens."""
     flops: int | None = None
-    """Counted from shapes, see `wmtp.flops`; None for runs that are not compared."""
+    """Counted from shapes, see `wmtp.flops`; None for runs that are not compared, or sampled what they trained on."""
     evaluated: list[dict[str, Any]] = field(default_factory=list)
     """What of the study's `evaluate` is in the metrics."""
 

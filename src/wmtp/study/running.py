@@ -142,7 +142,7 @@ class Runner:
         folder = self.study.run_folder(run.name)
         self._training(run, self.study.file("configs", run.name), folder)
         result = of_run(folder, run.arm.name, run.seed)
-        if run.arm.compare:
+        if run.arm.compare and config.online is None:
             result.flops = spent(config, result.steps).flops
         write_result(self.study.file("results", run.name), result)
         return result

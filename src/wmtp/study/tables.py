@@ -50,7 +50,8 @@ def _spent(figures: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in figures["arms"]:
         spent = row["spent"]
-        cells = [f"{spent[name]:{form}}" for name, form in _FORMS.items()] if spent else [MISSING] * len(_FORMS)
+        known = spent or {}
+        cells = [MISSING if known.get(name) is None else f"{known[name]:{form}}" for name, form in _FORMS.items()]
         table.add_row(row["arm"], str(len(row["values"])), *cells)
     return table
 

@@ -23,7 +23,7 @@ function oneStudy(study, runs) {
     known(row.p_holm) ? {text: row.p_holm.toPrecision(3), sub: `uncorrected ${row.p.toPrecision(3)}`} : MISSING,
     fixed(2)(row.effect), whole(Object.keys(row.values).length),
     ...['steps', 'tokens'].map((name) => (row.spent ? whole(row.spent[name]) : MISSING)),
-    row.spent ? row.spent.flops.toExponential(2) : MISSING, row.spent ? fixed(1)(row.spent.seconds) : MISSING]);
+    row.spent && known(row.spent.flops) ? row.spent.flops.toExponential(2) : MISSING, row.spent ? fixed(1)(row.spent.seconds) : MISSING]);
   const dots = arms.filter(({row}) => row.mean).map(({row, run}) =>
     ({name: row.arm, dots: [{run, label: row.arm, value: row.mean.mean, low: row.mean.low, high: row.mean.high}]}));
   const along = arms.map(({row, run, curve}) => ({run, kind: 'line', label: row.arm, points: curve.map((point) => [point.tokens, point.mean])}));
