@@ -58,7 +58,7 @@ MAKERS: dict[str, list[Make]] = {
         partial(Rho1, ratio=Schedule(0.9, 0.3, 10, "cosine")),
     ],
     "gradient": [Gradient, partial(Gradient, alpha=2.0, clip=(0.0, 5.0), ema_decay=0.5)],
-    "grpo": [GRPO, partial(GRPO, beta=0.2), partial(GRPO, "positive")],
+    "grpo": [GRPO, partial(GRPO, beta=0.2), partial(GRPO, "positive"), partial(GRPO, "positive", neutral=0.0)],
     "hybrid": [
         lambda: Hybrid([Critic(), GRPO()]),
         lambda: Hybrid([Rho1("soft"), Gradient()]),
