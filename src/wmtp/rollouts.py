@@ -219,10 +219,10 @@ def row_of(question: Question, answer: Answer, group: tuple[float, float]) -> Ro
 
 
 def sandbox_for(require: Requirement, world: World) -> Sandbox:
-    """A rank's share of the host's sandboxes.
+    """A rank's sandbox, with its share of the host's processors.
 
     Raises:
         SandboxError: less isolation than is required.
     """
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Sandbox(require=require, workers=max(1, processors // world.local_size) + 1)
+    share = None if world.local_size == 1 else max(1, (os.cpu_count() or 1) // world.local_size) + 1
+    return Sandbox(require=require, workers=share)
