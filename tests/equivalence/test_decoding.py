@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmtp.decoding import Generation, Sampling, StopStrings, generate, generate_many
+from wmtp.decoding import Generation, Sampling, StopStrings, compile_layers, generate, generate_many
 from wmtp.decoding import sampling as rules
 from wmtp.decoding.drafting import drafter_of
 from wmtp.decoding.slots import SlotLayer
@@ -484,6 +484,26 @@ def test_heads_that_are_always_wrong_are_left_alone() -> None:
     assert got.accepted == (0, 0, 0)
     assert got.forwards == 256
     assert sum(got.drafted) < 30
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_model_compiled_for_decoding_says_the_same_and_compiles_nothing_once_it_has_begun(heads: str) -> None:
+    """Traced, not generated: how programs are made is what is counted. Later rows are longer, more, and fewer."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    model, longer = tiny_model("llama", 3, heads=heads, noise=0.02), [[*range(3, 30)], [7, 8]]
+    expected = [generate(model, prompts_of(n, seed=17), 12, eos=NEVER).tokens for n in (3, 4)]
+    last = generate(model, longer, 24, eos=NEVER).tokens
+    compile_layers(model, backend="eager")
+    assert generate(model, prompts_of(3, seed=17), 12, eos=NEVER).tokens == expected[0]
+    made = counters["stats"]["unique_graphs"]
+    assert 0 < made <= 24
+    assert generate(model, prompts_of(4, seed=17), 12, eos=NEVER).tokens == expected[1]
+    assert generate(model, longer, 24, eos=NEVER).tokens == last
+    assert counters["stats"]["unique_graphs"] == made
+    torch._dynamo.reset()
 
 
 def test_a_model_compiled_for_training_is_decoded_without_compiling_anything() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from wmtp.decoding.generation import MODES, Continuation, Generation, context_of, eos_of, generate, generate_many
 from wmtp.decoding.sampling import Sampling
 from wmtp.decoding.stopping import Stop, StopStrings
+from wmtp.decoding.trunk import compile_layers
 
 __all__ = [
     "MODES",
@@ -20,6 +21,7 @@ __all__ = [
     "Sampling",
     "Stop",
     "StopStrings",
+    "compile_layers",
     "context_of",
     "eos_of",
     "generate",

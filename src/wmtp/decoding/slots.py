@@ -37,6 +37,16 @@ class Place:
         return slice(start, end) if min(self.start) == max(self.start) and start + self.width == end else None
 
 
+class SlotCache(Cache):  # type: ignore[misc]
+    """A cache whose layers are written outside compiled code, for which every place in it would be another program."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def update(self, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        """As transformers' cache: hand over to a layer's `update`."""
+        states: tuple[Tensor, Tensor] = super().update(*arguments, **keywords)
+        return states
+
+
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """The keys and values `[B, H, capacity, D]` of one layer."""
 
@@ -116,9 +126,9 @@ class Slots:
         slot_S = torch.arange(min(max(start) + width, self.capacity), device=self.device)
         return Place(tuple(start), width, slot_BQ, slot_S)
 
-    def cache(self, num_layers: int) -> Cache:
+    def cache(self, num_layers: int) -> SlotCache:
         """A cache of so many layers."""
-        return Cache(layers=[SlotLayer(self) for _ in range(num_layers)])
+        return SlotCache(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def position_BQ(self) -> Tensor:
         """Position ids of the running forward."""

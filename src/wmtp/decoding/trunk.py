@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
 import torch
+import torch._dynamo.config
+import torch.fx.experimental._config
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from wmtp.decoding.slots import Place, SlotLayer, Slots
+from wmtp.decoding.slots import Place, SlotCache, SlotLayer, Slots
 from wmtp.errors import ModelError
 from wmtp.heads import Branch, TrunkOutput
 from wmtp.model import MTPModel
@@ -78,9 +80,9 @@ class CachedTrunk:
         assert self._output_BTD is not None, "the trunk has not run"
         return self._output_BTD[self.slots.row_B1[:, 0], position_B]
 
-    def cache_beside(self) -> Cache:
+    def cache_beside(self) -> SlotCache:
         """A cache for one more head: its own last layer, beside the trunk's."""
-        cache = Cache(layers=[*self.cache.layers[:-1], SlotLayer(self.slots)])
+        cache = SlotCache(layers=[*self.cache.layers[:-1], SlotLayer(self.slots)])
         self.caches.append(cache)
         return cache
 
@@ -138,14 +140,40 @@ def with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
     return replace(trunk, arguments=tuple(other(value) for value in trunk.arguments), keywords=keywords)
 
 
-@contextmanager
-def decoding(model: MTPModel) -> Iterator[None]:
-    """Evaluation mode, no gradients, and no compiled code.
+_COMPILED: WeakSet[nn.Module] = WeakSet()
+"""Models whose layers were compiled for decoding."""
 
-    A compiled layer is one graph per place in the cache and per shape of a forward: with layers compiled one by one, as
-    for training, that is more graphs than torch keeps, and each would be compiled while decoding waits.
+
+def compile_layers(model: MTPModel, backend: str = "inductor") -> None:
+    """Compile every layer and head for decoding, from its next forward on; the tokens stay what they are.
+
+    Layers share their programs: some for one token a row, some for more, made in the first forwards and none after
+    that, however long rows become. They are made anew for other numbers of rows only where one row and more differ.
+
+    Args:
+        backend: as `torch.compile` takes it. `inductor` needs a C++ compiler on CPU.
     """
-    with evaluating(model), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    for layer in (*model.trunk_layers(), *model.heads()):
+        layer.compile(dynamic=True, backend=backend)
+    _COMPILED.add(model)
+
+
+@contextmanager
+def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
+    """Evaluation mode, no gradients, and compiled code only where `compile_layers` made it.
+
+    Layers that were compiled for training are one program per place in the cache: more than torch keeps, and each would
+    be compiled while decoding waits.
+
+    Args:
+        eager: no compiled code at all.
+    """
+    with evaluating(model), torch.inference_mode(), ExitStack() as held:
+        if eager or model not in _COMPILED:
+            held.enter_context(torch.compiler.set_stance("force_eager"))
+        else:  # a layer's number and sizes that happen to be equal are not part of a program
+            held.enter_context(torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True))
+            held.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))  # type: ignore[attr-defined]
         yield
 
 
@@ -160,7 +188,7 @@ def check_cached(model: MTPModel) -> None:
     tokens_BT = torch.arange(1, 11, device=weight.device).remainder(weight.shape[0]).view(2, 5)
     name = type(model.base).__name__
     trunk = CachedTrunk(model, 2, 5, keep_output=False)
-    with decoding(model):
+    with decoding(model, eager=True):
         expected_BTD = model(tokens_BT)[0]
         try:
             trunk.run(tokens_BT[:, :3], (0, 0))
