@@ -429,9 +429,10 @@ class MTPObjectiveConfig(_Part):
     """Or c_k = head_decay^(k-1)."""
     denominator: Literal["weights", "tokens"] = "weights"
     """What the weighted sum is divided by: the sum of weights, or that of 1 for every target (docs/math.md 2)."""
-    loss: Literal["fused", "plain", "torch", "liger", "cce"] = "fused"
-    """`fused` is ours, `plain` the specification. The others are libraries: no `acc/*` figures, and each is refused
-    where it would be wrong (docs/performance.md)."""
+    loss: Literal["fused", "compiled", "plain", "torch", "liger", "cce"] = "fused"
+    """`fused` is ours, `plain` the specification. `compiled` is `fused` with its passes over bf16 logits compiled by
+    torch (needs Triton on CUDA, a C++ compiler on a CPU). The others are libraries: no `acc/*` figures, and each is
+    refused where it would be wrong (docs/performance.md)."""
     logits_chunk: Positive | None = None
     """Rows of logits held at once by the fused loss, or given to a library; default from the vocabulary's size."""
 

@@ -52,8 +52,9 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.addmm_: _added_product,
+    aten.addmm: _added_product,
 }
-"""Operators that torch's counter (2.13) does not know, by the same rules."""
+"""Operators that torch's counter (2.13) does not know, or not in all their forms, by the same rules."""
 
 
 def counter() -> FlopCounterMode:

@@ -68,11 +68,13 @@ class LossSum:
     """Weights that were made from the losses on the way (`RowWeight`); None where they were given."""
     gradient_norm_BTK: Tensor | None = None
     """|d nll / d hidden| per pair, before any weight; 0 where there is no target. Only where asked for."""
+    softmax_2BTK: Tensor | None = None
+    """What a second visit of the fused loss need not find again: maximum logit, sum of the others' exponentials."""
 
     def head(self, k: int) -> LossSum:
         """The figures of head k (counted from 0); `weighted_sum` and `weight_total` stay those of all heads."""
         one = slice(k, k + 1)
-        pairs = ("nll_BTK", "weight_BTK", "gradient_norm_BTK")
+        pairs = ("nll_BTK", "weight_BTK", "gradient_norm_BTK", "softmax_2BTK")
         figures: dict[str, Any] = {name: getattr(self, name) for name in ("nll_sum_K", "count_K", "correct_K", *pairs)}
         of_head: dict[str, Any] = {n: v if v is None else v[..., one] for n, v in figures.items()}
         return replace(self, **of_head)

@@ -10,6 +10,8 @@ The method, for a chunk of C rows of one head:
     r         = row_weight / total                                  (a number per row)
     dhidden   = r * (g @ projection)           dprojection += g.T @ (r * hidden)      (fp32 accumulator)
 
+On a second visit (`seen`) the maximum and `others` are known: neither is looked for again.
+
 The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
 dropped before the next chunk. `backward` only multiplies the stored gradients, in place, by the incoming scalar. A row
 without a target never meets the unembedding; a row with weight 0 is looked at (its nll is a metric) but does
@@ -32,11 +34,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from wmtp.errors import ConfigError
 from wmtp.loss import LossSum, RowWeight, Unembedding, accumulator, pair_scale
 from wmtp.targets import IGNORE
 
@@ -121,6 +125,7 @@ def fused_loss(
     seen: LossSum | None = None,
     chunk: int | None = None,
     gradient_norms: bool = False,
+    compiled: bool = False,
 ) -> LossSum:
     """`reduce_loss(*plain_nll(...))`, fused: same arguments, same sums, one chunk of logits at a time.
 
@@ -131,6 +136,11 @@ def fused_loss(
             weight > 0 meet the unembedding again: a scheme that had to see the losses first and then drops 40 % of the
             rows costs less than uniform weights do.
         gradient_norms: also give `gradient_norm_BTK`, a by-product of the gradient itself.
+        compiled: let torch.compile fuse the passes over logits of a lower precision, where weights are given and no
+            norms are wanted. Other losses are what they are without.
+
+    Raises:
+        ConfigError: asked to compile where torch cannot.
     """
     scale_BTK = pair_scale(target_BTK, weight_BTK, coefficient_K, accumulator(hidden_K[0].dtype))
     valid_BTK = target_BTK != IGNORE
@@ -143,12 +153,14 @@ def fused_loss(
     if weight_of is not None:
         given = [_on_the_way(weight_of, k, index, scale_BTK, made_R) for k, index in enumerate(index_K)]
     done = _rows_nll(
-        [h.flatten(0, 1)[index] for h, index in zip(hidden_K, index_K, strict=True)],
+        [_rows_of(h.flatten(0, 1), index) for h, index in zip(hidden_K, index_K, strict=True)],
         unembedding,
         [target_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
         given,
         chunk,
         gradient_norms and seen is None,
+        _picked(seen, index_K),
+        compiled,
     )
     made_BTK = None
     if weight_of is not None:
@@ -156,6 +168,7 @@ def fused_loss(
         scale_BTK = scale_BTK * made_BTK
     if seen is not None:
         return replace(seen, weighted_sum=done.weighted_sum, weight_total=scale_BTK.sum())
+    found_R2 = done.found_R2[:0] if torch.is_grad_enabled() else done.found_R2  # with a gradient none comes back
     nll_BTK = _scatter(done.nll_R, index_K, target_BTK)
     correct_BTK = _scatter(done.correct_R, index_K, target_BTK)
     return LossSum(
@@ -167,6 +180,9 @@ def fused_loss(
         nll_BTK=nll_BTK,
         weight_BTK=made_BTK,
         gradient_norm_BTK=_scatter(done.norm_R, index_K, target_BTK) if gradient_norms else None,
+        softmax_2BTK=torch.stack([_scatter(each, index_K, target_BTK) for each in found_R2.T])
+        if len(found_R2)
+        else None,
     )
 
 
@@ -183,6 +199,18 @@ def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, 
         return made_R[-1] * scale[rows]
 
     return weight
+
+
+def _rows_of(value_ND: Tensor, index: Tensor) -> Tensor:
+    """Those rows; all of them without a copy."""
+    return value_ND if len(index) == len(value_ND) else value_ND[index]
+
+
+def _picked(seen: LossSum | None, index_K: list[Tensor]) -> list[Tensor] | None:
+    """What an earlier visit found of these rows."""
+    if seen is None or seen.softmax_2BTK is None:
+        return None
+    return [seen.softmax_2BTK[..., k].flatten(1)[:, index].T for k, index in enumerate(index_K)]
 
 
 def _scatter(value_R: Tensor, index_K: list[Tensor], like_BTK: Tensor) -> Tensor:
@@ -224,6 +252,8 @@ class _Rows(NamedTuple):
     correct_R: Tensor
     norm_R: Tensor
     """Empty unless norms were asked for."""
+    found_R2: Tensor
+    """Empty in a lower precision: rows meet other rows in a second visit, and their logits may be rounded otherwise."""
 
 
 def _rows_nll(
@@ -233,6 +263,8 @@ def _rows_nll(
     weight_K: Sequence[Weight],
     chunk: int | None,
     norms: bool,
+    seen_K: list[Tensor] | None = None,
+    compiled: bool = False,
 ) -> _Rows:
     device = unembedding.projection_VD.device.type
     chunk = chunk or default_chunk(unembedding.projection_VD.shape[0], device)
@@ -246,7 +278,16 @@ def _rows_nll(
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
     with torch.autocast(device, enabled=False):
         result = _LinearNLL.apply(  # type: ignore[no-untyped-call]
-            unembedding.projection_VD, unembedding.bias_V, unembedding, chunk, norms, target_K, weight_K, *hidden_K
+            unembedding.projection_VD,
+            unembedding.bias_V,
+            unembedding,
+            chunk,
+            norms,
+            target_K,
+            weight_K,
+            seen_K,
+            compiled,
+            *hidden_K,
         )
     return _Rows(*result)
 
@@ -264,8 +305,10 @@ class _LinearNLL(torch.autograd.Function):
         norms: bool,
         target_K: list[Tensor],
         weight_K: list[Weight],
+        seen_K: list[Tensor] | None,
+        compiled: bool,
         *hidden_K: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
         accumulate = accumulator(compute)
         unembedding = unembedding._replace(
@@ -282,7 +325,11 @@ class _LinearNLL(torch.autograd.Function):
                 # Into one buffer: fresh pages for each chunk would cost more than the softmax.
                 logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - start])
                 wanted = gradients.wanted(k)
-                visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms)
+                before = None if seen_K is None else seen_K[k][rows]
+                if compiled and compute != accumulate and isinstance(weight, Tensor) and wanted and not norms:
+                    visited = _compiled_visit(logits_CV, target[rows], unembedding, weight[rows])
+                else:
+                    visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, before)
                 total += (visited.weight_C * visited.nll_C).sum()
                 if wanted:
                     gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
@@ -293,8 +340,9 @@ class _LinearNLL(torch.autograd.Function):
         nll_R = torch.cat([none, *(v.nll_C for v in seen)])
         correct_R = torch.cat([none.bool(), *(v.correct_C for v in seen)])
         norm_R = torch.cat([none, *(v.norm_C for v in seen if v.norm_C is not None)])
-        ctx.mark_non_differentiable(nll_R, correct_R, norm_R)
-        return total, nll_R, correct_R, norm_R
+        found_R2 = torch.cat([none.new_zeros(0, 2), *(v.found_C2 for v in seen if v.found_C2 is not None)])
+        ctx.mark_non_differentiable(nll_R, correct_R, norm_R, found_R2)
+        return total, nll_R, correct_R, norm_R, found_R2
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -312,7 +360,7 @@ class _LinearNLL(torch.autograd.Function):
         )
 
 
-HIDDEN = 7
+HIDDEN = 9
 """Which argument of `_LinearNLL` is the first hidden state."""
 
 
@@ -324,6 +372,8 @@ class _Visited(NamedTuple):
     weight_C: Tensor
     factor_C: Tensor | None
     """factor * (what is in the buffer) = d(weight * nll)/d(logits before scale and cap); None means 1."""
+    found_C2: Tensor | None
+    """Of `_Softmax`."""
     norm_C: Tensor | None = None
     product_CD: Tensor | None = None
     """(what is in the buffer) @ projection, where the norms needed it already."""
@@ -337,6 +387,7 @@ def _visit(
     start: int,
     gradient: bool,
     norms: bool,
+    seen_C2: Tensor | None,
 ) -> _Visited:
     """Losses, weights and, in place, the gradient of a chunk of logits.
 
@@ -347,15 +398,21 @@ def _visit(
     in_place = logits_CV.dtype == accumulator(logits_CV.dtype)
     parts: list[_Visited] = []
     for rows in _blocks(len(target_C), logits_CV):
-        nll, correct, slope_to_C, block_RV = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
+        if in_place:
+            seen = None if seen_C2 is None else seen_C2[rows]
+            done = _softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms, seen)
+        else:
+            done = _low_softmax(logits_CV[rows], target_C[rows], unembedding, gradient or norms)
         place = slice(start + rows.start, start + rows.stop)
-        made = torch.ones_like(nll) if norms else _weights_of(weight, place, nll, None)
-        factor = slope_to_C * made
+        made = torch.ones_like(done.nll_R) if norms else _weights_of(weight, place, done.nll_R, None)
+        factor = done.factor_R * made
         if not in_place and (gradient or norms):
-            logits_CV[rows].copy_(block_RV.mul_(factor.unsqueeze(1)))
-        parts.append(_Visited(nll, correct, made, factor))
+            torch.mul(done.block_RV, factor.unsqueeze(1), out=logits_CV[rows])
+        parts.append(_Visited(done.nll_R, done.correct_R, made, factor, done.found_R2))
     nll_C, correct_C, weight_C, factor_C = (torch.cat(part) for part in list(zip(*parts, strict=True))[:4])
-    visited = _Visited(nll_C, correct_C, weight_C, factor_C if in_place else None)
+    found = [part.found_C2 for part in parts if part.found_C2 is not None]
+    found_C2 = torch.cat(found) if found else None
+    visited = _Visited(nll_C, correct_C, weight_C, factor_C if in_place else None, found_C2)
     return _normed(visited, logits_CV, unembedding, weight, start) if norms else visited
 
 
@@ -370,31 +427,56 @@ def _normed(visited: _Visited, logits_CV: Tensor, unembedding: Unembedding, weig
     return visited._replace(weight_C=weight_C, factor_C=factor_C, norm_C=norm_C, product_CD=product_CD)
 
 
-def _softmax(
-    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """nll, correct, a factor, and a block of which factor * block = d(nll)/d(hidden @ projection.T + bias).
+def _capped(logits_RV: Tensor, unembedding: Unembedding, gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Bias, scale and soft cap, and the cap's slope where a gradient wants it.
 
-    The shifted log-sum-exp in the accumulation dtype; its exponentials serve the gradient too. The target's own is left
-    out of the sum: p - 1 of a target that is almost certain would be the rounding error of p, -others / total is not.
-    Overwrites the logits if that is their dtype.
+    In the accumulation dtype, over the logits if that is theirs; the logits themselves if there is nothing to do.
     """
+    softcap = unembedding.softcap
+    if unembedding.bias_V is None and unembedding.scale == 1.0 and softcap is None:
+        return logits_RV, None
     block_RV = logits_RV.to(accumulator(logits_RV.dtype))
     if unembedding.bias_V is not None:
         block_RV += unembedding.bias_V
     if unembedding.scale != 1.0:
         block_RV.mul_(unembedding.scale)
-    softcap, slope_RV = unembedding.softcap, None
-    if softcap is not None:
-        tanh_RV = block_RV.div_(softcap).tanh_()
-        if gradient:  # (1 - tanh)(1 + tanh): 1 - tanh^2 would round before it subtracts
-            slope_RV = 1 - tanh_RV
-            slope_RV.addcmul_(slope_RV, tanh_RV)
-        tanh_RV.mul_(softcap)
-    block_RV.sub_(block_RV.amax(1, keepdim=True))
+    if softcap is None:
+        return block_RV, None
+    slope_RV = None
+    tanh_RV = block_RV.div_(softcap).tanh_()
+    if gradient:  # (1 - tanh)(1 + tanh): 1 - tanh^2 would round before it subtracts
+        slope_RV = 1 - tanh_RV
+        slope_RV.addcmul_(slope_RV, tanh_RV)
+    return tanh_RV.mul_(softcap), slope_RV
+
+
+class _Softmax(NamedTuple):
+    """What the passes over a block of logits give."""
+
+    nll_R: Tensor
+    correct_R: Tensor
+    factor_R: Tensor
+    """factor * block = d(nll)/d(hidden @ projection.T + bias)."""
+    block_RV: Tensor
+    found_R2: Tensor | None
+    """The maximum, and the sum of the exponentials but the target's: what another visit need not find again."""
+
+
+def _softmax(
+    logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool, seen_R2: Tensor | None
+) -> _Softmax:
+    """The shifted log-sum-exp, over the logits; its exponentials serve the gradient too.
+
+    The target's own is left out of the sum: p - 1 of a target that is almost certain would be the rounding error of p,
+    -others / total is not.
+    """
+    block_RV, slope_RV = _capped(logits_RV, unembedding, gradient)
+    top_R1 = block_RV.amax(1, keepdim=True) if seen_R2 is None else seen_R2[:, :1]
+    block_RV.sub_(top_R1)
     column_R1 = target_R.unsqueeze(1)
     at_target_R1 = block_RV.gather(1, column_R1)
-    others_R1 = block_RV.exp_().scatter_(1, column_R1, 0.0).sum(1, keepdim=True)
+    block_RV.exp_().scatter_(1, column_R1, 0.0)
+    others_R1 = block_RV.sum(1, keepdim=True) if seen_R2 is None else seen_R2[:, 1:]
     total_R1 = others_R1 + at_target_R1.exp()
     if gradient:
         block_RV.scatter_(1, column_R1, -others_R1)
@@ -402,7 +484,64 @@ def _softmax(
         block_RV.mul_(slope_RV)
     correct_R1 = at_target_R1 == 0
     nll_R1 = torch.where(correct_R1, others_R1.log1p(), total_R1.log() - at_target_R1)
-    return nll_R1.squeeze(1), correct_R1.squeeze(1), unembedding.scale / total_R1.squeeze(1), block_RV
+    factor_R1 = unembedding.scale / total_R1
+    found_R2 = torch.cat([top_R1, others_R1], 1)
+    return _Softmax(nll_R1.squeeze(1), correct_R1.squeeze(1), factor_R1.squeeze(1), block_RV, found_R2)
+
+
+def _low_softmax(logits_RV: Tensor, target_R: Tensor, unembedding: Unembedding, gradient: bool) -> _Softmax:
+    """`_softmax` of logits of a lower precision: torch's log-softmax reads them and writes fp32 in one pass.
+
+    What it loses of an almost certain target is far below what the rounding of its logit lost before.
+    """
+    block_RV, slope_RV = _capped(logits_RV, unembedding, gradient)
+    column_R1 = target_R.unsqueeze(1)
+    correct_R1 = block_RV.gather(1, column_R1) >= block_RV.amax(1, keepdim=True)
+    block_RV = torch.log_softmax(block_RV, 1, dtype=accumulator(logits_RV.dtype))
+    nll_R1 = -block_RV.gather(1, column_R1)
+    if gradient:
+        block_RV.exp_().scatter_(1, column_R1, torch.expm1(-nll_R1))
+    if slope_RV is not None:
+        block_RV.mul_(slope_RV)
+    nll_R = nll_R1.squeeze(1)
+    return _Softmax(nll_R, correct_R1.squeeze(1), torch.full_like(nll_R, unembedding.scale), block_RV, None)
+
+
+def _low_chunk(
+    logits_CV: Tensor, target_C: Tensor, weight_C: Tensor, unembedding: Unembedding
+) -> tuple[Tensor, Tensor]:
+    """nll and correct of a chunk of lower precision; the logits become weight * d(nll)/d(logits before scale and cap).
+
+    The same numbers as `_low_softmax`, written so that a compiler makes two passes of it: one for the row's maximum and
+    sum, one for the gradient.
+    """
+    block_CV, slope_CV = _capped(logits_CV, unembedding, gradient=True)
+    column_C1 = target_C.unsqueeze(1)
+    correct_C1 = block_CV.gather(1, column_C1) >= block_CV.amax(1, keepdim=True)
+    log_CV = torch.log_softmax(block_CV, 1, dtype=weight_C.dtype)
+    nll_C1 = -log_CV.gather(1, column_C1)
+    at_target_CV = torch.arange(logits_CV.shape[1], device=logits_CV.device) == column_C1
+    gradient_CV = torch.where(at_target_CV, torch.expm1(-nll_C1), log_CV.exp())
+    if slope_CV is not None:
+        gradient_CV = gradient_CV * slope_CV
+    logits_CV.copy_(gradient_CV * (weight_C * unembedding.scale).unsqueeze(1))
+    return nll_C1.squeeze(1), correct_C1.squeeze(1)
+
+
+@cache
+def _compiled_low_chunk() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_low_chunk)
+
+
+def _compiled_visit(logits_CV: Tensor, target_C: Tensor, unembedding: Unembedding, weight_C: Tensor) -> _Visited:
+    from torch._dynamo.exc import TorchDynamoException  # a second's import
+
+    try:
+        nll_C, correct_C = _compiled_low_chunk()(logits_CV, target_C, weight_C, unembedding)
+    except TorchDynamoException as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise ConfigError(f"torch.compile does not work here ({reason}): choose loss 'fused'") from problem
+    return _Visited(nll_C, correct_C, weight_C, None, None)
 
 
 CACHE_BYTES = 8 * 2**20
@@ -476,6 +615,8 @@ class _Gradients:
             self.dprojection = torch.mm(dlogits_CV.T, hidden_CD).to(self.accumulate)
         elif dlogits_CV.dtype == self.accumulate:
             self.dprojection.addmm_(dlogits_CV.T, hidden_CD)
+        elif dlogits_CV.is_cuda:  # the product itself adds in fp32; on a CPU torch has none that does
+            torch.addmm(self.dprojection, dlogits_CV.T, hidden_CD, self.accumulate, out=self.dprojection)
         else:
             self.dprojection += dlogits_CV.T @ hidden_CD
 

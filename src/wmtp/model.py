@@ -359,12 +359,13 @@ def hidden_loss(
     }
     if kind == "plain":
         sums = _plain_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, weight_of, gradient_norms)
-    elif kind == "fused":
+    elif kind in ("fused", "compiled"):
+        options["compiled"] = kind == "compiled"
         sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, **options)
     elif kind in BACKENDS:
         sums = backend_loss(kind, hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, **options)
     else:
-        raise ValueError(f"loss kind must be one of fused, plain, {', '.join(BACKENDS)}; got {kind!r}")
+        raise ValueError(f"loss kind must be one of fused, compiled, plain, {', '.join(BACKENDS)}; got {kind!r}")
     if denominator == "weights":
         return sums
     if denominator != "tokens":

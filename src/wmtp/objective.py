@@ -136,7 +136,8 @@ class MTPObjective:
         score: frozen scores that the scheme needs.
         coefficient_K: c_k per head, or a function of the step that gives them; None means 1.
         denominator: `weights` or `tokens`, see docs/math.md (2).
-        kind: `fused`, `plain`, or a library of `loss_backends.BACKENDS`.
+        kind: `fused`, `compiled` (the same, compiled for lower precisions), `plain`, or a library of
+            `loss_backends.BACKENDS`.
         chunk: rows of logits held at once.
     """
 

@@ -7,7 +7,7 @@ need help there:
 
 - attention would fall back to the form that builds `[B, H, T, T]`: it is sent to the operator that CPUs use, which
   keeps what those of GPUs keep (queries, keys, values, output, one number per query);
-- autocast does not reach the meta device: products are cast here;
+- autocast does not reach the meta device: products are cast here, and parameters' copies kept as long as it keeps them;
 - transformers asks whether rows hold single documents: they do.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +88,13 @@ def rehearse(
         autocast: whether products are in bf16 although parameters are not.
     """
     recorder = _Recorder(model)
-    with _helped(autocast), recorder:
+    with _helped(autocast) as context, recorder:
         tokens_BT = _tokens(model, shape)
         if isinstance(model, MTPModel):
-            _train_heads(model, tokens_BT, recorder, loss, kept, head_by_head)
+            _train_heads(model, tokens_BT, recorder, loss, kept, head_by_head, context)
         else:
-            values_BT = model(tokens_BT)
+            with context:
+                values_BT = model(tokens_BT)
             recorder.backward([values_BT], [torch.empty_like(values_BT)])
     return recorder.finished()
 
@@ -113,7 +114,13 @@ def _tokens(model: Model, shape: tuple[int, int]) -> Tensor:
 
 
 def _train_heads(
-    model: MTPModel, tokens_BT: Tensor, recorder: _Recorder, loss: Loss, kept: int, head_by_head: bool
+    model: MTPModel,
+    tokens_BT: Tensor,
+    recorder: _Recorder,
+    loss: Loss,
+    kept: int,
+    head_by_head: bool,
+    context: AbstractContextManager[Any],
 ) -> None:
     """What `MTPObjective.backward` does."""
 
@@ -123,13 +130,18 @@ def _train_heads(
         if trained:
             recorder.backward(trained, [torch.empty_like(hidden) for hidden in trained])
 
-    trunk = model.trunk(tokens_BT)
+    with context:
+        trunk = model.trunk(tokens_BT)
     cut = trunk.detached() if head_by_head and model.heads_apart else None
     if cut is None:
-        back(list(model.each_head(trunk)))
+        with context:
+            hidden_K = list(model.each_head(trunk))
+        back(hidden_K)
         return
     for k in range(model.num_heads):
-        back([model.head(k, cut)])
+        with context:
+            hidden = model.head(k, cut)
+        back([hidden])
     if cut.hidden_BTD.grad is not None:
         recorder.backward([trunk.hidden_BTD], [cut.hidden_BTD.grad])
 
@@ -148,37 +160,58 @@ PRODUCTS = ((F, "linear"), (F, "scaled_dot_product_attention"), (torch, "addmm")
 
 
 @contextmanager
-def _helped(autocast: bool) -> Iterator[None]:
-    """Put in place what the meta device cannot do by itself; also for what is recomputed on the way back."""
+def _helped(autocast: bool) -> Iterator[AbstractContextManager[Any]]:
+    """Put in place what the meta device cannot do by itself; also for what is recomputed on the way back.
+
+    Gives the context of forward passes."""
     original = {(place, name): getattr(place, name) for place, name in PRODUCTS}
     helped = original | {(F, "scaled_dot_product_attention"): _attention}
-    no_autocast = torch.autocast
+    real, context = torch.autocast, _Autocast()
     try:
         for (place, name), function in helped.items():
-            setattr(place, name, _in_bf16(function) if autocast else function)
-        torch.autocast = _NoAutocast  # type: ignore[misc, assignment]
-        yield
+            setattr(place, name, context.lowering(function) if autocast else function)
+        torch.autocast = lambda *_, **__: context  # type: ignore[misc, assignment]
+        yield context
     finally:
-        torch.autocast = no_autocast  # type: ignore[misc]
+        torch.autocast = real  # type: ignore[misc]
         for (place, name), function in original.items():
             setattr(place, name, function)
 
 
-class _NoAutocast(nullcontext[None]):
-    """`torch.autocast` that does nothing: it refuses the meta device even to be switched off there."""
+class _Autocast:
+    """What `torch.autocast` does, on a device that it refuses even to be switched off on.
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
+    Like the real one it keeps the bf16 copy of a trained parameter until the outermost context ends.
+    """
 
+    def __init__(self) -> None:
+        self.depth = 0
+        self.copies: dict[int, Tensor] = {}
 
-def _in_bf16(function: Callable[..., Any]) -> Callable[..., Any]:
-    def lowered(value: Any) -> Any:
-        return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+    def __enter__(self) -> None:
+        self.depth += 1
 
-    def product(*args: Any, **keywords: Any) -> Any:
-        return function(*map(lowered, args), **{name: lowered(value) for name, value in keywords.items()})
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.copies.clear()
 
-    return product
+    def lowering(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function of bf16 numbers."""
+
+        def product(*args: Any, **keywords: Any) -> Any:
+            return function(*map(self._lowered, args), **{name: self._lowered(each) for name, each in keywords.items()})
+
+        return product
+
+    def _lowered(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not (self.depth and value.requires_grad and value.is_leaf):
+            return value.to(torch.bfloat16)
+        if id(value) not in self.copies:
+            self.copies[id(value)] = value.to(torch.bfloat16)
+        return self.copies[id(value)]
 
 
 def _attention(

@@ -6,16 +6,20 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from wmtp.data.batches import Batches, pair_items, single_items
 from wmtp.data.text import Row
+from wmtp.loss import LossSum, Unembedding
+from wmtp.loss_fused import fused_loss
 from wmtp.objective import MTPObjective
 from wmtp.optim import build_adamw
 from wmtp.parts import prepare_model
 from wmtp.step import train_step
+from wmtp.targets import IGNORE
 from wmtp.testing import random_batch, tiny_model
 from wmtp.weighting import Uniform
 
@@ -56,6 +60,33 @@ def test_compiled_layers_agree_without_graph_breaks_and_without_recompiling_for_
         graphs.append(counters["stats"]["unique_graphs"])
     assert not counters["graph_break"]
     assert graphs[-1] == graphs[1], graphs
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_compiled_loss_of_bf16_rows_is_the_fused_one(bias: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 20, 16, generator=random), torch.randn(2, 20, 16, generator=random)]
+    inputs.append(torch.randn(300, 16, generator=random) / 2)
+    target_BTK = torch.randint(300, (2, 20, 2), generator=random)
+    target_BTK[:, :3] = IGNORE
+    weight_BTK = 3 * torch.rand(2, 20, 2, generator=random) * (torch.rand(2, 20, 2, generator=random) < 0.6)
+
+    def loss(compiled: bool) -> tuple[LossSum, list[Tensor]]:
+        *hidden_K, projection = [each.bfloat16().requires_grad_() for each in inputs]
+        cap = {"bias_V": torch.linspace(-1, 1, 300), "softcap": 5.0} if bias else {}
+        unembedding = Unembedding(projection, **cap)
+        found = fused_loss(hidden_K, unembedding, target_BTK, weight_BTK, chunk=13, compiled=compiled)
+        found.weighted_sum.backward()
+        return found, [each.grad for each in (*hidden_K, projection) if each.grad is not None]
+
+    (ours, gradients), (theirs, expected) = loss(True), loss(False)
+    torch.testing.assert_close(ours.nll_BTK, theirs.nll_BTK)
+    assert ours.correct_K.equal(theirs.correct_K)
+    for one, other in zip(gradients, expected, strict=True):
+        assert (one - other).norm() <= 2e-3 * other.norm()
 
 
 @st.composite

@@ -46,12 +46,28 @@ def test_every_moment_is_as_large_as_with_real_tensors(
     if family == "llama":  # grouped queries take another kernel on a CPU
         model = tiny_model(family, 3, heads=heads, num_key_value_heads=4).train()
     without = moments(on_meta(model), by_head, checkpointing)
-    monkeypatch.setattr(rehearsal, "_helped", lambda autocast: nullcontext())
+    monkeypatch.setattr(rehearsal, "_helped", lambda autocast: nullcontext(nullcontext()))
     real = moments(model, by_head, checkpointing)
     assert [(m.unit, m.passes) for m in without] == [(m.unit, m.passes) for m in real]
     ours, theirs = (max(m.activations + m.gradients for m in each) for each in (without, real))
     assert ours == pytest.approx(theirs, rel=0.02)
     assert without[-1].before == pytest.approx(real[-1].before, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_under_autocast_the_copies_of_parameters_are_held_as_with_real_tensors(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peak(model: Any, autocast: bool) -> int:
+        prepare_model(model, checkpointing=checkpointing, compiled=False)
+        found = rehearse(model, SHAPE, no_loss, 0, head_by_head=True, autocast=autocast)
+        return max(moment.activations for moment in found)
+
+    model = tiny_model("llama", 3, num_key_value_heads=4, hidden_size=64, intermediate_size=512).train()
+    without = peak(on_meta(model), True)
+    context = torch.autocast("cpu", dtype=torch.bfloat16)
+    monkeypatch.setattr(rehearsal, "_helped", lambda autocast: nullcontext(context))
+    assert without == pytest.approx(peak(model, False), rel=0.03)
 
 
 def test_recomputing_and_one_head_after_another_hold_less() -> None:

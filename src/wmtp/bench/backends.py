@@ -29,7 +29,7 @@ KEY = ("heads", "vocabulary", "fraction", "weights", "variant")
 
 def devices() -> list[torch.device]:
     """What this machine has, the CPU first."""
-    return [torch.device("cpu"), *(torch.device(kind) for kind in KINDS if kind != "cpu" and available(kind))]
+    return [torch.device(kind) for kind in reversed(KINDS) if available(kind)]
 
 
 def run(device: torch.device, options: Sequence[str]) -> dict[str, Any]:

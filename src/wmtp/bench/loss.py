@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from wmtp.bench import measuring
 from wmtp.loss import Unembedding
-from wmtp.loss_fused import fused_loss
+from wmtp.loss_backends import BACKENDS, backend_loss, refusal
+from wmtp.loss_fused import default_chunk, fused_loss
 from wmtp.ranks import alone
 from wmtp.targets import IGNORE
 from wmtp.weighting import Rho1
@@ -35,8 +36,6 @@ VERSION = 1
 """Of the JSON: raised when a key changes its meaning or goes away."""
 KEPT = 0.6
 """Share of the pairs that rho1's `select` keeps."""
-CHUNK_BYTES = 64 * 2**20
-"""One fp32 chunk of logits, for the variants that take a chunk size from us."""
 ISSUE_CASE = {"vocabulary": 32_000, "rows": 1024, "width": 512, "dtype": "float32"}
 
 
@@ -55,11 +54,6 @@ class Case:
     width: int = 512
     dtype: str = "float32"
 
-    @property
-    def chunk(self) -> int:
-        """Rows of logits at once."""
-        return max(1, CHUNK_BYTES // (4 * self.vocabulary))
-
 
 @dataclass
 class Inputs:
@@ -71,6 +65,11 @@ class Inputs:
     target_BTK: Tensor
     known_BTK: Tensor
     reference_nll_BTK: Tensor
+
+    @property
+    def chunk(self) -> int:
+        """Rows of logits at once, for the variants that take a chunk size from us."""
+        return default_chunk(self.case.vocabulary, self.projection_VD.device.type)
 
     def leaves(self) -> list[Tensor]:
         """The tensors whose gradient is wanted."""
@@ -156,7 +155,7 @@ def torch_lce(inputs: Inputs) -> None:
 
     `reduction="none"`, for the weights: its backward pass computes the logits again.
     """
-    options = nn.LinearCrossEntropyOptions(batch_chunk_size=inputs.case.chunk)
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=inputs.chunk)
 
     def nll_of(hidden_RD: Tensor, target_R: Tensor) -> Tensor:
         nll_R = F.linear_cross_entropy(hidden_RD, inputs.projection_VD, target_R, reduction="none", options=options)
@@ -166,14 +165,14 @@ def torch_lce(inputs: Inputs) -> None:
     torch.autograd.backward((nll_of(torch.cat(hidden), torch.cat(target)) * torch.cat(weight)).sum())
 
 
-def wmtp(inputs: Inputs) -> None:
+def of_wmtp(compiled: bool, inputs: Inputs) -> None:
     """This repository's fused loss, as `wmtp.objective` calls it."""
     unembedding, seen, weight_BTK = Unembedding(inputs.projection_VD), None, inputs.known_BTK
     if inputs.case.weights == "batch":
         with torch.no_grad():
-            seen = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK)
+            seen = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK, compiled=compiled)
         weight_BTK = inputs.weights(seen.nll_BTK)
-    loss = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK, weight_BTK, seen=seen)
+    loss = fused_loss(inputs.hidden_K, unembedding, inputs.target_BTK, weight_BTK, seen=seen, compiled=compiled)
     torch.autograd.backward(loss.weighted_sum)
 
 
@@ -193,19 +192,19 @@ def matmuls(inputs: Inputs) -> None:
     """
     case, projection_VD = inputs.case, inputs.projection_VD.detach()
     trainable_NK = (inputs.target_BTK != IGNORE).flatten(0, 1)
-    buffer_CV = projection_VD.new_empty(min(case.chunk, case.rows), case.vocabulary)
+    buffer_CV = projection_VD.new_empty(min(inputs.chunk, case.rows), case.vocabulary)
     projection_grad = torch.empty_like(projection_VD)
     for k, hidden in enumerate(inputs.hidden_K):
         rows = trainable_NK[:, k].nonzero().squeeze(-1)
         hidden_RD = _picked(hidden.detach().flatten(0, 1), rows)
         if case.weights == "batch":
-            for hidden_CD in torch.split(hidden_RD, case.chunk):
+            for hidden_CD in torch.split(hidden_RD, inputs.chunk):
                 torch.mm(hidden_CD, projection_VD.T, out=buffer_CV[: len(hidden_CD)])
             rows = rows[: round(KEPT * len(rows))]
             hidden_RD = hidden_RD[: len(rows)]
         grad_RD = torch.empty_like(hidden_RD)
         for i, (hidden_CD, grad_CD) in enumerate(
-            zip(torch.split(hidden_RD, case.chunk), torch.split(grad_RD, case.chunk), strict=True)
+            zip(torch.split(hidden_RD, inputs.chunk), torch.split(grad_RD, inputs.chunk), strict=True)
         ):
             logits_CV = torch.mm(hidden_CD, projection_VD.T, out=buffer_CV[: len(hidden_CD)])
             torch.mm(logits_CV, projection_VD, out=grad_CD)
@@ -225,11 +224,27 @@ def _spread(value_RD: Tensor, rows: Tensor, count: int) -> Tensor:
     return value_RD.new_zeros(count, value_RD.shape[1]).index_copy_(0, rows, value_RD)
 
 
+def of_backend(name: str, inputs: Inputs) -> None:
+    """Another library's kernels as `objective.loss=NAME` calls them, a chunk of rows of one head at a time."""
+    unembedding = Unembedding(inputs.projection_VD)
+    if inputs.case.weights == "known":
+        loss = backend_loss(name, inputs.hidden_K, unembedding, inputs.target_BTK, inputs.known_BTK)
+    else:
+        with torch.no_grad():
+            seen = backend_loss(name, inputs.hidden_K, unembedding, inputs.target_BTK)
+        weight_BTK = inputs.weights(seen.nll_BTK)
+        loss = backend_loss(name, inputs.hidden_K, unembedding, inputs.target_BTK, weight_BTK, seen=seen)
+    torch.autograd.backward(loss.weighted_sum)
+
+
 VARIANTS: dict[str, Callable[[Inputs], None]] = {
     "naive": naive,
     "per_head": per_head,
     "torch_lce": torch_lce,
-    "wmtp": wmtp,
+    "liger": partial(of_backend, "liger"),
+    "cce": partial(of_backend, "cce"),
+    "wmtp": partial(of_wmtp, False),
+    "wmtp_compiled": partial(of_wmtp, True),
     "wmtp_norms": wmtp_norms,
     "matmuls": matmuls,
 }
@@ -280,6 +295,11 @@ def obstacle(variant: str, case: Case, device: torch.device) -> str | None:
         return "norms come with the one visit of known weights"
     if variant == "torch_lce" and not hasattr(nn, "LinearCrossEntropyOptions"):
         return f"torch {torch.__version__} has no chunked linear_cross_entropy"
+    if variant == "wmtp_compiled" and case.dtype != "bfloat16":
+        return "compiling changes nothing but lower precisions"
+    if variant in BACKENDS:
+        width_1D = torch.empty(1, case.width, device=device, dtype=getattr(torch, case.dtype))
+        return refusal(variant, Unembedding(width_1D), width_1D.dtype, device)
     if variant in ("naive", "per_head"):
         rows = case.rows * (case.heads if variant == "naive" else 1)
         needed, free = 3 * 4 * rows * case.vocabulary, free_bytes(device)
@@ -460,6 +480,17 @@ PRESETS = {
         "K = 4, V = 128000, N = 512 rows, fractions 1.0, 0.5 and 0.25",
         {"heads": [4], "vocabulary": [128_000], "fraction": [1.0, 0.5, 0.25], "rows": 512},
     ),
+    "gpu": Preset(
+        "K = 4, V = 32000 and 128000, D = 4096, N = 4096 rows, every row trained, bfloat16: for a GPU",
+        {
+            "heads": [4],
+            "vocabulary": [32_000, 128_000],
+            "fraction": [1.0],
+            "rows": 4096,
+            "width": 4096,
+            "dtype": "bfloat16",
+        },
+    ),
     "bf16": Preset(
         "K = 4, V = 32000, every row trained, bfloat16",
         {"heads": [4], "vocabulary": [32_000], "fraction": [1.0], "dtype": "bfloat16"},
@@ -510,7 +541,7 @@ def measure(options: argparse.Namespace, show: Callable[[str], None] = print) ->
     for cases in grid(options):
         rows += measure_group(cases, options, options.device)
         show(f"measured K={cases[0].heads} V={cases[0].vocabulary} fraction={cases[0].fraction}")
-    settings = {"repeat": options.repeat, "preset": options.preset, "chunk_bytes": CHUNK_BYTES, "kept": KEPT}
+    settings = {"repeat": options.repeat, "preset": options.preset, "kept": KEPT}
     document = {"version": VERSION, "benchmark": "loss", "machine": about, "settings": settings, "cases": rows}
     return document | {"claims": claims(rows)}
 

@@ -24,12 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmtp import devices
 from wmtp.bench import measuring
 from wmtp.data.batches import Batch, collate
 from wmtp.data.text import Row
+from wmtp.flops import counter
 from wmtp.heads import Branch
 from wmtp.model import MTPModel
-from wmtp.objective import MTPObjective
+from wmtp.objective import MTPObjective, Precision
 from wmtp.optim import build_adamw
 from wmtp.parts import prepare_model
 from wmtp.step import train_step
@@ -76,9 +78,9 @@ def adamw(model: nn.Module) -> torch.optim.AdamW:
     return build_adamw(model, lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
 
-def wmtp_step(model: MTPModel, batch: Batch) -> Step:
+def wmtp_step(model: MTPModel, batch: Batch, precision: Precision) -> Step:
     """The product's step with uniform weights."""
-    return partial(train_step, model, adamw(model), MTPObjective(Uniform()), [batch])
+    return partial(train_step, model, adamw(model), MTPObjective(Uniform()), [batch], precision=precision)
 
 
 class NaiveHeads(nn.Module):
@@ -100,7 +102,7 @@ class NaiveHeads(nn.Module):
         return logits
 
 
-def naive_step(model: MTPModel, batch: Batch) -> Step:
+def naive_step(model: MTPModel, batch: Batch, precision: Precision) -> Step:
     """The loop one writes first."""
     num_heads = model.num_heads
     base = model.base
@@ -111,8 +113,10 @@ def naive_step(model: MTPModel, batch: Batch) -> Step:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        logits = naive(batch.tokens_BT)
-        torch.autograd.backward(F.cross_entropy(logits.flatten(0, 2), target_BTK.flatten(), ignore_index=IGNORE))
+        with precision():
+            logits = naive(batch.tokens_BT)
+            loss = F.cross_entropy(logits.flatten(0, 2), target_BTK.flatten(), ignore_index=IGNORE)
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(naive.parameters(), 1.0)
         optimizer.step()
 
@@ -136,7 +140,8 @@ def step_of(variant: str, settings: argparse.Namespace) -> Step:
     """A step of a variant that has run twice: whatever is compiled or allocated once is."""
     model = ready_model(variant, settings)
     batch = batch_of(settings.rows, settings.length, model.base.config.vocab_size).to(settings.device)
-    step = naive_step(model, batch) if variant == "naive" else wmtp_step(model, batch)
+    precision = devices.precision(settings.device, settings.precision)
+    step = (naive_step if variant == "naive" else wmtp_step)(model, batch, precision)
     step()
     step()
     return step
@@ -163,11 +168,9 @@ def peak_of(variant: str, settings: argparse.Namespace) -> int:
 
 def flops_of(step: Step) -> int:
     """Operations of one step, counted by torch."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with counter() as counted:
         step()
-    return int(counter.get_total_flops())
+    return int(counted.get_total_flops())
 
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
@@ -183,8 +186,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     return {
         "version": VERSION,
         "benchmark": "step",
-        "machine": measuring.machine(settings.device, "float32"),
-        "settings": {name: getattr(settings, name) for name in ("heads", "rows", "length", "repeat")},
+        "machine": measuring.machine(settings.device, settings.precision),
+        "settings": {name: getattr(settings, name) for name in ("heads", "rows", "length", "precision", "repeat")},
         "tokens": batch_of(settings.rows, settings.length, 1000).num_tokens,
         "parameters": {variant: parameters_of(variant, settings) for variant in steps},
         "skipped": skipped,
@@ -242,6 +245,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=measuring.positive, default=4)
     parser.add_argument("--length", type=measuring.positive, default=256, help="tokens of the longest row; at least 16")
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
     parser.add_argument("--compile", action="store_true", help="also the step with train.compile")
     parser.add_argument(
         "--activation-checkpointing", action="store_true", help="also the step with train.activation_checkpointing"
