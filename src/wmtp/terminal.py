@@ -142,13 +142,6 @@ def _short(metrics: dict[str, Any]) -> str:
     return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s {size(metrics['mem/peak_bytes'])}"
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds for people: 0:07, 12:30, 3:00:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def size(count: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -156,6 +149,13 @@ def size(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.1f} {unit}"
         count /= 1024
     raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds for people: 0:07, 12:30, 3:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def result_table(result: RunResult) -> None:
