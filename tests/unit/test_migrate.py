@@ -124,6 +124,7 @@ def test_a_critic_s_two_stages_are_two_recipes(tmp_path: Path, monkeypatch: pyte
     assert (scheme.gamma, scheme.lam, scheme.beta) == (0.99, 0.9, 0.7)  # type: ignore[union-attr]
 
 
+@pytest.mark.exhaustive
 def test_a_converted_recipe_passes_a_dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
