@@ -146,6 +146,24 @@ def test_what_does_not_load_yet_is_said_with_the_key(tmp_path: Path, monkeypatch
     assert any("checkpoint.keep_last = 'many': expected an integer" in todo for todo in found.todo)
 
 
+def test_a_batch_size_that_is_no_number_is_told_with_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.yaml").write_text(CONFIG)
+    (tmp_path / "recipe.yaml").write_text((RECIPE % "baseline-mtp").replace("batch_size: 2", "batch_size: '${SIZE}'"))
+    files = [str(tmp_path / name) for name in ("old.yaml", "recipe.yaml")]
+    assert run_command(["migrate", *files, "--out", str(tmp_path / "new")]) == 2
+    assert "data.train.batch_size must be a number" in capsys.readouterr().err
+
+
+def test_a_run_of_so_many_steps_warms_up_for_a_share_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.yaml").write_text(CONFIG)
+    (tmp_path / "recipe.yaml").write_text((RECIPE % "baseline-mtp").replace("  num_epochs: 1\n", ""))
+    found = migrate(tmp_path / "old.yaml", tmp_path / "recipe.yaml", tmp_path / "new")
+    ours = loaded(found, "recipe.yaml", monkeypatch)
+    assert (ours.train.steps, ours.optim.warmup_steps) == (30000, 900)
+
+
 def test_no_secret_is_written_or_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = migrated(tmp_path, "baseline-mtp")
     assert "s3_auth.secret_access_key" in found.without
