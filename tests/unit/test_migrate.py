@@ -16,16 +16,16 @@ from wmtp.migration.keys import CHANGED, DROPPED, RENAMED
 from wmtp.storage import resolve
 
 CONFIG = """
-project: wmtp_prod
+project: team
 seed: 42
 log_interval: 100
-storage: {mode: s3, s3: {bucket: wmtp, region: eu-north-1}}
+storage: {mode: s3, s3: {bucket: team, region: eu-west-1}}
 s3_auth: {access_key_id: "${AWS_ACCESS_KEY_ID}", secret_access_key: hunter2hunter2}
 paths:
-  models: {base: "embedded://tiny-llama", rm: "s3://wmtp/models/rm/", ref: "file://./models/sheared/"}
+  models: {base: "embedded://tiny-llama", rm: "s3://team/models/rm/", ref: "file://./models/sheared/"}
   datasets: {mbpp: "embedded://problems_train.jsonl", contest: data/contest, humaneval: data/humaneval}
   checkpoints: {base_path: "file://./checkpoints", save_interval: 1000, keep_last: 5, save_final: true}
-mlflow: {experiment: mtp/wmtp, tracking_uri: "${MLFLOW_URI}", registry_uri: "s3://wmtp/mlruns"}
+mlflow: {experiment: group/first, tracking_uri: "${MLFLOW_URI}", registry_uri: "s3://team/mlruns"}
 launcher: {target: vessl, resources: {gpus: 4, gpu_type: A100}}
 devices:
   compute_backend: cpu
@@ -35,7 +35,7 @@ devices:
   fsdp: {enabled: true, auto_wrap: true, activation_ckpt: true, sharding: full_shard, offload_params: false}
 """
 RECIPE = """
-run: {name: prod_run, tags: [production, rho1]}
+run: {name: first_run, tags: [first, second]}
 data:
   train: {sources: [mbpp], max_length: 128, batch_size: 2, pack_sequences: true, num_workers: 2}
   eval: {sources: [mbpp, humaneval], max_length: 2048}
@@ -90,14 +90,14 @@ def test_every_key_is_converted_or_listed_with_the_reason_or_called_unknown(
 
 def test_the_baseline_says_the_same_in_our_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = loaded(migrated(tmp_path, "baseline-mtp"), "recipe.yaml", monkeypatch)
-    assert (ours.arm, ours.name, ours.tags) == ("baseline", "prod_run", ["production", "rho1"])
+    assert (ours.arm, ours.name, ours.tags) == ("baseline", "first_run", ["first", "second"])
     assert (ours.device, ours.precision, ours.distributed.strategy) == ("cpu", "bf16", "FULL_SHARD")
     assert (ours.train.batch_size, ours.train.micro_batch_size, ours.train.epochs) == (8, 2, 1.0)
     assert (ours.checkpoint.every, ours.checkpoint.keep_last) == (1000, 5)
     assert (ours.optim.lr, ours.optim.clip_norm, ours.optim.betas) == (2e-5, 1.0, (0.9, 0.999))
     assert ours.runs == str(Path("checkpoints").absolute())
     assert ours.tracking is not None
-    assert (ours.tracking.uri, ours.tracking.experiment) == ("http://127.0.0.1:5000", "mtp/wmtp")
+    assert (ours.tracking.uri, ours.tracking.experiment) == ("http://127.0.0.1:5000", "group/first")
 
 
 @pytest.mark.parametrize(
