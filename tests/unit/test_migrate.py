@@ -16,16 +16,16 @@ from wmtp.migration.keys import CHANGED, DROPPED, RENAMED
 from wmtp.storage import resolve
 
 CONFIG = """
-project: wmtp_prod
+project: team
 seed: 42
 log_interval: 100
-storage: {mode: s3, s3: {bucket: wmtp, region: eu-north-1}}
+storage: {mode: s3, s3: {bucket: team, region: eu-west-1}}
 s3_auth: {access_key_id: "${AWS_ACCESS_KEY_ID}", secret_access_key: hunter2hunter2}
 paths:
-  models: {base: "embedded://tiny-llama", rm: "s3://wmtp/models/rm/", ref: "file://./models/sheared/"}
+  models: {base: "embedded://tiny-llama", rm: "s3://team/models/rm/", ref: "file://./models/sheared/"}
   datasets: {mbpp: "embedded://problems_train.jsonl", contest: data/contest, humaneval: data/humaneval}
   checkpoints: {base_path: "file://./checkpoints", save_interval: 1000, keep_last: 5, save_final: true}
-mlflow: {experiment: mtp/wmtp, tracking_uri: "${MLFLOW_URI}", registry_uri: "s3://wmtp/mlruns"}
+mlflow: {experiment: group/first, tracking_uri: "${MLFLOW_URI}", registry_uri: "s3://team/mlruns"}
 launcher: {target: vessl, resources: {gpus: 4, gpu_type: A100}}
 devices:
   compute_backend: cpu
@@ -35,7 +35,7 @@ devices:
   fsdp: {enabled: true, auto_wrap: true, activation_ckpt: true, sharding: full_shard, offload_params: false}
 """
 RECIPE = """
-run: {name: prod_run, tags: [production, rho1]}
+run: {name: first_run, tags: [first, second]}
 data:
   train: {sources: [mbpp], max_length: 128, batch_size: 2, pack_sequences: true, num_workers: 2}
   eval: {sources: [mbpp, humaneval], max_length: 2048}
@@ -90,14 +90,14 @@ def test_every_key_is_converted_or_listed_with_the_reason_or_called_unknown(
 
 def test_the_baseline_says_the_same_in_our_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = loaded(migrated(tmp_path, "baseline-mtp"), "recipe.yaml", monkeypatch)
-    assert (ours.arm, ours.name, ours.tags) == ("baseline", "prod_run", ["production", "rho1"])
+    assert (ours.arm, ours.name, ours.tags) == ("baseline", "first_run", ["first", "second"])
     assert (ours.device, ours.precision, ours.distributed.strategy) == ("cpu", "bf16", "FULL_SHARD")
     assert (ours.train.batch_size, ours.train.micro_batch_size, ours.train.epochs) == (8, 2, 1.0)
     assert (ours.checkpoint.every, ours.checkpoint.keep_last) == (1000, 5)
     assert (ours.optim.lr, ours.optim.clip_norm, ours.optim.betas) == (2e-5, 1.0, (0.9, 0.999))
     assert ours.runs == str(Path("checkpoints").absolute())
     assert ours.tracking is not None
-    assert (ours.tracking.uri, ours.tracking.experiment) == ("http://127.0.0.1:5000", "mtp/wmtp")
+    assert (ours.tracking.uri, ours.tracking.experiment) == ("http://127.0.0.1:5000", "group/first")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,7 @@ def test_a_critic_s_two_stages_are_two_recipes(tmp_path: Path, monkeypatch: pyte
     assert (scheme.gamma, scheme.lam, scheme.beta) == (0.99, 0.9, 0.7)  # type: ignore[union-attr]
 
 
+@pytest.mark.exhaustive
 def test_a_converted_recipe_passes_a_dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +144,24 @@ def test_what_does_not_load_yet_is_said_with_the_key(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_URI", "http://127.0.0.1:5000")
     found = migrated(tmp_path, "baseline-mtp", config=CONFIG.replace("keep_last: 5", "keep_last: many"))
     assert any("checkpoint.keep_last = 'many': expected an integer" in todo for todo in found.todo)
+
+
+def test_a_batch_size_that_is_no_number_is_told_with_its_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.yaml").write_text(CONFIG)
+    (tmp_path / "recipe.yaml").write_text((RECIPE % "baseline-mtp").replace("batch_size: 2", "batch_size: '${SIZE}'"))
+    files = [str(tmp_path / name) for name in ("old.yaml", "recipe.yaml")]
+    assert run_command(["migrate", *files, "--out", str(tmp_path / "new")]) == 2
+    assert "data.train.batch_size must be a number" in capsys.readouterr().err
+
+
+def test_a_run_of_so_many_steps_warms_up_for_a_share_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old.yaml").write_text(CONFIG)
+    (tmp_path / "recipe.yaml").write_text((RECIPE % "baseline-mtp").replace("  num_epochs: 1\n", ""))
+    found = migrate(tmp_path / "old.yaml", tmp_path / "recipe.yaml", tmp_path / "new")
+    ours = loaded(found, "recipe.yaml", monkeypatch)
+    assert (ours.train.steps, ours.optim.warmup_steps) == (30000, 900)
 
 
 def test_no_secret_is_written_or_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

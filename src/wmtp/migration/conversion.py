@@ -52,7 +52,7 @@ def migrate(old_config: Path, old_recipe: Path, out: Path) -> Migration:
         UsageError: a file would be overwritten, or the recipe names no arm that is known.
         ConfigError: theirs cannot be read.
     """
-    old = _Old({**as_written(old_config), **as_written(old_recipe)})
+    old = _Old(dict([*_leaves(as_written(old_config)), *_leaves(as_written(old_recipe))]))
     new: dict[str, Any] = {}
     for name, target in RENAMED.items():
         if old.has(name):
@@ -86,8 +86,8 @@ def migrate(old_config: Path, old_recipe: Path, out: Path) -> Migration:
 class _Old:
     """Their keys, dotted, and what has become of them so far."""
 
-    def __init__(self, tree: dict[str, Any]) -> None:
-        self._left = dict(_leaves(tree))
+    def __init__(self, leaves: dict[str, Any]) -> None:
+        self._left = leaves
         self.converted: dict[str, str] = {}
         self.without: dict[str, str] = {}
         self.todo: list[str] = []
@@ -102,6 +102,17 @@ class _Old:
         self.converted[name] = target
         return self._left.pop(name)
 
+    def number(self, name: str, target: str, default: Any = None) -> Any:
+        """The same, of a key that something is computed from.
+
+        Raises:
+            ConfigError: it is no number.
+        """
+        value = self.take(name, target, default)
+        if value is not default and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise ConfigError(f"{name} must be a number to be converted, got {value!r}")
+        return value
+
     def changed(self, name: str, target: str, change: Any, new: dict[str, Any]) -> None:
         """Put the changed value at `target`, or say why there is none."""
         value = self._left.pop(name)
@@ -115,9 +126,6 @@ class _Old:
         if self.has(name):
             self._left.pop(name)
             self.without[name] = why
-
-    def peek(self, name: str) -> Any:
-        return self._left.get(name)
 
     def rest(self) -> list[str]:
         """Keys that were not asked for, in their order."""
@@ -145,6 +153,8 @@ def _model(old: _Old, new: dict[str, Any]) -> None:
 
 def _data(old: _Old, new: dict[str, Any], out: Path) -> None:
     sources = old.take("data.train.sources", "data.train.path", [])
+    if not isinstance(sources, list):
+        raise ConfigError(f"data.train.sources must be a list of names, got {sources!r}")
     paths = []
     for source in sources:
         name = next((n for n in (f"paths.datasets.{source}", f"paths.datasets.{source}_local") if old.has(n)), None)
@@ -165,25 +175,27 @@ def _data(old: _Old, new: dict[str, Any], out: Path) -> None:
 
 def _length(old: _Old, new: dict[str, Any]) -> None:
     """Steps or epochs, and the warm-up, which is a number of steps with us."""
-    epochs, steps = old.take("train.num_epochs", "train.epochs"), old.peek("train.max_steps")
+    epochs, steps = old.number("train.num_epochs", "train.epochs"), None
     if epochs is not None:
         _put(new, "train.epochs", float(epochs))
         old.drop("train.max_steps", "train.epochs says when a run ends; exactly one of the two is allowed")
-    elif steps is not None:
-        _put(new, "train.steps", old.take("train.max_steps", "train.steps"))
+    elif old.has("train.max_steps"):
+        steps = old.number("train.max_steps", "train.steps")
+        _put(new, "train.steps", steps)
     else:
         _put(new, "train.epochs", 1.0)
         old.todo.append("train.epochs = 1: theirs set no end")
-    ratio = old.peek("optim.warmup_ratio")
-    if ratio is not None and epochs is None and steps is not None:
-        _put(new, "optim.warmup_steps", round(old.take("optim.warmup_ratio", "optim.warmup_steps") * steps))
-    elif ratio is not None:
-        old.drop("optim.warmup_ratio", f"optim.warmup_steps: {ratio} of the steps that `--dry-run` tells")
+    if steps is not None:
+        _put(new, "optim.warmup_steps", round(old.number("optim.warmup_ratio", "optim.warmup_steps", 0) * steps))
+    old.drop("optim.warmup_ratio", "optim.warmup_steps is a number of steps: this share of those that --dry-run tells")
 
 
 def _batch(old: _Old, new: dict[str, Any]) -> None:
     """Theirs is of one GPU, ours of a step."""
-    rows, gpus = old.take("data.train.batch_size", "train.batch_size"), old.take("launcher.resources.gpus", "ranks", 1)
+    rows, gpus = (
+        old.number("data.train.batch_size", "train.batch_size"),
+        old.number("launcher.resources.gpus", "train.batch_size", 1),
+    )
     if rows is not None:
         _put(new, "train.batch_size", rows * max(1, gpus))
         _put(new, "train.micro_batch_size", rows)
@@ -206,13 +218,13 @@ def _early_stopping(old: _Old, new: dict[str, Any], theirs: str) -> None:
 
 
 def _clip(old: _Old) -> list[float]:
-    lowest, highest = old.take("loss.epsilon", "clip", 0.1), old.take("loss.max_weight", "clip", 3.0)
+    lowest, highest = old.number("loss.epsilon", "clip", 0.1), old.number("loss.max_weight", "clip", 3.0)
     return [float(lowest), float(highest)]
 
 
 def _temperature(old: _Old, target: str) -> float:
-    older = old.take("loss.temperature", target, 1.0)
-    return float(old.take("loss.weight_temperature", target, older))
+    older = old.number("loss.temperature", target, 1.0)
+    return float(old.number("loss.weight_temperature", target, older))
 
 
 def _rho1(old: _Old) -> dict[str, Any]:
@@ -226,9 +238,9 @@ def _rho1(old: _Old) -> dict[str, Any]:
     mode = old.take("rho1.selection_mode", "objective.weighting.mode")
     skipped, kept = "rho1.skip_threshold_percentile", "rho1.percentile_top_p"
     if mode == "token_skip":
-        scheme |= {"mode": "skip", "ratio": float(old.take(skipped, "objective.weighting.ratio", 0.3))}
+        scheme |= {"mode": "skip", "ratio": float(old.number(skipped, "objective.weighting.ratio", 0.3))}
     elif mode is None and old.has(kept):
-        scheme |= {"mode": "select", "ratio": float(old.take(kept, "objective.weighting.ratio"))}
+        scheme |= {"mode": "select", "ratio": float(old.number(kept, "objective.weighting.ratio"))}
     else:
         scheme |= {"mode": "soft", "temperature": _temperature(old, "objective.weighting.temperature")}
         scheme["clip"] = _clip(old)
@@ -245,7 +257,7 @@ def _stages(old: _Old, new: dict[str, Any]) -> dict[str, dict[str, Any]]:
     name = f"{new.get('run_name', 'verifiable')}-critic"
     critic["run_name"] = name
     critic["model"].pop("heads", None)
-    gamma, lam = float(old.take("critic.gamma", "gamma", 1.0)), float(old.take("critic.gae_lambda", "lam", 0.95))
+    gamma, lam = float(old.number("critic.gamma", "gamma", 1.0)), float(old.number("critic.gae_lambda", "lam", 0.95))
     critic["objective"] = {
         "kind": "value",
         "loss": "lambda_return",
@@ -269,14 +281,14 @@ def _stages(old: _Old, new: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _stage_1(old: _Old, critic: dict[str, Any]) -> None:
     for theirs in ("pretrain", "train.stage1"):
-        epochs, steps = old.take(f"{theirs}.num_epochs", "train.epochs"), old.peek(f"{theirs}.max_steps")
+        epochs = old.number(f"{theirs}.num_epochs", "train.epochs")
         if epochs is not None:
-            critic["train"] = {**critic["train"], "epochs": float(epochs)}
             critic["train"].pop("steps", None)
+            _put(critic, "train.epochs", float(epochs))
             old.drop(f"{theirs}.max_steps", "train.epochs says when a run ends; exactly one of the two is allowed")
-        elif steps is not None:
-            critic["train"] = {**critic["train"], "steps": old.take(f"{theirs}.max_steps", "train.steps")}
+        elif old.has(f"{theirs}.max_steps"):
             critic["train"].pop("epochs", None)
+            _put(critic, "train.steps", old.take(f"{theirs}.max_steps", "train.steps"))
         if old.has(f"{theirs}.lr"):
             _put(critic, "optim.lr", old.take(f"{theirs}.lr", "optim.lr"))
             old.drop("critic.value_lr", f"the learning rate of stage 1 is {theirs}.lr")
