@@ -21,12 +21,13 @@ from wmtp.errors import DataError, UsageError
 from wmtp.evaluation.judging import Judged, Key, figures, judge, only, read_verdicts, unsampled
 from wmtp.evaluation.problems import Benchmark, Problem
 from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
-from wmtp.formats.hf import load_tokenizer, locate
+from wmtp.formats.hf import folder_of, load_tokenizer
 from wmtp.formats.meta import WEIGHTS
 from wmtp.formats.native import load_model, read_card
 from wmtp.model import MTPModel
 from wmtp.sandbox import Requirement, Sandbox
-from wmtp.storage import drop_torn_line, sha256_file, write_atomic
+from wmtp.storage import drop_torn_line, matches, sha256_file, write_atomic
+from wmtp.storage import place as located
 
 Report = Callable[[str], None]
 
@@ -101,14 +102,14 @@ class Subject:
 
 def _weights(source: str) -> dict[str, str]:
     """SHA-256 of each file of weights; empty for a hub id."""
-    folder = Path(locate(source))
-    files = [*folder.glob("*.safetensors"), *folder.glob(WEIGHTS)]
-    return {path.name: sha256_file(path) for path in sorted(files)} if folder.is_dir() else {}
+    folder = folder_of(source)
+    files = [*matches(folder, "*.safetensors"), *matches(folder, WEIGHTS)]
+    return {path.name: sha256_file(path) for path in files} if folder.is_dir() else {}
 
 
 def run_template(source: str) -> str | None:
     """The template that the model of a run folder (`RUN/final`) was trained with; None for other models."""
-    config = Path(locate(source)).parent / "config.yaml"
+    config = folder_of(source).parent / "config.yaml"
     return load([config]).data.template if config.is_file() else None
 
 
@@ -147,7 +148,7 @@ def evaluate(
     ask = ask or Ask()
     about: dict[str, Any] = {
         "benchmark": benchmark.name,
-        "file_sha256": sha256_file(Path(benchmark.path)),
+        "file_sha256": sha256_file(located(benchmark.path)),
         "split": benchmark.split,
     }
     if subject is not None:
