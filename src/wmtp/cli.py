@@ -332,7 +332,7 @@ def generate(
     """
     from wmtp.completion import as_document, complete, read_prompts, sampling_of
     from wmtp.decoding import Continuation, Generation
-    from wmtp.storage import resolve
+    from wmtp.storage import place
     from wmtp.terminal import decoding_figures
 
     if (prompt is None) == (data is None):
@@ -341,7 +341,7 @@ def generate(
     given = sys.stdin.read() if prompt == "-" else prompt
     completions = complete(
         model,
-        read_prompts(resolve(str(data))) if given is None else [given],
+        read_prompts(place(str(data))) if given is None else [given],
         max_new_tokens=max_new_tokens,
         mode=mode,
         sampling=sampling_of(temperature, top_p, top_k, min_p),
@@ -675,9 +675,9 @@ def report(
     Example: wmtp report wmtp-quickstart/baseline wmtp-quickstart/verifiable --out page.html
     """
     from wmtp.report import default_place, saved_by, write_page
-    from wmtp.storage import resolve
+    from wmtp.storage import place, resolve
 
-    folders = [resolve(run) for run in runs]
+    folders = [place(run) for run in runs]
     page = resolve(out) if out is not None else default_place(folders)
     notes = write_page(folders, page, __version__)
     saved = {str(folder): found for folder in folders if (found := saved_by(folder)) is not None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wmtp import devices
@@ -14,6 +13,7 @@ from wmtp.decoding import Generation, Sampling, StopStrings, generate_many
 from wmtp.errors import DataError, UsageError
 from wmtp.formats.hf import load_tokenizer
 from wmtp.formats.native import load_model
+from wmtp.storage import Place
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -87,7 +87,7 @@ def as_document(completions: Sequence[Completion]) -> dict[str, Any]:
     }
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Place) -> list[str]:
     """The `prompt` of every line of a JSON Lines file; other fields are left alone.
 
     Raises:

@@ -25,6 +25,8 @@ MAX_LINE_BYTES = 64 * 2**20
 BATCH = 64
 """Rows of Parquet that are read together."""
 _START = 2**16
+_PEEK = 4096
+"""Bytes of which the first tell what the file is."""
 _SPACE = " \t\r\n"
 
 Decode = Callable[[], Any]
@@ -44,7 +46,7 @@ def rows(path: Place) -> Iterator[tuple[int, Decode]]:
             raise DataError(f"{path} is a directory; a data file was expected")
         if path.exists() and not path.is_file():
             raise DataError(f"{path} is no ordinary file; a data file was expected")
-        with path.open("rb", buffering=_START) as beginning:
+        with path.open("rb", buffering=_PEEK) as beginning:
             start = beginning.read(8)
         if start.startswith(b"PAR1"):
             yield from _arrow_rows(path, _parquet_batches)

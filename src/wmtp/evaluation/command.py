@@ -16,7 +16,7 @@ from wmtp.evaluation.problems import KINDS, Benchmark, read_benchmark
 from wmtp.evaluation.run import Ask, Report, Subject, evaluate, run_template
 from wmtp.evaluation.suites import Corpus, heads, perplexity, speed
 from wmtp.sandbox import Requirement
-from wmtp.storage import resolve, write_atomic
+from wmtp.storage import ObjectPath, Place, place, resolve, write_atomic
 
 EMBEDDED = "embedded://problems_validation.jsonl"
 SUITES = ("heads", "perplexity", "speed")
@@ -126,7 +126,9 @@ def _folder(options: Options) -> Path:
     if options.out is not None:
         return resolve(options.out)
     if options.model is not None:
-        path = resolve(options.model)
+        path = place(options.model)
+        if isinstance(path, ObjectPath):
+            raise UsageError(f"--out FOLDER is needed, a local one: {path} is not on this disk")
         if (path.parent / "config.yaml").is_file():
             return path.parent / "eval"
     raise UsageError("--out FOLDER is needed: the model does not lie in a run folder (RUN/final)")
@@ -145,12 +147,12 @@ def _records(options: Options) -> list[Record]:
     return [record for record in records if record.is_correct is not False]
 
 
-def _data(options: Options) -> Path:
+def _data(options: Options) -> Place:
     if options.benchmark == "embedded":
         return resolve(EMBEDDED)
     if options.data is None:
         raise UsageError("--data FILE is needed: the file of the benchmark (or --benchmark embedded)")
-    return resolve(options.data)
+    return place(options.data)
 
 
 def _template(options: Options) -> str | None:

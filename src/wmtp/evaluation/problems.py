@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from wmtp.data import contests
@@ -21,6 +20,7 @@ from wmtp.errors import DataError
 from wmtp.evaluation.plus_tests import MEMORY_BYTES, plus_suites
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import FunctionTests, Limits, StdinTests, Tests
+from wmtp.storage import Place
 
 COMMON_STOP = ("<|endoftext|>", "</s>")
 HUMANEVAL_STOP = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", *COMMON_STOP)
@@ -79,7 +79,7 @@ class Benchmark:
     split: str | None = None
 
 
-def read_benchmark(path: Path, kind: str | None = None, split: str | None = None) -> Benchmark:
+def read_benchmark(path: Place, kind: str | None = None, split: str | None = None) -> Benchmark:
     """The problems of a file, in any container that `wmtp.data.containers` reads, in its order.
 
     Args:
@@ -114,7 +114,7 @@ def read_benchmark(path: Path, kind: str | None = None, split: str | None = None
     return Benchmark(name, str(path), tuple(made), (split or "test") if name == "mbpp" else None)
 
 
-def _problems(path: Path, name: str, found: Sequence[_Numbered], split: str) -> Iterator[Problem]:
+def _problems(path: Place, name: str, found: Sequence[_Numbered], split: str) -> Iterator[Problem]:
     make = _mbpp_maker([row for _, row in found], split) if name == "mbpp" else _MAKERS[name]
     for line, row in found:
         try:
@@ -138,7 +138,7 @@ def _one_each(problems: Iterable[Problem]) -> list[Problem]:
     return list(first.values())
 
 
-def _check_ids(path: Path, problems: Iterable[Problem]) -> None:
+def _check_ids(path: Place, problems: Iterable[Problem]) -> None:
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:

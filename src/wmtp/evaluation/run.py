@@ -27,6 +27,7 @@ from wmtp.formats.native import load_model, read_card
 from wmtp.model import MTPModel
 from wmtp.sandbox import Requirement, Sandbox
 from wmtp.storage import drop_torn_line, matches, sha256_file, write_atomic
+from wmtp.storage import place as located
 
 Report = Callable[[str], None]
 
@@ -103,7 +104,7 @@ def _weights(source: str) -> dict[str, str]:
     """SHA-256 of each file of weights; empty for a hub id."""
     folder = folder_of(source)
     files = [*matches(folder, "*.safetensors"), *matches(folder, WEIGHTS)]
-    return {path.name: sha256_file(path) for path in sorted(files)} if folder.is_dir() else {}
+    return {path.name: sha256_file(path) for path in files} if folder.is_dir() else {}
 
 
 def run_template(source: str) -> str | None:
@@ -147,7 +148,7 @@ def evaluate(
     ask = ask or Ask()
     about: dict[str, Any] = {
         "benchmark": benchmark.name,
-        "file_sha256": sha256_file(Path(benchmark.path)),
+        "file_sha256": sha256_file(located(benchmark.path)),
         "split": benchmark.split,
     }
     if subject is not None:

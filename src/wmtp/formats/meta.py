@@ -334,6 +334,6 @@ def write_meta(model: MTPModel, folder: Path, tokenizer: Any = None) -> None:
     torch.save(tensors, folder / WEIGHTS)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        original = place(tokenizer.name_or_path) / TOKENIZER
-        if original.is_file():
-            copy(original, folder / TOKENIZER)
+        known = tokenizer.name_or_path  # empty for one that was made in memory
+        if known and (place(known) / TOKENIZER).is_file():
+            copy(place(known) / TOKENIZER, folder / TOKENIZER)

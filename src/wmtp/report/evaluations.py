@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from wmtp.report.journal import is_number, rounded
+from wmtp.storage import Place, matches
 
 SUITES = ("heads", "perplexity", "speed", "tokens")
 
@@ -14,11 +14,11 @@ MAX_TOKEN_BYTES = 120_000
 """Of one run's token view in the page; problems beyond it are left out, with a note."""
 
 
-def read_evaluations(folder: Path) -> tuple[dict[str, Any], list[str]]:
+def read_evaluations(folder: Place) -> tuple[dict[str, Any], list[str]]:
     """`{"benchmarks": [...], "heads": {...}, ...}` with only what is there, and notes on what could not be read."""
     found: dict[str, Any] = {"benchmarks": []}
     notes: list[str] = []
-    for path in sorted(folder.glob("*.json")):
+    for path in matches(folder, "*.json"):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as problem:

@@ -10,8 +10,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from wmtp.storage import Place
 
 MAX_FIGURES = 6_000
 """Of one split in a page: the more columns a run has, the fewer of its log points are kept. A chart shows no more than
@@ -35,7 +36,7 @@ class Columns:
         return {"logged": self.logged, "values": self.values}
 
 
-def read_columns(path: Path) -> tuple[dict[str, Columns], list[str]]:
+def read_columns(path: Place) -> tuple[dict[str, Columns], list[str]]:
     """Columns per split, and notes on lines that are no log points.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any
 from wmtp.errors import UsageError
 from wmtp.report.reading import read_runs
 from wmtp.report.study import opened
-from wmtp.storage import write_atomic
+from wmtp.storage import ObjectPath, Place, write_atomic
 
 SCRIPTS = (
     "elements.js", "chart.js", "figures.js", "spread.js", "study.js", "evaluations.js", "tokens.js", "facts.js",
@@ -28,12 +28,19 @@ SCRIPTS = (
 )  # fmt: skip
 
 
-def default_place(folders: Sequence[Path]) -> Path:
-    """`report.html`: in the run folder, or in the nearest folder that holds all of them."""
-    return Path(os.path.commonpath([folder.absolute() for folder in folders])) / "report.html"
+def default_place(folders: Sequence[Place]) -> Path:
+    """`report.html`: in the run folder, or in the nearest folder that holds all of them.
+
+    Raises:
+        UsageError: one of them is not on a disk.
+    """
+    remote = [folder for folder in folders if isinstance(folder, ObjectPath)]
+    if remote:
+        raise UsageError(f"--out FILE is needed: {remote[0]} is not on this disk")
+    return Path(os.path.commonpath([str(folder.absolute()) for folder in folders])) / "report.html"
 
 
-def write_page(folders: Sequence[Path], out: Path, version: str) -> list[str]:
+def write_page(folders: Sequence[Place], out: Path, version: str) -> list[str]:
     """Write the page of these runs to `out`; the notes on what is missing, each with its run.
 
     Args:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from wmtp.errors import UsageError
 from wmtp.report.evaluations import read_evaluations, rounded_tree
 from wmtp.report.journal import SPLITS, Columns, read_columns
 from wmtp.report.saved import saved_by
+from wmtp.storage import Place, matches
 
 MARKS = ("config.yaml", "provenance.json", "metrics.jsonl")
 """A folder with none of these is no run."""
@@ -32,7 +32,7 @@ FACTS = (
 )
 
 
-def read_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+def read_runs(folders: Sequence[Place]) -> list[dict[str, Any]]:
     """What the page shows of each run.
 
     Raises:
@@ -42,7 +42,7 @@ def read_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [{"label": name, **read_run(folder)} for name, folder in zip(names, folders, strict=True)]
 
 
-def labels(folders: Sequence[Path]) -> list[str]:
+def labels(folders: Sequence[Place]) -> list[str]:
     """A short name for each folder: as many of its last parts as tell it from the others."""
     parts = [folder.absolute().resolve().parts for folder in folders]
     for i, path in enumerate(parts):
@@ -57,7 +57,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Place) -> dict[str, Any]:
     """One run.
 
     Raises:
@@ -88,19 +88,19 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Place) -> None:
     if not folder.exists():
         raise UsageError(f"there is no run folder {folder}")
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a run folder, as wmtp train writes one")
     if any((folder / name).is_file() for name in MARKS):
         return
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and any((p / name).is_file() for name in MARKS))
+    inside = [p for p in matches(folder, "*") if p.is_dir() and any((p / name).is_file() for name in MARKS)]
     hint = f". It holds runs; name them: {' '.join(map(str, inside))}" if inside else ""
     raise UsageError(f"{folder} is no run folder: it has none of {', '.join(MARKS)}{hint}")
 
 
-def _columns(path: Path, notes: list[str]) -> dict[str, Columns]:
+def _columns(path: Place, notes: list[str]) -> dict[str, Columns]:
     try:
         columns, problems = read_columns(path)
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def _columns(path: Path, notes: list[str]) -> dict[str, Columns]:
     return columns
 
 
-def _facts(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def _facts(path: Place, notes: list[str]) -> dict[str, Any] | None:
     """The facts of the last start, and how often the run was started."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def _of_start(start: dict[str, Any]) -> dict[str, Any]:
     return {name: rounded_tree(start.get(name)) for name in FACTS}
 
 
-def _config(path: Path, notes: list[str]) -> str | None:
+def _config(path: Place, notes: list[str]) -> str | None:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from wmtp.storage import Place
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Saved:
         )
 
 
-def saved_by(folder: Path) -> Saved | None:
+def saved_by(folder: Place) -> Saved | None:
     """Of a run folder; None if there is no checkpoint that says how many there were."""
     manifests = [found for path in sorted(folder.glob("checkpoints/step_*/manifest.json")) if (found := _json(path))]
     sizes = [sum(entry["size"] for entry in manifest["files"].values()) for manifest in manifests]
@@ -49,7 +50,7 @@ def saved_by(folder: Path) -> Saved | None:
     return Saved(saves, len(sizes), sizes[-1], sum(sizes), (tracked.get("model") or {}).get("stored_bytes", 0))
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json(path: Place) -> dict[str, Any] | None:
     """None if it is not there or cannot be read: a page shows what there is."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from wmtp.errors import UsageError
 from wmtp.report.evaluations import rounded_tree
+from wmtp.storage import Place
 
 STUDY = "study.json"
 """A folder with this file is a study."""
 NEEDED = ("study", "baseline", "metric", "seeds", "arms", "curves", "runs", "notes")
 
 
-def opened(folders: Sequence[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
+def opened(folders: Sequence[Place]) -> tuple[list[Place], list[dict[str, Any]]]:
     """Run folders, each study's in its place, and the studies.
 
     Raises:
         UsageError: a `study.json` that is none.
     """
-    runs: list[Path] = []
+    runs: list[Place] = []
     studies: list[dict[str, Any]] = []
     for folder in folders:
         if not (folder / STUDY).is_file():
@@ -37,7 +37,7 @@ def opened(folders: Sequence[Path]) -> tuple[list[Path], list[dict[str, Any]]]:
     return runs, studies
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Place) -> dict[str, Any]:
     try:
         study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = [name for name in NEEDED if name not in study]

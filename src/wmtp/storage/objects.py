@@ -118,6 +118,11 @@ class ObjectPath:
         return self.key.rpartition("/")[2]
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """The bucket, then the components."""
+        return (self.root, *self.key.split("/")) if self.key else (self.root,)
+
+    @property
     def parent(self) -> ObjectPath:
         """The folder it is in; the bucket is in itself."""
         return ObjectPath(self.root, self.key.rpartition("/")[0])
