@@ -34,9 +34,11 @@ def batches(data: list[Row], size: int, seed: int | None) -> Batches:
 
 
 SEED = st.one_of(st.none(), st.integers(0, 2**32 - 1))
+few = settings(max_examples=40)
 
 
 @given(data_sets(), st.integers(1, 9), SEED, st.integers(0, 3))
+@few
 def test_an_epoch_is_every_row_exactly_once(data: list[Row], size: int, seed: int | None, epoch: int) -> None:
     chosen = batches(data, size, seed)
     seen = [r for n in range(len(chosen)) for r in chosen.rows_of(epoch * len(chosen) + n)]
@@ -46,6 +48,7 @@ def test_an_epoch_is_every_row_exactly_once(data: list[Row], size: int, seed: in
 
 
 @given(data_sets(), st.integers(1, 9), SEED, st.randoms(use_true_random=False))
+@few
 def test_a_batch_does_not_depend_on_what_was_asked_before(
     data: list[Row], size: int, seed: int | None, random: Any
 ) -> None:
@@ -60,6 +63,7 @@ def test_a_batch_does_not_depend_on_what_was_asked_before(
 
 
 @given(data_sets(), st.integers(1, 9), SEED, st.integers(0, 20), st.integers(1, 10))
+@few
 def test_micro_batches_laid_together_are_the_batch(
     data: list[Row], size: int, seed: int | None, number: int, micro: int
 ) -> None:
@@ -80,6 +84,7 @@ def test_micro_batches_laid_together_are_the_batch(
 
 
 @given(data_sets(), st.integers(1, 9), SEED, st.integers(0, 20))
+@few
 def test_a_batch_is_its_rows_padded_to_the_longest(data: list[Row], size: int, seed: int | None, number: int) -> None:
     (batch,) = batches(data, size, seed).at(number)
     assert batch.tokens_BT.shape[1] == max(len(data[r].tokens) for r in batch.row_B)
@@ -90,6 +95,7 @@ def test_a_batch_is_its_rows_padded_to_the_longest(data: list[Row], size: int, s
 
 
 @given(data_sets())
+@few
 def test_pairs_are_of_one_problem_and_hold_every_labelled_row_of_a_mixed_one(data: list[Row]) -> None:
     kinds: dict[int, set[float]] = {}
     for row in data:
@@ -110,7 +116,7 @@ def test_pairs_are_of_one_problem_and_hold_every_labelled_row_of_a_mixed_one(dat
 
 
 @given(data_sets(), st.integers(1, 4), st.integers(0, 100), st.integers(1, 3))
-@settings(max_examples=60)
+@few
 def test_pairs_stay_side_by_side_through_batches_and_micro_batches(
     data: list[Row], half: int, seed: int, micro: int
 ) -> None:

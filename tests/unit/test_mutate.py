@@ -75,7 +75,7 @@ def test_the_operator_makes_its_mistake(operator: str, before: str, after: str) 
     assert function(after) in made
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.sampled_from(embedded_responses()))
 def test_every_mutant_parses_and_differs(source: str) -> None:
     original = normalize(source)
@@ -90,7 +90,7 @@ def test_every_mutant_parses_and_differs(source: str) -> None:
         assert mutant.operator in OPERATORS
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.sampled_from(embedded_responses()))
 def test_line_is_where_original_and_mutant_part(source: str) -> None:
     old = normalize(source).split("\n")
