@@ -249,7 +249,7 @@ def score(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Positions of a scoring batch, padding included.")] = 8192,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a recipe's critic or reference about all of its data once; training then reads the scores instead.
+    """Ask a recipe's critic, reference or reward model about all of its data once; training then reads the scores.
 
     Run it again after an interruption and it goes on; under torchrun the ranks share the work.
     Example: wmtp score --recipe recipes/verifiable_embedded_cpu.yaml objective.weighting.scores=scores/critic
@@ -267,7 +267,8 @@ def score(
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": size, **card.model_dump()}))
     else:
-        typer.echo(f"{folder}: {card.rows:,} rows, {card.tokens:,} tokens, {size / card.tokens:.2f} bytes a token")
+        scored = "row" if any(column.of == "row" for column in card.columns.values()) else "token"
+        typer.echo(f"{folder}: {card.tokens:,} scored {scored}s, {size / card.tokens:.2f} bytes a {scored}")
 
 
 @app.command()
