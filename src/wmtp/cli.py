@@ -259,7 +259,7 @@ def score(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Positions of a scoring batch, padding included.")] = 8192,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a recipe's critic or reference once, and store that.
+    """Ask a recipe's critic, reference or reward model once, and store that.
 
     Training then reads the scores instead (docs/scores.md). Run it again after an interruption and it goes on; under
     torchrun the ranks share the work.
@@ -279,7 +279,8 @@ def score(
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": size, **card.model_dump()}))
     else:
-        typer.echo(f"{folder}: {card.rows:,} rows, {card.tokens:,} tokens, {size / card.tokens:.2f} bytes a token")
+        scored = "row" if any(column.of == "row" for column in card.columns.values()) else "token"
+        typer.echo(f"{folder}: {card.tokens:,} scored {scored}s, {size / card.tokens:.2f} bytes a {scored}")
 
 
 @app.command()

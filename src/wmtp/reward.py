@@ -62,9 +62,9 @@ class RewardModel(nn.Module):
 class RunningScale:
     """Rewards as standard deviations from their mean, both over all rows trained on so far, on all ranks.
 
-    So neither the offset nor the unit of a reward model matters: a sum of preferences decides neither. The rows of the
-    step at hand count already; an evaluation reads the scale and leaves it as it is. Where all rewards are the same,
-    they are 0.
+    So neither the offset nor the unit of a reward model matters, which its training on preferences leaves open. The
+    rows of the step at hand count already; an evaluation reads the scale and leaves it as it is. Where all rewards are
+    the same, they are 0.
     """
 
     def __init__(self) -> None:

@@ -169,7 +169,7 @@ def scaled(steps: Steps, scale: RunningScale) -> list[NDArray[np.float64]]:
 
 
 @given(REWARDS)
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_rewards_are_scaled_by_mean_and_deviation_of_all_rows_so_far(steps: Steps) -> None:
     for number, got in enumerate(scaled(steps, RunningScale()), 1):
         seen = np.concatenate([np.array(step) for step in steps[:number]])
@@ -179,7 +179,7 @@ def test_rewards_are_scaled_by_mean_and_deviation_of_all_rows_so_far(steps: Step
 
 
 @given(REWARDS, st.floats(0.1, 9), st.floats(-30, 30))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_neither_the_unit_nor_the_offset_of_a_reward_matters(steps: Steps, unit: float, offset: float) -> None:
     other = [[unit * reward + offset for reward in step] for step in steps]
     one, two = RunningScale(), RunningScale()
