@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -66,6 +66,7 @@ def test_a_policy_that_is_its_reference_is_not_pulled() -> None:
     assert not any(g.any() for g in torch.autograd.grad(found.pull, list(model.base.parameters())) if g is not None)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.05, 1.0), min_size=2, max_size=6), st.lists(st.floats(0.05, 1.0), min_size=6, max_size=6))
 def test_its_mean_over_the_policys_samples_is_the_divergence_and_no_term_is_negative(
     policy_weights: list[float], reference_weights: list[float]

@@ -123,7 +123,7 @@ def test_rows_are_prompts_with_what_was_sampled_and_eos_is_trained_only_where_it
 def test_rewards_and_groups_are_those_of_the_verdicts_and_the_undecided_are_left_out() -> None:
     """Over several steps, so that every kind of group is met."""
     sandbox, undecided, neutral = FakeSandbox(), 0, 0
-    for step in range(1, 9):
+    for step in range(1, 6):
         drawn = draw(sandbox, step)
         rows = rows_of(drawn.batches)
         for place in {number // SAMPLES for number in rows}:
