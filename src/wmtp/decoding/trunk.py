@@ -147,8 +147,8 @@ _COMPILED: WeakSet[nn.Module] = WeakSet()
 def compile_layers(model: MTPModel, backend: str = "inductor") -> None:
     """Compile every layer and head for decoding, from its next forward on; the tokens stay what they are.
 
-    Layers share their programs: some for one token a row, some for more, made in the first forwards and none after
-    that, however long rows become. They are made anew for other numbers of rows only where one row and more differ.
+    Layers share their programs. They are made in the first forwards, some for one token or one row and some for more,
+    and none after that, however long rows become.
 
     Args:
         backend: as `torch.compile` takes it. `inductor` needs a C++ compiler on CPU.
