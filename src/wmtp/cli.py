@@ -289,7 +289,7 @@ def export(
     out: Annotated[str, typer.Option(help="Folder to write; a model that is there is replaced.")],
     to: Annotated[
         str,
-        typer.Option(help="wmtp, hf (heads dropped), head:K, adapter, meta, vllm-medusa, vllm-mimo or sglang-mimo."),
+        typer.Option(help="wmtp, hf (heads dropped), head:K, meta, vllm-medusa, vllm-mimo, sglang-mimo or adapter."),
     ] = "wmtp",
     as_json: AsJson = False,
 ) -> None:

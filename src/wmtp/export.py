@@ -24,7 +24,7 @@ from wmtp.storage import Place, place
 from wmtp.value import ValueModel
 
 Model = MTPModel | ValueModel
-TARGETS = ("wmtp", "hf", "head:K", "adapter", "meta", "vllm-medusa", "vllm-mimo", "sglang-mimo")
+TARGETS = ("wmtp", "hf", "head:K", "meta", "vllm-medusa", "vllm-mimo", "sglang-mimo", "adapter")
 MIMO: dict[str, mimo.Engine] = {"vllm-mimo": "vllm", "sglang-mimo": "sglang"}
 
 

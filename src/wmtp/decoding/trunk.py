@@ -147,8 +147,8 @@ _COMPILED: WeakSet[nn.Module] = WeakSet()
 def compile_layers(model: MTPModel, backend: str = "inductor") -> None:
     """Compile every layer and head for decoding, from its next forward on; the tokens stay what they are.
 
-    Layers share their programs: some for one token a row, some for more, made in the first forwards and none after
-    that, however long rows become. They are made anew for other numbers of rows only where one row and more differ.
+    Layers share their programs, whatever their place in the cache and however long rows become. They are made in the
+    first forwards, and when a batch first has one row, or a row one token, and not several.
 
     Args:
         backend: as `torch.compile` takes it. `inductor` needs a C++ compiler on CPU.
