@@ -229,7 +229,7 @@ def test_the_image_is_made_of_files_that_are_there_and_let_through() -> None:
     assert set(re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE)[0].split(",")) <= set(extras)
     [entry] = re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     assert json.loads(entry) == ["tini", "--", "wmtp"]
-    assert re.search(r"^USER wmtp$", text, re.MULTILINE)
+    assert re.search(r"^USER 1000$", text, re.MULTILINE)
 
 
 def test_every_script_is_one_that_bash_can_read() -> None:
