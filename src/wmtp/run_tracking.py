@@ -140,7 +140,9 @@ class Tracking:
         if self._sink.problem is None:
             return
         if tracking.required:
-            raise TrackingError(f"tracking.required, but {self._sink.problem}")
+            why = self._sink.problem
+            self._sink.close("FAILED")
+            raise TrackingError(f"tracking.required, but {why}")
         self.note(f"tracking: {self._sink.problem}; training goes on, and it is tried again")
 
     def __enter__(self) -> Tracking:
