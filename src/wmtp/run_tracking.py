@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wmtp import __version__, provenance
+from wmtp import provenance
 from wmtp.config import Config, TrackingConfig
 from wmtp.errors import Interrupted, TrackingError, UsageError, WmtpError
 from wmtp.redaction import HIDDEN, looks_secret
@@ -71,10 +71,12 @@ def card_of(config: Config, folder: Path) -> RunCard:
         CheckpointError: `provenance.json` is damaged.
     """
     facts = provenance.read(folder / "provenance.json")
-    tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm, "wmtp.version": __version__}
-    commit = ((facts["starts"] or [{}])[-1].get("git") or {}).get("commit")
-    if commit:
-        tags["mlflow.source.git.commit"] = str(commit)
+    tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm}
+    start = (facts["starts"] or [{}])[-1]
+    for tag, section, name in (("wmtp.version", "versions", "wmtp"), ("mlflow.source.git.commit", "git", "commit")):
+        found = (start.get(section) or {}).get(name)
+        if found is not None:
+            tags[tag] = str(found)
     for tag in config.tags:
         name, _, value = tag.partition("=")
         tags[name] = value or "true"
