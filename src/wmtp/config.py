@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from wmtp import config_files
+from wmtp.redaction import without_credentials
 from wmtp.storage import Place
 
 
@@ -728,6 +729,9 @@ class CheckpointConfig(_Part):
     """What `final/` is: the last step's model; or, of a critic, that of the evaluation with the best pair accuracy."""
 
 
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
 def _store_of_runs(uri: str) -> str:
     """A database or server that MLflow can keep runs in; no credentials, as the config is stored in the run folder."""
     parts = urlsplit(uri)
@@ -736,7 +740,9 @@ def _store_of_runs(uri: str) -> str:
         raise ValueError(
             "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder"
         )
-    if parts.password is not None or (parts.username is not None and scheme not in DATABASES):
+    if without_credentials(uri) != uri and (
+        parts.password is not None or not parts.username or scheme not in DATABASES
+    ):
         raise ValueError(
             "credentials in it would be written into the run folder: give a server's in MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD; a database's whole address in MLFLOW_TRACKING_URI, and leave tracking.uri out"
@@ -746,9 +752,6 @@ def _store_of_runs(uri: str) -> str:
     if not parts.path[1:]:
         raise ValueError("it names no file: write sqlite:///FILE")
     return f"sqlite:///{_absolute(parts.path[1:])}"
-
-
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 class TrackingConfig(_Part):

@@ -6,6 +6,7 @@ import re
 
 _SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![a-z]))")
 _CREDENTIALS = re.compile(r"://[^/@\s]+@")
+_IN_QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s'\"]+")
 
 HIDDEN = "***"
 
@@ -16,5 +17,6 @@ def looks_secret(name: str) -> bool:
 
 
 def without_credentials(text: str) -> str:
-    """The text with `user:password@` of every URL in it hidden."""
-    return _CREDENTIALS.sub(f"://{HIDDEN}@", text)
+    """The text with `user:password@` of every URL in it hidden, and what stands under secret names in its query."""
+    shown = _CREDENTIALS.sub(f"://{HIDDEN}@", text)
+    return _IN_QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN}" if looks_secret(found[2]) else found[0], shown)

@@ -70,14 +70,12 @@ def card_of(config: Config, folder: Place) -> RunCard:
         CheckpointError: `provenance.json` is damaged.
     """
     facts = provenance.read(folder / "provenance.json")
-    last = (facts["starts"] or [{}])[-1]
     tags = {"wmtp.run_id": str(facts["run_id"]), "wmtp.arm": config.arm}
-    made_by = (last.get("versions") or {}).get("wmtp")
-    if made_by:
-        tags["wmtp.version"] = str(made_by)
-    commit = (last.get("git") or {}).get("commit")
-    if commit:
-        tags["mlflow.source.git.commit"] = str(commit)
+    start = (facts["starts"] or [{}])[-1]
+    for tag, section, name in (("wmtp.version", "versions", "wmtp"), ("mlflow.source.git.commit", "git", "commit")):
+        found = (start.get(section) or {}).get(name)
+        if found is not None:
+            tags[tag] = str(found)
     for tag in config.tags:
         name, _, value = tag.partition("=")
         tags[name] = value or "true"
@@ -143,7 +141,9 @@ class Tracking:
         if self._sink.problem is None:
             return
         if tracking.required:
-            raise TrackingError(f"tracking.required, but {self._sink.problem}")
+            why = self._sink.problem
+            self._sink.close("FAILED")
+            raise TrackingError(f"tracking.required, but {why}")
         self.note(f"tracking: {self._sink.problem}; training goes on, and it is tried again")
 
     def __enter__(self) -> Tracking:

@@ -339,7 +339,13 @@ PLANTED = "hunter2hunter2"
 
 
 @pytest.mark.parametrize(
-    "uri", [f"http://me:{PLANTED}@127.0.0.1:1", f"postgresql://me:{PLANTED}@host/db", f"https://{PLANTED}@host"]
+    "uri",
+    [
+        f"http://me:{PLANTED}@127.0.0.1:1",
+        f"postgresql://me:{PLANTED}@host/db",
+        f"https://{PLANTED}@host",
+        f"postgresql://host/db?user=me&password={PLANTED}",
+    ],
 )
 def test_credentials_in_the_config_are_refused_and_not_shown(uri: str, recipe: Path) -> None:
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from wmtp.storage import Place
+from wmtp.storage import Place, matches
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Saved:
 
 def saved_by(folder: Place) -> Saved | None:
     """Of a run folder; None if there is no checkpoint that says how many there were."""
-    manifests = [found for path in sorted(folder.glob("checkpoints/step_*/manifest.json")) if (found := _json(path))]
+    steps = matches(folder / "checkpoints", "step_*")
+    manifests = [found for step in steps if (found := _json(step / "manifest.json"))]
     sizes = [sum(entry["size"] for entry in manifest["files"].values()) for manifest in manifests]
     saves = manifests[-1]["facts"].get("saves", 0) if manifests else 0
     if not saves or not sizes[-1]:
