@@ -473,20 +473,20 @@ def prepare(
     from wmtp.curation.tables import prepared_table
     from wmtp.data.records import field_map
     from wmtp.progress import Latest
-    from wmtp.storage import resolve
+    from wmtp.storage import place, resolve
 
     plan = Plan(
         fields=field_map(field or []),
         split=split,
-        problems=resolve(problems) if problems is not None else None,
-        against=[resolve(path) for path in against or []],
+        problems=place(problems) if problems is not None else None,
+        against=[place(path) for path in against or []],
         near=near,
         max_solutions=max_solutions,
         max_cases=max_cases,
         on_bad_row=on_bad_row,
     )
     with Latest(quiet=as_json) as report:
-        found = work([resolve(path) for path in sources], resolve(out), plan, report)
+        found = work([place(path) for path in sources], resolve(out), plan, report)
     typer.echo(json.dumps(found)) if as_json else prepared_table(found, out)
 
 
@@ -509,11 +509,11 @@ def label(
     from wmtp.curation.tables import curation_table
     from wmtp.progress import Latest
     from wmtp.sandbox import Limits
-    from wmtp.storage import resolve
+    from wmtp.storage import place, resolve
 
     with Latest(quiet=as_json) as report:
         found = work(
-            resolve(source),
+            place(source),
             resolve(out),
             split=split,
             limits=Limits(cpu_s=cpu_s),
@@ -544,11 +544,11 @@ def mutate(
     from wmtp.curation.tables import curation_table
     from wmtp.progress import Latest
     from wmtp.sandbox import Limits
-    from wmtp.storage import resolve
+    from wmtp.storage import place, resolve
 
     with Latest(quiet=as_json) as report:
         found = work(
-            resolve(source), resolve(out), variants=variants, seed=seed, split=split, limits=Limits(cpu_s=cpu_s),
+            place(source), resolve(out), variants=variants, seed=seed, split=split, limits=Limits(cpu_s=cpu_s),
             require=_required(require), report=report,
         )  # fmt: skip
     typer.echo(json.dumps(found)) if as_json else curation_table(found, out)

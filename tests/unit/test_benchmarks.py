@@ -16,11 +16,12 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmtp.bench import BENCHMARKS, backends, data, decoding, faults, loss, measuring, packing, step
+from wmtp.bench import BENCHMARKS, backends, data, decoding, faults, loss, measuring, packing, step, storage
 from wmtp.cli import run_command
 from wmtp.errors import WmtpError
 from wmtp.model import batch_targets
 from wmtp.targets import IGNORE
+from wmtp.testing import memory_storage
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CASE_KEYS = {
@@ -307,6 +308,18 @@ def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: py
     readme = (FOLDER / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in (*decoding.VARIANTS, *done[0]))
     assert "hopeless" in capsys.readouterr().out
+
+
+def test_the_json_of_storage_has_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_WIDTH": 8, "_FFN": 12, "_VOCABULARY": 20}.items():
+        monkeypatch.setattr(storage, name, value)
+    with memory_storage() as bucket:
+        options = ["--location", str(bucket), "--bytes", "5000", "--repeat", "1", "--no-memory"]
+        assert storage.main([*options, "--json", str(tmp_path / "s.json")]) == 0
+        assert not bucket.exists()
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["object_bytes"] > 5000
+    assert set(found["time_to_raw"]) == {"raw", "wmtp", "whole"}
 
 
 def test_the_prompts_of_decoding_are_as_transformers_pads_them() -> None:

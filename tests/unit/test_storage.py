@@ -98,7 +98,7 @@ def test_an_embedded_name_resolves_inside_whatever_package_is_installed(tmp_path
     package = tmp_path / "wmtp"
     (package / "embedded" / "toy").mkdir(parents=True)
     (package / "embedded" / "toy" / "a.txt").write_text("shipped")
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "outcome.py"):
         shutil.copy(Path(wmtp.__file__).parent / name, package / name)
     shutil.copytree(Path(wmtp.__file__).parent / "storage", package / "storage")
     code = "from wmtp.storage import resolve; print(resolve('embedded://toy/a.txt').read_text(), resolve('embedded://toy/'))"

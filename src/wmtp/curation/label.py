@@ -15,10 +15,11 @@ from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import WmtpError
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Verdict
+from wmtp.storage import Place
 
 
 def label(
-    source: Path,
+    source: Place,
     out: Path,
     *,
     fields: Mapping[Any, str] | None = None,

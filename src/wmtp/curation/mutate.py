@@ -20,13 +20,14 @@ from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Tests, Verdict
+from wmtp.storage import Place
 
 TRIES = 12
 """Programs that are run for each wrong one that is wanted, at most."""
 
 
 def mutate(
-    source: Path,
+    source: Place,
     out: Path,
     *,
     variants: int = 5,

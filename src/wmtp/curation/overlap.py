@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 
 from wmtp.curation.grams import grams, words
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
+from wmtp.storage import Place
 
 LONGEST, SHORTEST = 13, 8
 """Words of an n-gram."""
@@ -40,7 +40,7 @@ class Overlap:
         return None
 
 
-def benchmark_records(paths: Iterable[Path]) -> Iterable[Record]:
+def benchmark_records(paths: Iterable[Place]) -> Iterable[Record]:
     """What is for evaluation: the test split of a data set with official splits, all rows of others.
 
     Raises:

@@ -21,6 +21,7 @@ from wmtp.data.problem_files import read_problems
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import UsageError
+from wmtp.storage import Place
 
 LONGEST = MAX_LINE_BYTES // 2
 """Bytes of a record as JSON: what is found out about it later must fit beside it in a line that can be read."""
@@ -48,8 +49,8 @@ class Plan:
 
     fields: Mapping[str, str] | None = None
     split: str | None = None
-    problems: Path | None = None
-    against: Sequence[Path] = ()
+    problems: Place | None = None
+    against: Sequence[Place] = ()
     near: float | None = None
     max_solutions: int | None = None
     max_cases: int | None = None
@@ -63,7 +64,7 @@ class Plan:
         if self.on_bad_row not in ("error", "skip"):
             raise UsageError(f"on_bad_row must be error or skip, got {self.on_bad_row!r}")
 
-    def about(self, sources: Sequence[Path]) -> dict[str, Any]:
+    def about(self, sources: Sequence[Place]) -> dict[str, Any]:
         """What a file is made from, for `RowFile`; rows before a bad one are the same, whatever is done about it."""
         return {
             "sources_sha256": [source_sha256(path) for path in sources],
@@ -77,7 +78,7 @@ class Plan:
         }
 
 
-def prepare(sources: Sequence[Path], out: Path, plan: Plan, report: Report = lambda text: None) -> dict[str, Any]:
+def prepare(sources: Sequence[Place], out: Path, plan: Plan, report: Report = lambda text: None) -> dict[str, Any]:
     """Write the records of `sources`, in their order, and a report beside them.
 
     Rows are read one by one. Held are a hash per record (exact duplicates), one per problem, its verdicts' counts, and

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from wmtp.errors import DataError, UsageError, WmtpError
-from wmtp.storage import drop_torn_line, fsync_folder, sha256_file, write_atomic
+from wmtp.storage import Place, drop_torn_line, fsync_folder, sha256_file, write_atomic
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,7 +40,7 @@ class Made:
     """For the report, where it was dropped."""
 
 
-def source_sha256(path: Path) -> str:
+def source_sha256(path: Place) -> str:
     """What tells whether a source is still the same.
 
     Raises:

@@ -8,15 +8,15 @@ its cases: a call, and the result as Python prints it.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from wmtp.data.containers import MAX_LINE_BYTES, rows
 from wmtp.data.records import BadRow, parse
 from wmtp.errors import DataError
+from wmtp.storage import Place
 
 
-def read_problems(path: Path) -> dict[str, dict[str, Any]]:
+def read_problems(path: Place) -> dict[str, dict[str, Any]]:
     """Fields of records by problem id. The whole file is held.
 
     Raises:
@@ -39,7 +39,7 @@ def read_problems(path: Path) -> dict[str, dict[str, Any]]:
     return problems
 
 
-def _refactory(path: Path) -> dict[str, dict[str, Any]]:
+def _refactory(path: Place) -> dict[str, dict[str, Any]]:
     """The problems of Refactory; empty if the file is something else, or cannot be read."""
     try:
         found = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_LINE_BYTES else None
@@ -50,7 +50,7 @@ def _refactory(path: Path) -> dict[str, dict[str, Any]]:
     return {f"refactory/{question}": _assignment(path, question, one) for question, one in found.items()}
 
 
-def _assignment(path: Path, question: str, row: dict[str, Any]) -> dict[str, Any]:
+def _assignment(path: Place, question: str, row: dict[str, Any]) -> dict[str, Any]:
     try:
         tests = [f"assert {case['i'].strip()} == {case['o'].strip()}" for case in row["cases"]]
         statement = row["description"].removeprefix("Task: ").strip()

@@ -124,26 +124,38 @@ def published(folder: ObjectPath, write: Callable[[Path], None], *, on_disk: boo
     Args:
         on_disk: the local folder is in TMPDIR, for files that are large.
     """
-    before = list(folder.files())
-    with _temporary(on_disk) as made, _weights_into(folder, made) as written:
-        folder.store.put((folder / WRITING).key, b"")
-        folder.store.remove([(folder / name).key for name in CONFIGS])
+    with _temporary(on_disk) as made, _replacing(folder) as written, _weights_into(folder, made, written):
         write(made)
         small = sorted((path for path in made.rglob("*") if path.is_file()), key=lambda path: path.name in CONFIGS)
         for path in small:
             written.append(folder / path.relative_to(made).as_posix())
             copy(path, written[-1])
+
+
+def copied(source: ObjectPath, target: ObjectPath) -> None:
+    """The same model folder once more, as `published` makes one."""
+    with _replacing(target) as written:
+        for path in sorted(source.files(), key=lambda path: path.name in CONFIGS):
+            written.append(target / path.key.removeprefix(source.prefix))
+            copy(path, written[-1])
+
+
+@contextmanager
+def _replacing(folder: ObjectPath) -> Iterator[list[ObjectPath]]:
+    """Around the writing of a model: before it there is none in the folder, after it only what the block has listed."""
+    before, written = list(folder.files()), list[ObjectPath]()
+    folder.store.put((folder / WRITING).key, b"")
+    folder.store.remove([(folder / name).key for name in CONFIGS])
+    yield written
     old = [path.key for path in before if path not in written]
     folder.store.remove([*old, (folder / WRITING).key])
 
 
 @contextmanager
-def _weights_into(folder: ObjectPath, made: Path) -> Iterator[list[ObjectPath]]:
-    """Within it, what `save_file` would write into a local folder goes into the store; gives what was written."""
+def _weights_into(folder: ObjectPath, made: Path, written: list[ObjectPath]) -> Iterator[None]:
+    """Within it, what `save_file` would write into a local folder goes into the store, and is listed."""
     from safetensors import torch as library
     from transformers import modeling_utils
-
-    written: list[ObjectPath] = []
 
     def save_file(tensors: dict[str, Tensor], filename: Any, metadata: dict[str, str] | None = None) -> None:
         written.append(folder / Path(filename).relative_to(made).as_posix())
@@ -152,16 +164,9 @@ def _weights_into(folder: ObjectPath, made: Path) -> Iterator[list[ObjectPath]]:
     originals = library.save_file, modeling_utils.safe_save_file
     library.save_file = modeling_utils.safe_save_file = save_file
     try:
-        yield written
+        yield
     finally:
         library.save_file, modeling_utils.safe_save_file = originals
-
-
-def copied(source: ObjectPath, target: ObjectPath) -> None:
-    """The same model folder once more."""
-    published(target, lambda made: None)
-    for path in sorted(source.files(), key=lambda path: path.name in CONFIGS):
-        copy(path, target / path.key.removeprefix(source.prefix))
 
 
 @contextmanager
