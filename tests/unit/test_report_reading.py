@@ -41,6 +41,13 @@ def test_log_points_become_columns_with_gaps_where_a_point_has_no_such_figure(tm
     assert series["validation"] == {"logged": 1, "values": {"step": [2], "lr": [1]}}
 
 
+def test_a_warning_in_the_journal_is_a_note_and_no_damage(tmp_path: Path) -> None:
+    warning = point(2, "warning", **{"weight/collapsed": 1.0, "weight/ess": 0.03})
+    run = write_run(tmp_path / "a", [point(1, lr=1.0), warning])
+    assert "training warned at step 2: weight/collapsed = 1, weight/ess = 0.03" in read_run(run)["notes"]
+    assert not any("no log points" in note for note in read_run(run)["notes"])
+
+
 def test_lines_that_are_no_log_points_are_left_out_and_counted(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [point(1, lr=1.0)])
     with (run / "metrics.jsonl").open("a") as file:

@@ -19,6 +19,8 @@ MAX_FIGURES = 6_000
 some hundreds, and ten runs must fit into a page."""
 
 SPLITS = ("train", "validation")
+WARNING = "warning"
+"""The `split` of a line that tells of something that was warned of."""
 
 NOT_DRAWN = "time/unix_s"
 """When a line was written: six digits of it say nothing."""
@@ -37,25 +39,32 @@ class Columns:
 
 
 def read_columns(path: Place) -> tuple[dict[str, Columns], list[str]]:
-    """Columns per split, and notes on lines that are no log points.
+    """Columns per split, and notes: what was warned of, and lines that are no log points.
 
     Raises:
         OSError: the file cannot be read.
     """
     points: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     damaged: list[int] = []
+    notes: list[str] = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             point = _point(line)
             if point is None:
                 damaged.append(number)
+            elif point["split"] == WARNING:
+                notes.append(_warning(point))
             else:
                 points[point["split"]].append(point)
-    notes = []
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         notes.append(f"{path.name}: {len(damaged):,} lines are no log points and were left out (line {shown})")
     return {split: _columns(points[split]) for split in SPLITS}, notes
+
+
+def _warning(point: dict[str, Any]) -> str:
+    figures = {name: value for name, value in point.items() if is_number(value) and name not in ("step", NOT_DRAWN)}
+    return f"training warned at step {point['step']}: {', '.join(f'{name} = {figures[name]:g}' for name in figures)}"
 
 
 def _point(line: str) -> dict[str, Any] | None:
@@ -64,7 +73,7 @@ def _point(line: str) -> dict[str, Any] | None:
         point = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(point, dict) and is_number(point.get("step")) and point.get("split") in SPLITS
+    whole = isinstance(point, dict) and is_number(point.get("step")) and point.get("split") in (*SPLITS, WARNING)
     return point if whole else None
 
 
