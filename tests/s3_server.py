@@ -11,8 +11,6 @@ import subprocess
 import sysconfig
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +69,7 @@ def serving(folder: Path) -> Iterator[Server]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait_for(f"http://127.0.0.1:{s3}/{BUCKET}", process, log)
+        _wait_for(f"http://127.0.0.1:{s3}", process, log)
         yield Server(f"http://127.0.0.1:{s3}")
     finally:
         process.kill()
@@ -79,16 +77,22 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the bucket is there: the server answers before it has made it."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
+    at_once = Config(connect_timeout=1, read_timeout=2, retries={"max_attempts": 0}, s3={"addressing_style": "path"})
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", config=at_once, **keys)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(url, timeout=1).close()
-        except urllib.error.HTTPError as answer:
-            if answer.code == 403:  # it is up, the bucket is there, and it wants credentials
-                return
-        except OSError:
-            pass
-        time.sleep(0.05)
+            client.head_bucket(Bucket=BUCKET)
+        except (BotoCoreError, ClientError):
+            time.sleep(0.05)
+        else:
+            return
     raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
 
 

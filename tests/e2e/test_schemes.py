@@ -206,6 +206,7 @@ def test_weights_that_cannot_be_told_from_uniform_are_told_once_in_the_terminal_
     assert code == 0, told
     assert told.count("cannot be told from uniform") == 1
     (warning,) = journal(tmp_path / "run", "warning")
+    assert warning.pop("time/unix_s") > 0
     assert warning == {"step": 10, "split": "warning", "weight/uniform": 1.0, "weight/ess": pytest.approx(1.0)}
 
 

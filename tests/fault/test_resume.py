@@ -44,8 +44,8 @@ def loop_init(self, *arguments, original=trainer.Loop.__init__):
     mid_step.first = self.progress.step + 1
 trainer.Loop.__init__ = loop_init
 
-def boundary(self, stop, original=trainer.Loop._save_if_due):
-    original(self, stop)
+def boundary(self, *arguments, original=trainer.Loop._save_if_due):
+    original(self, *arguments)
     if self.progress.step == step:
         die()
 
