@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from rich.console import Console
@@ -9,12 +10,17 @@ from rich.markup import escape
 from rich.status import Status
 
 
+def is_live(console: Console) -> bool:
+    """Whether somebody looks at a terminal that can be drawn over: not a log, not a dumb terminal, not CI."""
+    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
+
+
 class Latest:
     """The last line of what goes on: in place on a terminal, now and then in a log."""
 
     def __init__(self, *, quiet: bool = False, every_s: float = 30.0) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self._status = Status("", console=self.console) if self.console.is_terminal else None
+        self._status = Status("", console=self.console) if is_live(self.console) else None
         self._every_s, self._next = every_s, 0.0
 
     def __enter__(self) -> Latest:

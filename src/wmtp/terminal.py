@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from wmtp.config import Config
 from wmtp.decoding import Generation
 from wmtp.doctor import Finding
 from wmtp.estimate import Estimate
+from wmtp.progress import is_live
 from wmtp.quickstart import PAGE, ArmResult
 from wmtp.trainer import Reporter, RunResult, Silent
 
@@ -37,11 +37,6 @@ def reporter(name: str, *, quiet: bool = False) -> Reporter:
         return Silent()
     console = Console(stderr=True)
     return Bar(name, console) if is_live(console) else Lines(name, console)
-
-
-def is_live(console: Console) -> bool:
-    """Whether somebody looks at a terminal that can be drawn over: not a log, not a dumb terminal, not CI."""
-    return console.is_terminal and not console.is_dumb_terminal and not os.environ.get("CI")
 
 
 class Lines:

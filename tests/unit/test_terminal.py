@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from typer.main import get_command
 
-from wmtp import terminal
+from wmtp import progress, terminal
 from wmtp.cli import app
 from wmtp.trainer import RunResult
 
@@ -80,8 +80,8 @@ def test_a_bar_is_drawn_for_people_and_not_for_ci_or_a_dumb_terminal(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert terminal.is_live(shown(live=True)) is live
-    assert not terminal.is_live(shown(live=False))
+    assert progress.is_live(shown(live=True)) is live
+    assert not progress.is_live(shown(live=False))
 
 
 @pytest.mark.parametrize(
