@@ -900,6 +900,9 @@ class Config(_Part):
             self._fits_kl(objective, online)
 
     def _fits_kl(self, objective: MTPObjectiveConfig, online: OnlineConfig) -> None:
+        frozen = self.model.lora.on == "heads" if self.model.lora is not None else self.model.heads.trained == "heads"
+        if frozen:
+            raise ValueError("online.kl does nothing where head 1 is not trained; leave it out")
         if objective.denominator != "tokens":
             raise ValueError(
                 "online.kl needs objective.denominator = tokens: then the loss is a mean over tokens, as in GRPO, and "

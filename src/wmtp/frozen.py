@@ -110,7 +110,7 @@ def build_scorers(config: Config, tokenizer: Any, device: torch.device, weights:
             if wanted.scores is not None:
                 scorers.append(_stored(config, tokenizer, wanted))
             else:
-                if wanted.name != REWARD:
+                if wanted.name != REWARD and wanted.source != config.model.path:
                     what = "critic" if wanted.name == VALUES else "reference"
                     other = hf.load_tokenizer(wanted.source)
                     hf.check_same_tokenizer(tokenizer, other, f"objective.weighting.{what}")

@@ -50,12 +50,14 @@ def grade(
 def first_choice(model: MTPModel, tokens_BT: Tensor, precision: Precision = nullcontext) -> Tensor:
     """Whether head 1 holds no token for likelier than the one that is there, `[B, T]` bool; False at place 0.
 
-    Logits are those of the unembedding's own dtype: rounded as autocast would, unlike ones would become equal.
+    Logits are fp32 whatever the run computes in: rounded to bf16, unlike ones would become equal.
     """
     with precision():
         hidden_BTD = model(tokens_BT)[0]
     unembedding = model.unembedding()
-    logits_BTV = unembedding.logits(hidden_BTD[:, :-1].to(unembedding.projection_VD.dtype))
+    bias_V = None if unembedding.bias_V is None else unembedding.bias_V.float()
+    exact = unembedding._replace(projection_VD=unembedding.projection_VD.float(), bias_V=bias_V)
+    logits_BTV = exact.logits(hidden_BTD[:, :-1].float())
     at_target_BT = logits_BTV.gather(-1, tokens_BT[:, 1:, None]).squeeze(-1)
     chosen_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     chosen_BT[:, 1:] = at_target_BT >= logits_BTV.amax(-1)

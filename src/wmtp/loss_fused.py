@@ -612,7 +612,7 @@ class _Gradients:
     def _add_product(self, dlogits_CV: Tensor, hidden_CD: Tensor) -> None:
         """dprojection += dlogits.T @ hidden, added over chunks in the accumulation dtype."""
         if self.dprojection is None:
-            self.dprojection = torch.mm(dlogits_CV.T, hidden_CD).to(self.accumulate)
+            self.dprojection = _product(dlogits_CV.T, hidden_CD, self.accumulate)
         elif dlogits_CV.dtype == self.accumulate:
             self.dprojection.addmm_(dlogits_CV.T, hidden_CD)
         elif dlogits_CV.is_cuda:  # the product itself adds in fp32; on a CPU torch has none that does
@@ -631,6 +631,13 @@ class _Gradients:
         if self.needs_projection and self.dprojection is None:
             self.dprojection = torch.zeros_like(self.like_VD, dtype=self.accumulate)
         return (self.dprojection, self.dbias, *self.dhidden_K)
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right in `dtype`, rounded once where the device can: torch has such products on CUDA alone."""
+    if left.is_cuda and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right).to(dtype)
 
 
 def _scaled(value_CD: Tensor, factor_C: Tensor | None) -> Tensor:

@@ -110,6 +110,10 @@ class Plan:
     kl_scale: Tensor | None = None
     """What multiplies the divergence from the reference; None where there is none."""
 
+    def of_another_pass(self) -> Plan:
+        """For hidden states that dropout may draw anew: what was seen of logits does not hold for theirs."""
+        return replace(self, seen=None if self.seen is None else replace(self.seen, softmax_2BTK=None))
+
     def head(self, k: int) -> Plan:
         """The part of head k (counted from 0), as a plan for one head."""
         return replace(
@@ -201,7 +205,8 @@ class MTPObjective:
         if when is When.WHOLE_STEP:
             with torch.no_grad():
                 plans = [
-                    self._with_nll(plan, model, model(b.tokens_BT)) for plan, b in zip(plans, batches, strict=True)
+                    self._with_nll(plan, model, model(b.tokens_BT)).of_another_pass()
+                    for plan, b in zip(plans, batches, strict=True)
                 ]
         weights = self.scheme.weights([plan.scheme_input for plan in plans], reduce, training)
         return [replace(p, weighted=True, weight_BTK=w) for p, w in zip(plans, weights, strict=True)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 _SECRET = re.compile(r"(?i)(pass(w|word|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![a-z]))")
-_CREDENTIALS = re.compile(r"://[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?:(?<!s3)(?<!file)://[^\s?'\"]*|://[^/@\s]+)@")
+"""A password may hold `/` and `@`, though it should not: all up to the last `@`, but where an object's key may."""
 _IN_QUERY = re.compile(r"([?&])([^=&\s]+)=[^&\s'\"]+")
 
 HIDDEN = "***"

@@ -18,8 +18,9 @@ from wmtp import provenance
 from wmtp.config import Config, TrackingConfig
 from wmtp.errors import Interrupted, TrackingError, UsageError, WmtpError
 from wmtp.redaction import HIDDEN, looks_secret
-from wmtp.storage import Place, resolve, write_atomic
-from wmtp.tracking.delivered import cut_back, delivered_to
+from wmtp.storage import ObjectPath, Place, place, write_atomic
+from wmtp.tracking.delivered import JOURNAL, cut_back, delivered_to
+from wmtp.tracking.journal import cut
 from wmtp.tracking.mlflow_store import MISSING, MlflowStore
 from wmtp.tracking.sink import Sink
 from wmtp.tracking.store import Ended, ModelVersion, RunCard, Store
@@ -51,9 +52,17 @@ def check_installed(config: Config) -> None:
 
 
 def store_of(config: Config, tracking: TrackingConfig) -> MlflowStore:
-    """Where the config says the run is tracked."""
-    runs = config.runs if "://" in config.runs else str(resolve(config.runs))
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs}/mlflow.db"
+    """Where the config says the run is tracked.
+
+    Raises:
+        UsageError: it does not say, and the runs are in an object store.
+    """
+    runs = place(config.runs)
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        if isinstance(runs, ObjectPath):
+            raise UsageError(f"no database can lie in {runs}: give tracking.uri, or MLFLOW_TRACKING_URI")
+        uri = f"sqlite:///{runs.absolute()}/mlflow.db"
     return MlflowStore(
         uri,
         tracking.experiment,
@@ -122,6 +131,7 @@ class Tracking:
         self.config, self.folder, self.note = config, folder, note
         self._store: Store | None = None
         self._sink: Sink | None = None
+        self._refused: str | None = None
 
     def start(self, from_step: int) -> None:
         """Begin to copy the journal, which goes on after step `from_step`.
@@ -129,13 +139,21 @@ class Tracking:
         Raises:
             TrackingError: the store is required and does not answer.
         """
-        cut_back(self.folder, from_step)
         tracking = self.config.tracking
-        if tracking is None:
+        self._store = None if tracking is None else store_of(self.config, tracking)
+        try:
+            cut_back(self.folder, from_step)
+            cut(self.folder / JOURNAL, from_step)  # before anything reads it: what is repeated is not sent twice
+            if tracking is None or self._store is None:
+                return
+            delivered = delivered_to(self.folder, self._store.uri, self._store.experiment)
+            card, files = card_of(self.config, self.folder), [self.folder / name for name in FILES]
+        except WmtpError as problem:
+            if tracking is not None and tracking.required:
+                raise
+            self._refused = str(problem)
+            self.note(f"tracking: {problem}; training goes on without it")
             return
-        self._store = store_of(self.config, tracking)
-        delivered = delivered_to(self.folder, self._store.uri, self._store.experiment)
-        card, files = card_of(self.config, self.folder), [self.folder / name for name in FILES]
         self._sink = Sink(self.folder, self._store, card, delivered, files, flush_s=tracking.flush_s)
         self._sink.start()
         if self._sink.problem is None:
@@ -162,8 +180,10 @@ class Tracking:
             TrackingError: the store is required and has not everything.
         """
         tracking = self.config.tracking
-        if tracking is None or self._sink is None or self._store is None:
+        if tracking is None or self._store is None:
             return None
+        if self._sink is None:
+            return None if self._refused is None else Tracked(self._store.uri, None, None, self._refused)
         delivered, problems = self._sink.delivered, []
         if self._sink.problem is not None:
             problems.append(f"{self._sink.problem}; `wmtp track sync {self.folder}` sends what is missing")

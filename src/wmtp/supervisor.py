@@ -48,7 +48,7 @@ from types import FrameType
 from typing import Any
 
 from wmtp import outcome
-from wmtp.errors import NonFiniteError, UsageError, WmtpError
+from wmtp.errors import NonFiniteError, StorageError, UsageError, WmtpError
 from wmtp.storage import Place
 
 FAILURES = "failures.json"
@@ -206,15 +206,24 @@ class _Supervisor:
     say: Callable[[str], None]
     stop: Stop
 
+    def _progress(self, known: int) -> int:
+        """The newest checkpoint's step; what was known before if the store does not answer: an attempt may well have
+        failed for that reason, and the next one may not."""
+        try:
+            return self.progress()
+        except StorageError as problem:
+            self.say(f"the run folder cannot be read: {problem}")
+            return known
+
     def run(self) -> int:
         history: list[str] = []
-        best, in_a_row = self.progress(), 0
+        best, in_a_row = self._progress(-1), 0
         while True:
             ended = self._attempt(len(history))
             if ended.code == 0:
                 self._summary([*history, "done"])
                 return 0
-            step = self.progress()
+            step = self._progress(best)
             saved = f"last checkpoint: step {step}" if step >= 0 else "no checkpoint"
             history.append(f"{ended.reason}; {saved}")
             in_a_row, best = (0, step) if step > best else (in_a_row, best)

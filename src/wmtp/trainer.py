@@ -453,8 +453,8 @@ class Loop:
         if drawn.all_neutral:
             if progress.train.get("online/neutral") != 1:
                 self.reporter.note(
-                    f"step {step}: in every group all samples passed or all failed, so all weigh 1 and nothing is "
-                    "learnt from the tests (told when it begins; online/neutral_steps counts such steps)"
+                    f"step {step}: in every group all samples passed or all failed, so all weigh `neutral` and nothing "
+                    "is learnt from the tests (told when it begins; online/neutral_steps counts such steps)"
                 )
             progress.neutral_steps += 1
         return self._here(drawn.batches), drawn.metrics | {"online/neutral_steps": float(progress.neutral_steps)}
@@ -613,6 +613,7 @@ class Loop:
         Raises:
             CheckpointError: as `save`; or the journal cannot be written.
         """
+        self.watchdog.beat(f"save {self.progress.step}")
         try:
             self.world.first(journal.settle)
         except StorageError as problem:

@@ -16,6 +16,7 @@ from torch import Tensor
 from wmtp.data.batches import Batch
 from wmtp.model import MTPModel, batch_targets, mtp_loss
 from wmtp.objective import MTPObjective
+from wmtp.ranks import alone
 from wmtp.scoring import model_nll
 from wmtp.step import train_step
 from wmtp.targets import IGNORE
@@ -97,6 +98,17 @@ SCHEMES: dict[str, Callable[[], Scheme]] = {
     "random_matched": lambda: random_matched(Rho1("skip", scope="global")),
     "inverted": lambda: inverted(Rho1("select", scope="global")),
 }
+
+
+def test_a_forward_pass_of_its_own_tells_the_losses_and_nothing_of_the_logits_that_dropout_draws_anew() -> None:
+    model, batches = tiny_model("gpt2", K), [random_batch(seed=seed) for seed in (1, 2)]
+
+    def score(batch: Batch) -> Scores:
+        return {"reference_nll_BTK": torch.full((*batch.tokens_BT.shape, K), 4.0)}
+
+    objective = MTPObjective(Rho1("select", scope="global"), score=score)
+    seen = [plan.seen for plan in objective.plan(model, batches, alone, True)]
+    assert all(each is not None and each.softmax_2BTK is None for each in seen)
 
 
 @pytest.mark.parametrize("denominator", ["weights", "tokens"])

@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
+from wmtp.checkpoint import folder as folder_module
 from wmtp.checkpoint import list_steps, load, newest, remove_litter, save
-from wmtp.errors import CheckpointError
+from wmtp.errors import CheckpointError, StorageError
 
 FACTS = {"run": "r1", "lr": 1e-4, "seeds": [1, 2], "note": None}
 DEAD = 2**22 + 1
@@ -651,6 +652,19 @@ def test_steps_are_listed_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert [path.name for path in list_steps(tmp_path)] == [
         "step_00000003", "step_00000005", "step_200000000", "step_1000000000",
     ]  # fmt: skip
+
+
+def test_a_store_that_does_not_answer_is_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, {"model": {"weight": torch.ones(2)}}, {})
+
+    def unreachable(path: Path, *, hashes: bool = True) -> None:
+        raise CheckpointError("cannot read it") from StorageError("after 5 attempts")
+
+    monkeypatch.setattr(folder_module, "verify", unreachable)
+    passed_over: list[Path] = []
+    with pytest.raises(CheckpointError, match="cannot read it"):
+        newest(tmp_path, on_bad=lambda path, reason: passed_over.append(path))
+    assert not passed_over
 
 
 def test_without_checkpoints_there_is_no_newest(tmp_path: Path) -> None:

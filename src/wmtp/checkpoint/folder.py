@@ -29,7 +29,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from wmtp.errors import CheckpointError, WmtpError
+from wmtp.errors import CheckpointError, StorageError, WmtpError
 from wmtp.faults import fault
 from wmtp.storage import ObjectPath, Place, fsync_folder, remove_objects, sha256_file
 
@@ -181,6 +181,7 @@ def newest(folder: Place, *, on_bad: Callable[[Place, str], None]) -> Place | No
         try:
             verify(path)
         except CheckpointError as error:
+            _not_if_unreachable(error)
             reasons.append(str(error))
             on_bad(path, str(error))
         else:
@@ -363,9 +364,16 @@ def check_files(path: Place, manifest: Manifest, names: Iterable[str], *, hashes
 def _is_whole(path: Place, *, hashes: bool) -> bool:
     try:
         verify(path, hashes=hashes)
-    except CheckpointError:
+    except CheckpointError as error:
+        _not_if_unreachable(error)
         return False
     return True
+
+
+def _not_if_unreachable(error: CheckpointError) -> None:
+    """Raise it again if a store did not answer: that says nothing about the checkpoint."""
+    if isinstance(error.__cause__, StorageError):
+        raise error
 
 
 def parse(file: Place, content: bytes) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _OF_LAYER, _DOWN, _UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version",
     "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
-    "init_lora_weights", "ephemeral_gpu_offload", "qalora_group_size", "runtime_config", "megatron_core",
+    "ephemeral_gpu_offload", "qalora_group_size", "runtime_config", "megatron_core",
     "ensure_weight_tying",
 }  # fmt: skip
 """Settings that say how the adapter was made, or which layers have one, which the tensors' names say too."""
@@ -46,6 +46,8 @@ class AdapterCard(BaseModel):
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
     use_rslora: bool = False
     bias: Literal["none"] = "none"
+    init_lora_weights: bool | Literal["gaussian"] | None = True
+    """Others (PiSSA, OLoRA, CorDA, LoftQ) change the weights that the adapter is added to."""
 
     @property
     def scale(self) -> float:

@@ -133,7 +133,13 @@ def published(folder: ObjectPath, write: Callable[[Path], None], *, on_disk: boo
 
 
 def copied(source: ObjectPath, target: ObjectPath) -> None:
-    """The same model folder once more, as `published` makes one."""
+    """The same model folder once more, as `published` makes one.
+
+    Raises:
+        ModelError: there is no whole model at the source.
+    """
+    if not any((source / name).is_file() for name in CONFIGS):
+        raise ModelError(f"{source} holds no whole model: a write that did not end has left it")
     with _replacing(target) as written:
         for path in sorted(source.files(), key=lambda path: path.name in CONFIGS):
             written.append(target / path.key.removeprefix(source.prefix))

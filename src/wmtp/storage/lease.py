@@ -51,7 +51,8 @@ def held(path: ObjectPath, taken: str) -> Iterator[None]:
         over.set()
         thread.join()
         with suppress(StorageError):  # the work is done; the lock runs out by itself
-            path.unlink()
+            if _holder(_read(path)).get("owner") == mine["owner"]:
+                path.unlink()
 
 
 def _content(mine: dict[str, object], beat: int) -> bytes:
@@ -118,7 +119,7 @@ def _keep(path: ObjectPath, mine: dict[str, object], now: bytes, over: threading
         following = _content(mine, beat)
         try:
             kept = path.store.replace(path.key, now, following)
-        except StorageError:
+        except Exception:  # noqa: BLE001 whatever it is, the lock was not renewed, and the next beat tries again
             continue
         if not kept:
             message = f"another process has taken {path}: this one could not be reached for {LEASE_S:g} s"

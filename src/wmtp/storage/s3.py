@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from itertools import count
 from typing import Any, NoReturn, TypeVar
 
 from wmtp.errors import StorageError, UsageError
+from wmtp.redaction import HIDDEN, without_credentials
 
 T = TypeVar("T")
 
@@ -126,7 +126,9 @@ class S3Store:
 
         try:
             return self._try("write", key, work)
-        except (_Taken, FileNotFoundError):
+        except _Taken:
+            return self.get(key) == new  # an attempt that had no answer may have come late
+        except FileNotFoundError:
             return False
 
     def upload(self, key: str) -> _Upload:
@@ -368,4 +370,4 @@ def _said(problem: Exception) -> str:
 
 def _without_user(text: str) -> str:
     """URLs may hold a name and a password."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return without_credentials(text).replace(f"://{HIDDEN}@", "://")

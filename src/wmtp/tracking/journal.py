@@ -26,9 +26,7 @@ class Journal:
     """
 
     def __init__(self, path: Place, keep_until: int = 0) -> None:
-        if path.exists():
-            kept = [line for line in read_journal(path) if line["step"] <= keep_until]
-            write_atomic(path, "".join(_line(entry) for entry in kept))
+        cut(path, keep_until)
         self.path = path
         with told(path):
             self._file = appender(path)
@@ -50,7 +48,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except WmtpError as problem:
+            if error is None:
+                raise
+            error.add_note(f"and the journal could not be closed: {problem}")
 
 
 class NoJournal:
@@ -72,6 +75,17 @@ class NoJournal:
 def _line(entry: dict[str, Any]) -> str:
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
     return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def cut(path: Place, keep_until: int) -> None:
+    """Leave out the lines after a step, and a last one that a crash cut short.
+
+    Raises:
+        WmtpError: a line in between is damaged; with its number.
+    """
+    if path.exists():
+        kept = [line for line in read_journal(path) if line["step"] <= keep_until]
+        write_atomic(path, "".join(_line(entry) for entry in kept))
 
 
 def read_journal(path: Place) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from wmtp.errors import TrackingError, WmtpError
+from wmtp.redaction import without_credentials
 from wmtp.storage import Place
 from wmtp.tracking.delivered import JOURNAL, Delivered
 from wmtp.tracking.points import Tail, points_of
@@ -111,9 +112,11 @@ class Sink:
                 self.problem, failures = None, 0
             except WmtpError as problem:
                 self.problem, failures = str(problem), failures + 1
+            except Exception as problem:  # noqa: BLE001 a thread that ends in silence would claim to have sent all
+                self.problem, failures = f"{type(problem).__name__}: {without_credentials(str(problem))}", failures + 1
             finally:
                 self._answered.set()
-            self._ending.wait(min(self.flush_s * 2**failures, max(self.flush_s, MAX_PAUSE_S)))
+            self._ending.wait(min(self.flush_s * 2 ** min(failures, 10), max(self.flush_s, MAX_PAUSE_S)))
 
     def _attempt(self, last: bool) -> None:
         if not self._open:
