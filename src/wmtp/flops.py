@@ -136,23 +136,38 @@ class StepCost:
         total = self.training.of(rows, length)
         for scorer, cost in self.scorers:
             read = batch.tokens_BT if batch.judged_BJ is None else batch.judged_BJ
-            total += cost.of(*read.shape) + _unembedding(scorer, batch, products=1)
+            total += cost.of(*read.shape) + _unembedding(scorer, batch, [1] * heads_of(scorer))
         objective = self.objective
         if not isinstance(objective, MTPObjective):
             return total
         when = objective.scheme.when
         if when is When.WHOLE_STEP and micro_batches > 1:
             total += self.looking.of(rows, length)
-        products = 3  # logits, and the gradients of both factors
+        looks = 0
         if when in (When.MICRO_BATCH, When.WHOLE_STEP):
-            products += 2 if objective.norms else 1  # the losses (and norms) are looked at first
-        return total + _unembedding(self.model, batch, products)
+            looks = 2 if objective.norms else 1  # the losses (and norms) are looked at first
+        return total + _unembedding(self.model, batch, [1 + looks + some for some in gradients_of(self.model)])
 
 
-def _unembedding(model: Model, batch: Batch, products: int) -> int:
+def heads_of(model: Model) -> int:
+    """How many heads a model has; a critic has none that meets an unembedding."""
+    return model.num_heads if isinstance(model, MTPModel) else 0
+
+
+def gradients_of(model: Model) -> list[int]:
+    """Of how many factors of each head's logits, hidden states and unembedding, a gradient is made."""
+    if not isinstance(model, MTPModel):
+        return []
+    projection_VD = model.unembedding().projection_VD
+    trunk = any(p.requires_grad for p in model.base.parameters() if p is not projection_VD)
+    heads = [False, *(any(p.requires_grad for p in head.parameters()) for head in model.extra_heads)]
+    return [int(trunk or head) + int(projection_VD.requires_grad) for head in heads]
+
+
+def _unembedding(model: Model, batch: Batch, products_K: Sequence[int]) -> int:
     """So many products of every pair's hidden state, or of its logits' gradient, with the unembedding."""
     if not isinstance(model, MTPModel):
         return 0
     vocabulary, width = model.unembedding().projection_VD.shape
-    pairs = int((batch_targets(batch, model.num_heads) != IGNORE).sum())
-    return 2 * products * pairs * vocabulary * width
+    pairs_K = (batch_targets(batch, model.num_heads) != IGNORE).sum((0, 1)).tolist()
+    return sum(2 * products * pairs * vocabulary * width for products, pairs in zip(products_K, pairs_K, strict=True))

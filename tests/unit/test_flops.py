@@ -42,6 +42,13 @@ def test_a_uniform_step_costs_what_torch_counts(family: str, count: int) -> None
     assert StepCost(model, objective).of(BATCHES[:count]) == counted(model, objective, BATCHES[:count])
 
 
+@pytest.mark.parametrize("trained", ["heads", "heads+norm"])
+def test_what_is_frozen_has_no_gradient_to_count(trained: str) -> None:
+    model, objective = tiny_model("llama", HEADS), MTPObjective(Uniform())
+    model.train_only(trained)
+    assert StepCost(model, objective).of(BATCHES) == counted(model, objective, BATCHES)
+
+
 @pytest.mark.exhaustive
 def test_recomputed_activations_count() -> None:
     model, objective = tiny_model("llama", HEADS), MTPObjective(Uniform())
