@@ -167,6 +167,7 @@ def run(
         ExitStack() as held,
     ):
         reporter = reporter if world.leads else Silent()
+        before = world.first(lambda: _saved(run_folder(config, out, resume)))
         folder, start, parts = prepare(config, out, resume, reporter, world)
         for note in parts.data.notes:
             reporter.note(note)
@@ -176,6 +177,9 @@ def run(
 
         def occupy() -> None:
             held.enter_context(only_trainer(folder))
+            since = _saved(folder) - before
+            if since:
+                raise CheckpointError(f"another process has saved {max(since)} of {folder} meanwhile: start again")
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
         world.first(occupy)
@@ -186,6 +190,11 @@ def run(
         with tracking:
             result = loop.run(stop)
     return replace(result, tracked=tracking.finish())
+
+
+def _saved(folder: Place) -> set[str]:
+    """The names of a run's checkpoints."""
+    return {path.parent.name for path in (folder / "checkpoints").glob("step_*/manifest.json")}
 
 
 def prepare(

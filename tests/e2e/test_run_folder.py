@@ -8,14 +8,15 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import wmtp
-from wmtp import checkpoint, objective
+from wmtp import checkpoint, objective, trainer
 from wmtp.config import load
 from wmtp.errors import CheckpointError, Interrupted, ModelError, UsageError, WmtpError
 from wmtp.tracking import read_journal
@@ -38,6 +39,24 @@ def test_a_finished_run_without_periodic_checkpoints_is_not_trained_again(recipe
     again = train(recipe, tmp_path / "run", "checkpoint.every=null", resume="auto")
     assert again.steps == first.steps == 10
     assert lines(tmp_path / "run") == before
+
+
+def test_a_run_that_another_process_took_further_meanwhile_is_not_resumed_from_an_older_step(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, free = tmp_path / "run", trainer.only_trainer
+    train(recipe, folder, "checkpoint.save_final=false")
+    shutil.rmtree(folder / "checkpoints" / "step_00000010", ignore_errors=True)
+
+    @contextmanager
+    def after_another(run: Path) -> Iterator[None]:
+        shutil.copytree(folder / "checkpoints" / "step_00000008", folder / "checkpoints" / "step_00000009")
+        with free(run):
+            yield
+
+    monkeypatch.setattr(trainer, "only_trainer", after_another)
+    with pytest.raises(CheckpointError, match=r"another process has saved step_00000009 .* start again"):
+        train(recipe, folder, "checkpoint.save_final=false", resume="auto")
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_started_again(recipe: Path, tmp_path: Path) -> None:
