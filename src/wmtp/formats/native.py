@@ -147,10 +147,6 @@ def load_value_model(source: str, *, backbone: str = "frozen", dtype: torch.dtyp
     return model
 
 
-VALUE_HEAD_NAME = "wmtp_critic_value_head"
-"""Under which a model registry keeps a critic's value head."""
-
-
 def load_value_head(source: str) -> ValueHead:
     """The value head of a critic, or of a policy that followed one, without its backbone: `VALUE_HEAD` in the folder.
 
