@@ -54,6 +54,13 @@ ARMS: dict[str, list[str]] = {
         "objective={{weighting: {{scheme: random_matched, of: {{scheme: critic, critic: '{models}/critic'}}}}}}"
     ],
     "inverted": ["objective={{weighting: {{scheme: inverted, of: {{scheme: gradient}}}}}}", "train.micro_batch_size=2"],
+    "shuffled": [
+        "objective={{weighting: {{scheme: shuffled, "
+        "of: {{scheme: rho1, reference: '{models}/reference', mode: soft}}}}}}"
+    ],
+    "skip": ["objective={{weighting: {{scheme: rho1, reference: '{models}/reference', mode: skip, ratio: 0.3}}}}"],
+    "grpo": ["objective={{weighting: {{scheme: grpo, mode: positive}}}}", "data.solutions=all"],
+    "one_head": ["model.heads.num_heads=1", "train.micro_batch_size=2"],
     "annealed": [
         "objective={{weighting: {{scheme: rho1, reference: '{models}/reference', ratio: {{start: 0.9, end: 0.3}}}}, "
         "head_decay: {{start: 0.5, end: 1, shape: cosine, steps: 3}}}}"
@@ -76,7 +83,7 @@ ARMS: dict[str, list[str]] = {
     "from_heads_lora": [
         "model.architecture=null",
         "model.path='{models}/heads'",
-        "model.lora={{rank: 2, alpha: 8, on: both}}",
+        "model.lora={{rank: 4, alpha: 8, on: both}}",
         "train.micro_batch_size=2",
     ],
 }
@@ -87,23 +94,28 @@ TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
 FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + [
     (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted", "stored")
 ]
-CASES = {2: TWO, 4: FOUR}
+CASES = {
+    2: [(arm, strategy) for arm in ARMS for strategy in STRATEGIES],
+    4: [(arm, strategy) for arm in ARMS for strategy in (*STRATEGIES, "HYBRID_SHARD")],
+}
+"""Every arm under every strategy; those that are neither in TWO nor in FOUR only when all tests are asked for."""
 RARE = {
     "few_rows", "budget", "soft", "random_matched", "annealed", "from_base", "from_heads", "bf16_tied", "checkpointed",
-    "critic_returns", "linear", "heads_only",
+    "critic_returns", "linear", "heads_only", "shuffled", "skip", "grpo", "one_head",
 }  # fmt: skip
 """Arms that differ from others by what ranks have no part in: tried when all tests are asked for."""
 FIXED = {(2, "hybrid", "FULL_SHARD"), (2, "stored", "FULL_SHARD"), (4, "stored", "FULL_SHARD")}
 """Cases of tests that name none."""
 
 
-def marked(arm: str, strategy: str = "FULL_SHARD") -> list[pytest.MarkDecorator]:
+def marked(ranks: int, arm: str, strategy: str) -> list[pytest.MarkDecorator]:
     rare = arm in RARE or (strategy != "FULL_SHARD" and arm in ("tied", "bf16"))
-    return [pytest.mark.exhaustive] if rare else []
+    usual = (arm, strategy) in {2: TWO, 4: FOUR}[ranks] and not rare
+    return [] if usual else [pytest.mark.exhaustive]
 
 
-EACH_ARM = [pytest.param(arm, marks=marked(arm)) for arm in ARMS]
-EACH_CASE = [pytest.param(r, *case, marks=marked(*case)) for r, cases in CASES.items() for case in cases]
+EACH_ARM = [pytest.param(arm, marks=marked(2, arm, "FULL_SHARD")) for arm in ARMS]
+EACH_CASE = [pytest.param(r, *case, marks=marked(r, *case)) for r, cases in CASES.items() for case in cases]
 
 
 def cases_of(items: list[pytest.Item]) -> dict[int, list[tuple[str, str]]]:
@@ -132,7 +144,7 @@ def launch(ranks: int, cases: dict[str, dict[str, Any]], out: Path) -> dict[str,
         [sys.executable, *launcher, str(WORKER), str(file), str(out)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=300 + 20 * len(cases),
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-6000:]
@@ -169,6 +181,8 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 STREAMED = {"from_base": 1, "from_heads": 1, "from_chain": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
     "hybrid": 2,
     "random_matched": 1,
+    "shuffled": 1,
+    "skip": 1,
     "annealed": 1,
 }
 """Models whose weights lie in a folder: each rank reads its own rows."""
@@ -253,7 +267,8 @@ def test_ranks_are_one_process(results: dict[int, dict[str, Any]], ranks: int, a
     for parameter, expected in one["weights"].items():
         if arm == "critic":
             continue  # for the reason above; later steps' losses and pair figures have been compared
-        torch.testing.assert_close(many["weights"][parameter], expected, rtol=1e-4, atol=3e-5, msg=parameter)
+        # of a gradient that is hardly more than rounding Adam makes a step of lr = 1e-2 too: a hundredth of that
+        torch.testing.assert_close(many["weights"][parameter], expected, rtol=1e-4, atol=1e-4, msg=parameter)
 
 
 @pytest.mark.parametrize(("ranks", "arm", "strategy"), EACH_CASE)
