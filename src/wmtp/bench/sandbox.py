@@ -172,7 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     records = [record for record in records if record.tests and record.is_correct is not None]
     right = [record for record in records if record.is_correct]
     if not right:
-        raise WmtpError(f"{options.data} holds no program that is right and has tests")
+        raise WmtpError(f"{options.data} holds no program that is right and has tests; give other --data")
     with Sandbox(workers=1) as sandbox:
         isolation = sandbox.isolation.to_dict()
     return {

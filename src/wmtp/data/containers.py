@@ -56,7 +56,9 @@ def rows(path: Place) -> Iterator[tuple[int, Decode]]:
             with _opened(path, start) as file:
                 yield from _json_rows(path, file)
     except OSError as problem:
-        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+        raise DataError(
+            f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read"
+        ) from problem
 
 
 # JSON
@@ -94,7 +96,9 @@ def _lines(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]
     while line := file.readline(MAX_LINE_BYTES):
         number += 1
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-            raise DataError(f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; is this JSON Lines?")
+            raise DataError(
+                f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; expected JSON Lines: an object a line"
+            )
         if line.strip():
             yield number, partial(decode_line, line)
 
@@ -171,7 +175,9 @@ def _array_rows(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Dec
     except BadRow as problem:
         raise DataError(f"{path}:{number + 1}: {problem}") from problem
     except UnicodeDecodeError as problem:
-        raise DataError(f"{path}:{number + 1}: broken UTF-8 in this row or a little after it") from problem
+        raise DataError(
+            f"{path}:{number + 1}: broken UTF-8 in this row or a little after it; save the file as UTF-8"
+        ) from problem
 
 
 def _elements(window: _Window) -> Iterator[Any]:

@@ -73,7 +73,7 @@ def parse(row: Any) -> Record:
     values: dict[str, Any] = {name: check(row[name], name) for name, check in _FIELDS.items() if name in row}
     for name in ("prompt", "response"):
         if name not in values:
-            raise BadRow(f"field {name!r} is missing")
+            raise BadRow(f"field {name!r} is missing; a record has prompt and response (map others with data.*.fields)")
     if values.get("tests") and values.get("cases"):
         raise BadRow("a record has tests (Python statements) or cases (inputs and outputs of a program), not both")
     values.setdefault("problem_id", values["prompt"])
@@ -84,7 +84,7 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be a string, got {_kind(value)}")
     if not value.strip():
-        raise BadRow(f"field {name!r} is blank")
+        raise BadRow(f"field {name!r} is blank; it must have a text")
     return _unicode(value, name)
 
 

@@ -128,13 +128,13 @@ def stream_records(
         report.kept += len(found.records)
         yield from found.records
     if not report.kept:
-        raise DataError(f"no usable rows: {report.summary()}")
+        raise DataError(f"no usable rows: {report.summary()}; expected rows with prompt and response, say")
 
 
 def _check_split(found: Found, split: str | None, role: str | None, allow_evaluation: bool) -> None:
     known, name = SPLITS.get(found.data_set, ()), f"data.{role}.split" if role else "--split"
     if split is not None and not known:
-        raise BadRow(f"{name} is {split!r}, but this row's data set has no official splits")
+        raise BadRow(f"{name} is {split!r}, but this row's data set has no official splits; leave it out")
     if split is not None and split not in known:
         raise BadRow(f"this is a row of {found.data_set}: {name} must be one of {', '.join(known)}, got {split!r}")
     no_other = split is None and known == ("test",)
