@@ -73,7 +73,7 @@ def first_line(problem: BaseException) -> str:
     lines = [line.strip() for line in str(problem).strip().splitlines()] or [type(problem).__name__]
     if re.fullmatch(r"[0-9]+ validation errors? for .+", lines[0]):
         found = lines[1:2] if " [type=" in lines[1] else lines[1:3]
-        return ": ".join(found).partition(" [type=")[0]
+        return re.sub(r"(^|: )Value error, ", r"\1", ": ".join(found).partition(" [type=")[0])
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 

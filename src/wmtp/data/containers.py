@@ -108,7 +108,7 @@ def decode_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig").rstrip(), object_pairs_hook=_unique)
     except UnicodeDecodeError as problem:
-        raise BadRow(f"broken UTF-8 at byte {problem.start} of the line") from problem
+        raise BadRow(f"broken UTF-8 at byte {problem.start} of the line; save the file as UTF-8") from problem
     except json.JSONDecodeError as problem:
         raise BadRow(f"not valid JSON: {problem.msg} at column {problem.colno}") from problem
     except (RecursionError, ValueError) as problem:
@@ -120,7 +120,8 @@ def _bad_value(problem: Exception) -> BadRow:
     if isinstance(problem, BadRow):
         return problem
     return BadRow(
-        "brackets nested too deeply" if isinstance(problem, RecursionError) else "a number has too many digits"
+        f"{'brackets nested too deeply' if isinstance(problem, RecursionError) else 'a number has too many digits'}; "
+        "mend the row, or leave it out"
     )
 
 
@@ -128,7 +129,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise BadRow(f"field {name!r:.60} appears twice")
+        raise BadRow(f"field {name!r:.60} appears twice; keep one")
     return row
 
 
@@ -272,5 +273,5 @@ def _arrow_row(batch: Any, place: int) -> dict[str, Any]:
     try:
         [row] = batch.slice(place, 1).to_pylist()
     except UnicodeDecodeError as problem:
-        raise BadRow(f"broken UTF-8 at byte {problem.start} of a text") from problem
+        raise BadRow(f"broken UTF-8 at byte {problem.start} of a text; save it as UTF-8") from problem
     return {name: value for name, value in row.items() if value is not None}

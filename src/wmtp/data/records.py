@@ -92,7 +92,7 @@ def _unicode(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as problem:
-        raise BadRow(f"field {name!r} holds half of a surrogate pair: it is not valid Unicode text") from problem
+        raise BadRow(f"field {name!r} holds half of a surrogate pair: it must be valid Unicode text") from problem
     return value
 
 
