@@ -46,8 +46,8 @@ def add_adapters(
             inject_adapter_in_model(options, module, NAME)
     except ValueError as problem:
         raise ConfigError(
-            f"{option}.targets = {targets}: {first_line(problem)}; give ends of names of linear layers, or leave it out "
-            "for all of them"
+            f"{option}.targets = {targets}: {first_line(problem)}; give ends of names of linear layers, or leave it "
+            "out for all of them"
         ) from problem
     for kind in ("input", "output"):
         embedding = getattr(module, f"get_{kind}_embeddings", lambda: None)()

@@ -107,7 +107,7 @@ def _prompt(line: str, where: str) -> str:
     try:
         row: Any = json.loads(line)
     except ValueError as problem:
-        raise DataError(f'{where}: expected an object with a text "prompt", got no JSON: {problem}') from problem
+        raise DataError(f'{where}: not JSON: {problem}; expected an object with a text "prompt"') from problem
     prompt = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(prompt, str):
         raise DataError(f'{where}: expected an object with a text "prompt", got {line:.60}')

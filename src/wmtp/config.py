@@ -746,7 +746,8 @@ def _store_of_runs(uri: str) -> str:
     scheme = parts.scheme.partition("+")[0]
     if scheme not in ("http", "https", *DATABASES) or parts.fragment or (scheme == "sqlite" and parts.query):
         raise ValueError(
-            "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder"
+            "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder; "
+            "give one of these"
         )
     if without_credentials(uri) != uri and (
         parts.password is not None or not parts.username or scheme not in DATABASES
@@ -823,7 +824,7 @@ class Config(_Part):
         if isinstance(objective, ValueObjectiveConfig):
             if self.model.lora is not None:
                 raise ValueError(
-                    "model.lora is for objective.kind = mtp; a critic's is objective.lora, with backbone lora"
+                    "model.lora is for objective.kind = mtp; set objective.lora for a critic, with backbone lora"
                 )
             if data.solutions == "correct":
                 raise ValueError(
@@ -930,7 +931,7 @@ class Config(_Part):
             if own is not None and (own, getattr(scheme, "alignment", "next")) != (reference, "next"):
                 raise ValueError(
                     f"the weighting reads the reference {own}, online.kl reads {reference} with alignment 'next': one "
-                    "reference serves both"
+                    "reference serves both: name the same"
                 )
 
     @property

@@ -198,7 +198,7 @@ def _held_out_kind(config: Config, facts: RowFacts, rows: _Rows) -> Kind:
         return "cycled"
     if config.checkpoint.select == "best":
         raise DataError(
-            "checkpoint.select = best goes by held-out pairs, but there are none: it takes a held-out problem with a "
+            "checkpoint.select = best goes by held-out pairs, but there are none: it needs a held-out problem with a "
             "response whose is_correct is true and one whose is false, and even train.batch_size and micro_batch_size"
         )
     return "cycled" if _in_pairs(config) else "rows"
@@ -354,7 +354,7 @@ def check_kept(config: Config, own: int, others: int, kept: int, is_held_out: bo
             "sides need some: change it, or give more problems"
         )
     if not kept:
-        raise DataError("no rows left: all of them have is_correct = false (data.solutions=all would keep them)")
+        raise DataError("no rows left: all of them have is_correct = false; set data.solutions=all to keep them")
 
 
 class _IndexedSide:

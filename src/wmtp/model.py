@@ -295,7 +295,7 @@ class MTPModel(nn.Module):
             ModelError: no such head, or one that is no layer of the model (`linear`, `chain`).
         """
         if not 1 <= number <= self.num_heads:
-            raise ModelError(f"the model has {self.num_heads} heads, there is no head {number}; heads count from 1")
+            raise ModelError(f"the head must be from 1 to {self.num_heads}, those of the model; got {number}")
         if number > 1:
             if self.family != "parallel":
                 raise ModelError(f"head {number} of a {self.family} family is no plain model; only head 1 is")

@@ -33,6 +33,6 @@ def made_by(key: str, builder: str, options: Mapping[str, Any], kind: str, parts
     lacking = [name for name in parts if not hasattr(made, name)]
     if lacking:
         raise ConfigError(
-            f"{where} makes {type(made).__name__}, which is no {kind}: it has no {', '.join(lacking)} (see {page})"
+            f"{where} makes {type(made).__name__}, which is no {kind}: it must have {', '.join(lacking)} (see {page})"
         )
     return made

@@ -177,7 +177,7 @@ def _value_head(config: Config, model: MTPModel) -> ValueHead | None:
     if head.width != width:
         raise ConfigError(
             f"objective.aux_value_loss starts from the critic's value head, which reads hidden states of width "
-            f"{head.width}; the policy's are {width} wide: it takes a critic on a backbone like the policy"
+            f"{head.width}; the policy's are {width} wide: a critic on a backbone like the policy is needed"
         )
     return head
 

@@ -142,8 +142,12 @@ def check_same_run(config: Config, path: Place) -> None:
         if _at(before, key) != _at(now, key) and not _may_change(key)
     ]
     if different:
-        hint = "\nTo train on with other settings, start a new run with model.path set to this run's final/ folder"
-        raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different) + hint)
+        raise ConfigError(
+            f"{path} is a checkpoint of another run:\n  "
+            + "\n  ".join(different)
+            + "\nTo train on with other settings, "
+            "start a new run with model.path set to this run's final/ folder"
+        )
 
 
 def facts_of(path: Place) -> dict[str, Any]:

@@ -101,13 +101,13 @@ class Killer(threading.Thread):
         self.run_folder, self.job, self.ranks, self.left = folder / "run", folder / "job", ranks, kills
         self.random, self.calm, self.seen = random.Random(seed), calm, Followed()
         self.over = threading.Event()
-        self.problem: BaseException | None = None
+        self.problem: Exception | None = None
 
     def run(self) -> None:
         """Attempt after attempt."""
         try:
             self._follow()
-        except BaseException as problem:
+        except Exception as problem:
             self.problem = problem
             raise
 

@@ -19,7 +19,6 @@ from wmtp.config_files.nodes import Node, typed
 from wmtp.config_files.problems import raise_any
 from wmtp.config_files.references import Resolver
 from wmtp.config_files.writing import dump, render
-from wmtp.errors import ConfigError
 from wmtp.storage import Place
 
 __all__ = ["as_written", "dump", "load", "render"]
@@ -50,9 +49,8 @@ def load(
     data = resolver.data(tree)
     raise_any(resolver.problems)
     config, errors = _validated(schema, data)
-    if config is None:
-        raise_any(Explainer(schema, tree, data, frozenset(resolver.secrets)).problems(errors))
-        raise ConfigError(f"the configuration is not a valid {schema.__name__}")
+    raise_any(Explainer(schema, tree, data, frozenset(resolver.secrets)).problems(errors))
+    assert config is not None
     return config
 
 

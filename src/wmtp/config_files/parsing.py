@@ -24,9 +24,10 @@ def read_text(path: Place, origin: Origin) -> str:
     except IsADirectoryError:
         raise Refused(origin, "this is a directory; expected a YAML file") from None
     except FileNotFoundError:
-        raise Refused(origin, "no such file; a relative path starts at the current folder") from None
+        raise Refused(origin, "no such file; give one that is there (relative to the current folder)") from None
     except (OSError, ValueError) as error:
-        raise Refused(origin, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise Refused(origin, f"cannot be read: {why}; expected a YAML file") from None
     if len(content) > MAX_BYTES:
         raise Refused(origin, f"larger than {MAX_BYTES:,} bytes, which no configuration needs; expected a YAML file")
     return _decoded(content, origin)
@@ -140,7 +141,7 @@ class Parser:
         if getattr(event, "anchor", None) is not None:
             self._refuse_at(event, "anchors (&name) are not allowed; quote text that starts with &")
         if getattr(event, "tag", None) is not None:
-            self._refuse_at(event, "tags (!name) are not allowed; quote text that starts with !")
+            self._refuse_at(event, "tags (!name) are not allowed; quote text that starts with an exclamation mark")
 
     def _mapping(self, depth: int) -> dict[str, Node]:
         items: dict[str, Node] = {}

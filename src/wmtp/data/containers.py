@@ -88,7 +88,7 @@ def _json_rows(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Deco
 
 
 def _broken(path: Place, number: int, problem: Exception) -> DataError:
-    return DataError(f"{path} is broken after row {number} ({problem}); was it copied whole?")
+    return DataError(f"{path} is broken after row {number} ({problem}); copy it again")
 
 
 def _lines(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:

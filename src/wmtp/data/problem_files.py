@@ -30,7 +30,7 @@ def read_problems(path: Place) -> dict[str, dict[str, Any]]:
             row = decode()
             record = parse({"prompt": "-", "response": "-", **row} if isinstance(row, dict) else row)
             if "problem_id" not in row:
-                raise BadRow("field 'problem_id' is missing; programs name their problem by it")
+                raise BadRow("field 'problem_id' is missing; a problem needs it, since programs name theirs by it")
             if record.problem_id in problems:
                 raise BadRow(f"the problem {record.problem_id!r:.60} is there twice; keep one row of it")
         except BadRow as problem:

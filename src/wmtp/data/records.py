@@ -75,7 +75,9 @@ def parse(row: Any) -> Record:
         if name not in values:
             raise BadRow(f"field {name!r} is missing; a record has prompt and response (map others with data.*.fields)")
     if values.get("tests") and values.get("cases"):
-        raise BadRow("a record has tests (Python statements) or cases (inputs and outputs of a program), not both")
+        raise BadRow(
+            "a record must have tests (Python statements) or cases (inputs and outputs of a program), not both"
+        )
     values.setdefault("problem_id", values["prompt"])
     return Record(**values)
 

@@ -42,7 +42,7 @@ class SourceReport:
         """
         message = f"{self.path}:{self.at}: {problem}"
         if on_bad_row == "error":
-            raise DataError(f"{message}\n(on_bad_row=skip leaves such rows out, counted)")
+            raise DataError(f"{message}\n(mend the row; or on_bad_row=skip leaves such rows out, counted)")
         self.num_bad += 1
         self.bad = [*self.bad, message][:20]
 
@@ -141,6 +141,6 @@ def _check_split(found: Found, split: str | None, role: str | None, allow_evalua
     if role == "train" and not allow_evaluation and (split == "test" or no_other):
         raise BadRow(
             f"{found.data_set}'s test split is for evaluation{', and it has no other' if no_other else ''}; training "
-            "on it would spoil every later score. To do it all the same: data.train.split=test "
+            "on it would spoil every later score. To do it all the same, set data.train.split=test "
             "data.allow_evaluation_data=true"
         )

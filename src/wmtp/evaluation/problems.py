@@ -107,7 +107,7 @@ def read_benchmark(path: Place, kind: str | None = None, split: str | None = Non
         raise DataError(f"{path} holds {name} problems, which have no official splits; leave the split out")
     made = list(_problems(path, name, found, split or "test"))
     if not made:
-        raise DataError(f"{path} has no problem of the split {split or 'test'!r}")
+        raise DataError(f"{path} has no problem of the split {split or 'test'!r}; ask for another split, or all")
     if name == "records":
         made = _one_each(made)
     _check_ids(path, made)
@@ -197,7 +197,7 @@ def _plus(row: Mapping[str, Any]) -> Problem:
 def _mbpp_maker(found: Sequence[dict[str, Any]], split: str) -> Callable[[Mapping[str, Any]], Problem | None]:
     """The paper's prompt: three solved tasks (as many of them as the file has), then this one."""
     if split != "all" and split not in MBPP_SPLITS:
-        raise DataError(f"MBPP's splits are {', '.join(MBPP_SPLITS)} and all, got {split!r}")
+        raise DataError(f"the split of MBPP must be one of {', '.join(MBPP_SPLITS)} and all, got {split!r}")
     examples = [row for row in found if row["task_id"] in MBPP_EXAMPLES]
 
     def make(row: Mapping[str, Any]) -> Problem | None:

@@ -96,8 +96,11 @@ def _check(folder: Place) -> None:
     if any((folder / name).is_file() for name in MARKS):
         return
     inside = [p for p in matches(folder, "*") if p.is_dir() and any((p / name).is_file() for name in MARKS)]
-    way = f"it holds runs, name them: {' '.join(map(str, inside))}" if inside else "name one, as wmtp train writes it"
-    raise UsageError(f"{folder} is no run folder: it has none of {', '.join(MARKS)}; {way}")
+    names = " ".join(map(str, inside))
+    raise UsageError(
+        f"{folder} is no run folder: it has none of {', '.join(MARKS)}; "
+        + (f"it holds runs, name them: {names}" if inside else "name one, as wmtp train writes it")
+    )
 
 
 def _columns(path: Place, notes: list[str]) -> dict[str, Columns]:

@@ -55,7 +55,9 @@ class MetricConfig(_Part):
     @model_validator(mode="after")
     def _has_a_way(self) -> MetricConfig:
         if self.at != "last" and "/pass_at_" in self.name:
-            raise ValueError(f"metric.at = {self.at!r} is for what every evaluation has; {self.name} has one figure")
+            raise ValueError(
+                f"metric.at = {self.at!r} is for what every evaluation has; {self.name} has one figure: leave at out"
+            )
         return self
 
 
@@ -220,7 +222,7 @@ def read_study(file: Path, out: str | None) -> Study:
         unknown = needs[arm.name] - arms.keys()
         if unknown:
             raise ConfigError(
-                f"arm {arm.name} points to {POINTER}{min(unknown)}, which is no arm; there are {', '.join(arms)}"
+                f"arm {arm.name} points to {POINTER}{min(unknown)}, which is no arm; name one of {', '.join(arms)}"
             )
     return Study(config, folder, {name: arms[name] for name in _ordered(needs)}, needs)
 
