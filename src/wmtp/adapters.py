@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmtp.errors import ConfigError, UsageError
+from wmtp.errors import ConfigError, UsageError, first_line
 
 NAME = "wmtp"
 _BASE, DOWN, UP = ".base_layer.", f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"
@@ -45,11 +45,16 @@ def add_adapters(
             warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
             inject_adapter_in_model(options, module, NAME)
     except ValueError as problem:
-        raise ConfigError(f"{option}.targets = {targets}: {str(problem).splitlines()[0]}") from problem
+        raise ConfigError(
+            f"{option}.targets = {targets}: {first_line(problem)}; give ends of names of linear layers, or leave it "
+            "out for all of them"
+        ) from problem
     for kind in ("input", "output"):
         embedding = getattr(module, f"get_{kind}_embeddings", lambda: None)()
         if hasattr(embedding, "base_layer"):
-            raise ConfigError(f"{option}.targets = {targets} names the {kind} embedding, which takes no adapters")
+            raise ConfigError(
+                f"{option}.targets = {targets} names the {kind} embedding, which takes no adapters; name linear layers"
+            )
 
 
 def is_adapter(name: str) -> bool:

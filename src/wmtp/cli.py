@@ -380,11 +380,11 @@ def evaluate(
     ] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the results; default RUN/eval for RUN/final.")] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Samples per problem; default the largest k.")] = None,
-    k: Annotated[str, typer.Option("--k", help="Comma-separated.")] = "1",
+    k: Annotated[str, typer.Option("--k", help="Of pass@k, comma-separated.")] = "1",
     temperature: Annotated[
         str | None, typer.Option(help="Comma-separated; default 0 (greedy) for one sample, 0.8 for several.")
     ] = None,
-    top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens with this probability.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     mode: Annotated[str, typer.Option(help="speculative or plain: the same distribution.")] = "speculative",

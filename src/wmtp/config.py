@@ -51,7 +51,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 def _ordered(clip: tuple[float, float]) -> tuple[float, float]:
     if clip[0] > clip[1]:
-        raise ValueError(f"the lowest weight {clip[0]} is above the highest {clip[1]}")
+        raise ValueError(f"the lowest weight {clip[0]} is above the highest {clip[1]}; write [LOWEST, HIGHEST]")
     return clip
 
 
@@ -215,7 +215,7 @@ class DifficultyBinConfig(_Part):
     def _is_a_range(self) -> DifficultyBinConfig:
         lowest, highest = self.levels
         if lowest > highest:
-            raise ValueError(f"the lowest difficulty {lowest} is above the highest {highest}")
+            raise ValueError(f"the lowest difficulty {lowest} is above the highest {highest}; write [LOWEST, HIGHEST]")
         if lowest == 0 < highest:
             raise ValueError("difficulty 0 means unknown, not easy: give it a bin of its own, levels [0, 0]")
         return self
@@ -243,10 +243,14 @@ class SamplingConfig(_Part):
         bins = sorted(self.difficulty or [], key=lambda b: b.levels)
         for one, other in itertools.pairwise(bins):
             if other.levels[0] <= one.levels[1]:
-                raise ValueError(f"difficulty bins {list(one.levels)} and {list(other.levels)} overlap")
+                raise ValueError(
+                    f"difficulty bins {list(one.levels)} and {list(other.levels)} overlap; a difficulty must be in one"
+                )
         for weights in zip(*(b.ends for b in bins), strict=True):
             if not any(weights):
-                raise ValueError("all difficulty bins have weight 0 at one end of the run: nothing could be drawn")
+                raise ValueError(
+                    "all difficulty bins have weight 0 at one end of the run: nothing could be drawn; give one more"
+                )
         return self
 
 
@@ -286,9 +290,11 @@ class DataConfig(_Part):
         if self.index is None:
             return self
         if self.train is None:
-            raise ValueError("data.index is of data.train.path; a task has no file")
+            raise ValueError("data.index is of data.train.path; a task has no file: leave data.index out")
         if self.train.split is not None or self.train.fields is not None:
-            raise ValueError("data.index is of records in our own schema: data.train.split and fields do nothing")
+            raise ValueError(
+                "data.index is of records in our own schema: data.train.split and fields do nothing; leave them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -451,11 +457,13 @@ class HybridConfig(_Part):
         if self.shares is not None and self.combine == "product":
             raise ValueError("shares do nothing in a product; leave them out")
         if self.shares is not None and (len(self.shares) != len(self.parts) or abs(sum(self.shares) - 1) > 1e-6):
-            raise ValueError(f"shares must be {len(self.parts)} numbers that add up to 1")
+            raise ValueError(f"shares must be {len(self.parts)} numbers that add up to 1, got {self.shares}")
         for name, what in (("critic", ("critic", "scores")), ("reference", ("reference", "alignment", "scores"))):
             scored = {tuple(getattr(part, field) for field in what) for part in self.parts if getattr(part, name, None)}
             if len(scored) > 1:
-                raise ValueError(f"the parts of a hybrid share one {name}, got {len(scored)}")
+                raise ValueError(
+                    f"the parts of a hybrid share one {name}, got {len(scored)}: give each the same {', '.join(what)}"
+                )
         return self
 
 
@@ -512,7 +520,7 @@ class MTPObjectiveConfig(_Part):
         if self.head_coefficients is not None:
             ends = [(c.start, c.end) if isinstance(c, ScheduleConfig) else (c, c) for c in self.head_coefficients]
             if not all(any(values) for values in zip(*ends, strict=True)):
-                raise ValueError("objective.head_coefficients are all 0: nothing would be trained")
+                raise ValueError("objective.head_coefficients are all 0: nothing would be trained; give one above 0")
         if self.aux_value_loss is not None and self.critic is None:
             raise ValueError("objective.aux_value_loss follows a critic's values: it needs a weighting with a critic")
         if self.loss == "plain" and self.logits_chunk is not None:
@@ -738,7 +746,8 @@ def _store_of_runs(uri: str) -> str:
     scheme = parts.scheme.partition("+")[0]
     if scheme not in ("http", "https", *DATABASES) or parts.fragment or (scheme == "sqlite" and parts.query):
         raise ValueError(
-            "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder"
+            "MLflow keeps runs in a database (sqlite:///FILE) or behind a server (http://HOST:PORT), not in a folder; "
+            "give one of these"
         )
     if without_credentials(uri) != uri and (
         parts.password is not None or not parts.username or scheme not in DATABASES
@@ -815,16 +824,18 @@ class Config(_Part):
         if isinstance(objective, ValueObjectiveConfig):
             if self.model.lora is not None:
                 raise ValueError(
-                    "model.lora is for objective.kind = mtp; a critic's is objective.lora, with backbone lora"
+                    "model.lora is for objective.kind = mtp; set objective.lora for a critic, with backbone lora"
                 )
             if data.solutions == "correct":
                 raise ValueError(
-                    "objective.kind = value learns from incorrect solutions too; data.solutions must be all"
+                    "objective.kind = value learns from incorrect solutions too; data.solutions must be all, got "
+                    f"{data.solutions}"
                 )
             sizes = (train.batch_size, train.micro_batch_size or 2)
             if objective.pairs and any(size % 2 for size in sizes):
                 raise ValueError(
-                    f"objective.loss = {objective.loss}: train.batch_size and micro_batch_size must be even"
+                    f"objective.loss = {objective.loss}: train.batch_size and micro_batch_size must be even, got "
+                    f"{train.batch_size} and {train.micro_batch_size}"
                 )
         else:
             self._fits_heads(objective)
@@ -832,7 +843,9 @@ class Config(_Part):
             self._fits_online(self.online)
         in_pairs = isinstance(objective, ValueObjectiveConfig) and objective.loss == "pairwise"
         if data.sampling is not None and data.sampling.pairs != "cycled" and not in_pairs:
-            raise ValueError(f"data.sampling.pairs = {data.sampling.pairs!r} is for objective.loss = pairwise")
+            raise ValueError(
+                f"data.sampling.pairs = {data.sampling.pairs!r} is for objective.loss = pairwise; leave it out"
+            )
         return self
 
     def _fits_tokenizer(self) -> None:
@@ -842,7 +855,7 @@ class Config(_Part):
                 "data.task has its own tokenizer: it needs model.architecture as a mapping, without model.tokenizer"
             )
         if not is_task and model.tokenizer is None and isinstance(model.architecture, dict):
-            raise ValueError("model.architecture as a mapping needs model.tokenizer")
+            raise ValueError("model.architecture as a mapping needs model.tokenizer: name a folder or a hub id")
 
     def _fits_early_stopping(self, options: EarlyStoppingConfig) -> None:
         if not self.train.eval_every:
@@ -869,7 +882,7 @@ class Config(_Part):
     def _fits_online(self, online: OnlineConfig) -> None:
         objective, data, train = self.objective, self.data, self.train
         if isinstance(objective, ValueObjectiveConfig):
-            raise ValueError("online is for objective.kind = mtp: a critic does not sample")
+            raise ValueError("online is for objective.kind = mtp: a critic does not sample; leave it out")
         if not any(isinstance(scheme, GRPOConfig | OwnConfig) for scheme in self.schemes):
             raise ValueError(
                 "online needs a weighting that reads rewards, objective.weighting.scheme = grpo: with others samples "
@@ -894,7 +907,7 @@ class Config(_Part):
         if online.max_new_tokens >= data.max_length:
             raise ValueError(
                 f"online.max_new_tokens = {online.max_new_tokens} leaves no room for a prompt in data.max_length = "
-                f"{data.max_length}"
+                f"{data.max_length}; it must be less"
             )
         if online.kl:
             self._fits_kl(objective, online)
@@ -910,13 +923,15 @@ class Config(_Part):
             )
         reference = self.kl_reference
         if reference is None:
-            raise ValueError("online.kl needs online.reference where the run starts from random weights")
+            raise ValueError(
+                "online.kl needs online.reference where the run starts from random weights: name one, or leave kl out"
+            )
         for scheme in self.schemes:
             own = getattr(scheme, "reference", None)
             if own is not None and (own, getattr(scheme, "alignment", "next")) != (reference, "next"):
                 raise ValueError(
                     f"the weighting reads the reference {own}, online.kl reads {reference} with alignment 'next': one "
-                    "reference serves both"
+                    "reference serves both: name the same"
                 )
 
     @property
@@ -931,12 +946,14 @@ class Config(_Part):
         given = objective.head_coefficients
         if given is not None and len(given) != num_heads:
             raise ValueError(
-                f"objective.head_coefficients has {len(given)} entries, model.heads.num_heads is {num_heads}"
+                f"objective.head_coefficients has {len(given)} entries, model.heads.num_heads is {num_heads}: give one "
+                "for each head"
             )
         if num_heads >= self.data.max_length:
             length = self.data.max_length
             raise ValueError(
-                f"model.heads.num_heads = {num_heads} does not fit into rows of data.max_length = {length}"
+                f"model.heads.num_heads = {num_heads} does not fit into rows of data.max_length = {length}: it must be "
+                "less"
             )
 
     @property

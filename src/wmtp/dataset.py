@@ -198,7 +198,7 @@ def _held_out_kind(config: Config, facts: RowFacts, rows: _Rows) -> Kind:
         return "cycled"
     if config.checkpoint.select == "best":
         raise DataError(
-            "checkpoint.select = best goes by held-out pairs, but there are none: it takes a held-out problem with a "
+            "checkpoint.select = best goes by held-out pairs, but there are none: it needs a held-out problem with a "
             "response whose is_correct is true and one whose is false, and even train.batch_size and micro_batch_size"
         )
     return "cycled" if _in_pairs(config) else "rows"
@@ -232,7 +232,10 @@ def _require_prompts(facts: RowFacts) -> None:
 def _require_labels(facts: RowFacts, who: str) -> None:
     unlabelled = int((facts.correct_R == UNKNOWN).sum())
     if unlabelled:
-        raise DataError(f"{who} needs is_correct on every row; {unlabelled:,} of {len(facts):,} rows have none")
+        raise DataError(
+            f"{who} needs is_correct on every row; {unlabelled:,} of {len(facts):,} rows have none: `wmtp data label` "
+            "judges them by their tests"
+        )
 
 
 # Records
@@ -338,7 +341,7 @@ def _content(path: Place) -> str:
     try:
         return sha256_file(path)
     except WmtpError as problem:
-        raise DataError(f"the data file cannot be used: {problem}") from problem
+        raise DataError(f"the data file cannot be used: {problem}; name one that can be read") from problem
 
 
 def check_kept(config: Config, own: int, others: int, kept: int, is_held_out: bool = False) -> None:
@@ -347,10 +350,11 @@ def check_kept(config: Config, own: int, others: int, kept: int, is_held_out: bo
         train, validation = (others, own) if is_held_out else (own, others)
         fraction = config.data.validation_fraction
         raise DataError(
-            f"data.validation_fraction = {fraction} leaves {train} training and {validation} validation rows"
+            f"data.validation_fraction = {fraction} leaves {train} training and {validation} validation rows; both "
+            "sides need some: change it, or give more problems"
         )
     if not kept:
-        raise DataError("no rows left: all of them have is_correct = false (data.solutions=all would keep them)")
+        raise DataError("no rows left: all of them have is_correct = false; set data.solutions=all to keep them")
 
 
 class _IndexedSide:

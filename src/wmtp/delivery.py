@@ -56,7 +56,7 @@ def register_later(folder: Place, overrides: Sequence[str] = ()) -> Tracked:
 
 def _of(folder: Place, overrides: Sequence[str]) -> tuple[Config, MlflowStore, Delivered]:
     if not (folder / "config.yaml").is_file() or not (folder / "provenance.json").is_file():
-        raise UsageError(f"{folder} is no run folder: config.yaml or provenance.json is missing")
+        raise UsageError(f"{folder} is no run folder: config.yaml or provenance.json is missing; name another")
     config = load([folder / "config.yaml"], list(overrides))
     if config.tracking is None:
         raise UsageError(

@@ -57,7 +57,7 @@ def pick(name: str) -> torch.device:
     if name == "auto":
         name = here[0]
     if name not in here:
-        raise ConfigError(f"device = {name!r} is not available here; found: {', '.join(here)}")
+        raise ConfigError(f"device = {name!r} is not available here; use one of: {', '.join(here)} (or auto)")
     return torch.device(name)
 
 

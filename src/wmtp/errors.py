@@ -7,6 +7,8 @@ returns: 1 for a failure while working, 2 for wrong usage, configuration or inpu
 
 from __future__ import annotations
 
+import re
+
 
 class WmtpError(Exception):
     """The work failed (exit code 1)."""
@@ -60,6 +62,21 @@ class DeviceError(WmtpError):
     """The device lacks an operation or a data type that the work needs."""
 
 
+def first_line(problem: BaseException) -> str:
+    """What an error of another library says, on one line, for a message of ours.
+
+    Of an operating system's error what is wrong and with which file; of several that pydantic found the first, with its
+    field; else the first line, with the next one where it only announces it.
+    """
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror if problem.filename is None else f"{problem.strerror}: {problem.filename}"
+    lines = [line.strip() for line in str(problem).strip().splitlines()] or [type(problem).__name__]
+    if re.fullmatch(r"[0-9]+ validation errors? for .+", lines[0]):
+        found = lines[1:2] if " [type=" in lines[1] else lines[1:3]
+        return re.sub(r"(^|: )Value error, ", r"\1", ": ".join(found).partition(" [type=")[0])
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
 def out_of_memory(problem: BaseException) -> OutOfMemory | None:
     """`problem` as an error of ours if an allocation failed: Python's, or torch's on any device. None if it is another.
 
@@ -72,7 +89,7 @@ def out_of_memory(problem: BaseException) -> OutOfMemory | None:
         or (isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in text)
     ):
         return None
-    said = text.strip().splitlines()[0] if text.strip() else "an allocation failed"
+    said = first_line(problem) if text.strip() else "an allocation failed"
     return OutOfMemory(
         f"out of memory: {said}\nIn training, lower train.micro_batch_size or train.micro_batch_tokens, not the batch, "
         "or set train.activation_checkpointing=true; `wmtp train ... --dry-run` says what a step needs. "
@@ -90,7 +107,7 @@ def not_on_mps(problem: BaseException) -> DeviceError | None:
         return None
     said = text.strip().split(". ")[0]
     return DeviceError(
-        f"the Apple GPU lacks something that this needs: {said}.\nWith PYTORCH_ENABLE_MPS_FALLBACK=1 in the "
+        f"the Apple GPU lacks something that this needs: {said}\nWith PYTORCH_ENABLE_MPS_FALLBACK=1 in the "
         "environment the CPU does operations that are missing, slower; device=cpu does all of it there"
     )
 

@@ -13,7 +13,7 @@ from wmtp import checkpoint
 from wmtp.adapters import merge_adapters
 from wmtp.config import Config
 from wmtp.dataset import load_tokenizer
-from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError
+from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError, first_line
 from wmtp.formats import hf, medusa, meta, mimo
 from wmtp.formats.adapter import write_adapter
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model, write_folder
@@ -91,7 +91,7 @@ def _found(source: str, note: Callable[[str], None]) -> Place:
         return path
     found = checkpoint.newest(path / "checkpoints", on_bad=lambda bad, reason: note(f"passed over {bad}: {reason}"))
     if found is None:
-        raise UsageError(f"the run {source} has no checkpoint yet")
+        raise UsageError(f"the run {source} has no checkpoint yet; name a run that has one, or a model folder")
     return found
 
 
@@ -112,20 +112,26 @@ def _from_checkpoint(path: Place) -> tuple[Model, Any, Config]:
     try:
         config = Config.model_validate(saved.facts["config"])
     except (KeyError, ValidationError) as problem:
-        raise CheckpointError(f"{path} does not say how its model is built: {problem}") from problem
+        raise CheckpointError(
+            f"{path} does not say how its model is built ({first_line(problem)}); use the version of wmtp that wrote it"
+        ) from problem
     tokenizer = load_tokenizer(config)
     model, _ = build_model(config, tokenizer)
     try:
         model.load_state_dict(saved.parts["model"])
     except RuntimeError as problem:
-        raise ModelError(f"{path} is a checkpoint of another model than its config says: {problem}") from problem
+        raise ModelError(
+            f"{path} is a checkpoint of another model than its config says: {first_line(problem)}; use another"
+        ) from problem
     return model, tokenizer, config
 
 
 def _export_adapter(path: Place, out: str) -> Place:
     """The adapters on the base model; read back, they make of it what merging makes."""
     if not (path / checkpoint.MANIFEST).is_file():
-        raise UsageError(f"{path} is no checkpoint: adapters are there while they train, a model folder has none")
+        raise UsageError(
+            f"{path} is no checkpoint: adapters are there while they train, a model folder has none; give a run folder"
+        )
     model, tokenizer, config = _from_checkpoint(path)
     lora, base = config.model.lora, config.model.path
     if lora is None or base is None or isinstance(model, ValueModel):
@@ -159,4 +165,6 @@ def _check_same(model: MTPModel, again: Model, folder: Place) -> None:
     with evaluating(model), evaluating(again):
         same = all(ours.equal(theirs) for ours, theirs in zip(model(tokens_BT), again(tokens_BT), strict=True))
     if not same:
-        raise WmtpError(f"{folder} has the same weights and computes something else: its config is not the model's")
+        raise WmtpError(
+            f"{folder} has the same weights and computes something else: its config is not the model's; do not use it"
+        )

@@ -225,7 +225,9 @@ def finite(score: torch.Tensor, source: str) -> torch.Tensor:
         ModelError: it is not finite somewhere.
     """
     if not bool(score.isfinite().all()):
-        raise ModelError(f"the frozen model {source} gives scores that are not finite: its weights are damaged")
+        raise ModelError(
+            f"the frozen model {source} gives scores that are not finite: its weights are damaged; name another"
+        )
     return score
 
 

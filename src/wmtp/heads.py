@@ -83,7 +83,7 @@ def layer_list(decoder: nn.Module, num_layers: int | None) -> tuple[str, nn.Modu
     if len(found) != 1:
         raise ModelError(
             f"{type(decoder).__name__} has {len(found)} module lists of {num_layers} layers among its children, "
-            "expected exactly one: this architecture's layers cannot be told apart"
+            "expected exactly one: this architecture's layers cannot be told apart; use another model"
         )
     return found[0]
 
@@ -97,6 +97,7 @@ def final_norm(decoder: nn.Module, layers_name: str) -> str:
     norms = [n for n, m in decoder.named_children() if n != layers_name and type(m).__name__.endswith("Norm")]
     if len(norms) != 1:
         raise ModelError(
-            f"{type(decoder).__name__} has {len(norms)} norms beside its layers, expected exactly one final norm"
+            f"{type(decoder).__name__} has {len(norms)} norms beside its layers, expected exactly one final norm; use "
+            "another model"
         )
     return norms[0]

@@ -112,7 +112,7 @@ def _held_out(parts: Parts) -> Sequence[Row]:
     if parts.data.validation is None:
         raise UsageError(
             "the run has no held-out rows to look at: it was trained without data.validation and without "
-            "data.validation_fraction"
+            "data.validation_fraction; train one with one of them"
         )
     return parts.data.validation.rows
 

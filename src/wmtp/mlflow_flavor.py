@@ -35,7 +35,7 @@ class Completer:
         """
         options = {"max_new_tokens": MAX_NEW_TOKENS, **(params or {})}
         if len(options) > 1:
-            raise UsageError(f"params may hold max_new_tokens, got {', '.join(sorted(options))}")
+            raise UsageError(f"params may hold only max_new_tokens, got {', '.join(sorted(options))}")
         ids = prompt_ids(_texts(model_input), self.tokenizer)
         generations = generate_many(self.model, ids, max_new_tokens=int(options["max_new_tokens"]))
         return [StopStrings(self.tokenizer, []).text(generation.tokens[0]) for generation in generations]
@@ -51,7 +51,7 @@ class Judge:
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[float]:
         """The value after the last token of each text; texts and tables as of `Completer`."""
         if params:
-            raise UsageError(f"a critic has no params, got {', '.join(sorted(params))}")
+            raise UsageError(f"a critic has no params, got {', '.join(sorted(params))}; leave them out")
         ids = prompt_ids(_texts(model_input), self.tokenizer)
         return [float(self.model(torch.tensor([row]))[0, -1]) for row in ids]
 

@@ -109,7 +109,7 @@ class MTPModel(nn.Module):
         if share > (0.05 if expected_BTV.dtype.itemsize < 4 else 1e-4):
             raise ModelError(
                 f"{type(self.base).__name__} does more to its logits than norm, unembedding and soft cap (they are "
-                f"{share:.1%} away from that): this architecture is not supported"
+                f"{share:.1%} away from that): this architecture is not supported; use another model"
             )
 
     @property
@@ -284,7 +284,7 @@ class MTPModel(nn.Module):
             ModelError: fewer than 1, or more than there are.
         """
         if not 1 <= count <= self.num_heads:
-            raise ModelError(f"the model has {self.num_heads} heads, {count} cannot be kept")
+            raise ModelError(f"the model has {self.num_heads} heads, {count} cannot be kept; ask for 1 to that many")
         self.extra_heads = self.extra_heads[: count - 1]
         self.num_heads = count
 
@@ -295,7 +295,7 @@ class MTPModel(nn.Module):
             ModelError: no such head, or one that is no layer of the model (`linear`, `chain`).
         """
         if not 1 <= number <= self.num_heads:
-            raise ModelError(f"the model has {self.num_heads} heads, there is no head {number}")
+            raise ModelError(f"the head must be from 1 to {self.num_heads}, those of the model; got {number}")
         if number > 1:
             if self.family != "parallel":
                 raise ModelError(f"head {number} of a {self.family} family is no plain model; only head 1 is")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
-from wmtp.errors import ConfigError
+from wmtp.errors import ConfigError, first_line
 
 
 def made_by(key: str, builder: str, options: Mapping[str, Any], kind: str, parts: Collection[str], page: str) -> Any:
@@ -29,10 +29,10 @@ def made_by(key: str, builder: str, options: Mapping[str, Any], kind: str, parts
     try:
         made = make(**options)
     except (TypeError, ValueError) as problem:
-        raise ConfigError(f"{where} with options {dict(options)}: {problem}") from problem
+        raise ConfigError(f"{where} refuses the options {dict(options)}: {first_line(problem)}; mend them") from problem
     lacking = [name for name in parts if not hasattr(made, name)]
     if lacking:
         raise ConfigError(
-            f"{where} makes {type(made).__name__}, which is no {kind}: it has no {', '.join(lacking)} (see {page})"
+            f"{where} makes {type(made).__name__}, which is no {kind}: it must have {', '.join(lacking)} (see {page})"
         )
     return made

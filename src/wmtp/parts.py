@@ -19,7 +19,7 @@ from wmtp.arms import build_objective
 from wmtp.config import Config, HeadsConfig, LoraConfig, MTPObjectiveConfig, ValueObjectiveConfig
 from wmtp.dataset import Data, build_data, load_tokenizer, number_of_steps
 from wmtp.distributed import Sharding, World, shard, sharding
-from wmtp.errors import ConfigError, ModelError
+from wmtp.errors import ConfigError, ModelError, first_line
 from wmtp.formats import hf, meta
 from wmtp.formats.drawn import Drawn
 from wmtp.formats.native import MTPCard, ValueCard, load_model, load_value_head, read_card
@@ -177,7 +177,7 @@ def _value_head(config: Config, model: MTPModel) -> ValueHead | None:
     if head.width != width:
         raise ConfigError(
             f"objective.aux_value_loss starts from the critic's value head, which reads hidden states of width "
-            f"{head.width}; the policy's are {width} wide: it takes a critic on a backbone like the policy"
+            f"{head.width}; the policy's are {width} wide: a critic on a backbone like the policy is needed"
         )
     return head
 
@@ -238,7 +238,7 @@ def prepare_model(model: Frozen, *, checkpointing: bool, compiled: bool) -> None
         try:
             enable()
         except ValueError as problem:
-            raise ModelError(f"train.activation_checkpointing: {problem}") from problem
+            raise ModelError(f"train.activation_checkpointing: {first_line(problem)}; leave it out") from problem
     if compiled:
         if not isinstance(model, MTPModel):
             raise ConfigError("train.compile is for objective.kind = mtp; leave it out for a critic")
@@ -324,13 +324,13 @@ def _load_policy(config: Config, vocabulary: int) -> Any:
         return hf.random_causal_lm(architecture, vocabulary, config.train.seed)
     card = read_card(model.path)
     if isinstance(card, ValueCard):
-        raise ModelError(f"model.path = {model.path} is a critic; a language model was expected")
+        raise ModelError(f"model.path = {model.path} is a critic; a language model was expected: name another")
     if card is None or config.arm == "critic":
         return hf.load_causal_lm(model.path)
     if not _same_heads(card, model.heads):
         raise ConfigError(
             f"model.heads asks for {model.heads.num_heads} {model.heads.family} heads, but {model.path} was saved with "
-            f"{card.num_heads} {card.heads} heads"
+            f"{card.num_heads} {card.heads} heads: ask for those, or start from another model"
         )
     return load_model(model.path)
 
@@ -343,8 +343,10 @@ def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:
     if model_config.vocab_size < vocabulary:
         raise ModelError(
             f"the tokenizer has {vocabulary:,} tokens, the model's vocabulary {model_config.vocab_size:,}: they do not "
-            "belong together"
+            "belong together; set model.tokenizer to the model's own"
         )
     context = getattr(model_config, "max_position_embeddings", None)
     if context is not None and config.data.max_length > context:
-        raise ConfigError(f"data.max_length = {config.data.max_length} is longer than the model's context of {context}")
+        raise ConfigError(
+            f"data.max_length = {config.data.max_length} is longer than the model's context of {context}: lower it"
+        )

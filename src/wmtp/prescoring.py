@@ -101,10 +101,13 @@ def score_in(
 
 def _folder(config: Config, out: str | None) -> Path:
     if config.online is not None:
-        raise ConfigError("nothing to score: an online run samples what it trains on")
+        raise ConfigError("nothing to score: an online run samples what it trains on; leave online out")
     wanted = columns_wanted(config)
     if not wanted:
-        raise ConfigError(f"nothing to score: the arm {config.arm}, as the recipe has it, reads no frozen model")
+        raise ConfigError(
+            f"nothing to score: the arm {config.arm}, as the recipe has it, reads no frozen model; give a recipe with "
+            "a critic, a reference or a reward model"
+        )
     named = {column.scores for column in wanted if column.scores is not None}
     if out is None and len(named) != 1:
         raise ConfigError("say where the scores should go: --out FOLDER, or `scores` beside the model in the recipe")

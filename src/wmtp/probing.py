@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmtp.errors import ModelError
+from wmtp.errors import ModelError, first_line
 
 
 @contextmanager
@@ -50,6 +50,11 @@ def check_causal(base: Any) -> None:
         with evaluating(base):
             one, other = (base.base_model(input_ids=t).last_hidden_state[:, :-1] for t in (tokens_BT, changed_BT))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as problem:
-        raise ModelError(f"{type(base).__name__} does not run on three tokens: {problem}") from problem
+        raise ModelError(
+            f"{type(base).__name__} does not run on three tokens: {first_line(problem)}; use another model"
+        ) from problem
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4):
-        raise ModelError(f"{type(base).__name__} is not causal: a later token changes what it says of earlier ones")
+        raise ModelError(
+            f"{type(base).__name__} is not causal: a later token changes what it says of earlier ones; a causal "
+            "language model is needed"
+        )

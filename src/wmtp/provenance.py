@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from wmtp.errors import CheckpointError
+from wmtp.errors import CheckpointError, first_line
 from wmtp.redaction import HIDDEN, looks_secret, without_credentials
 from wmtp.storage import Place
 
@@ -44,7 +44,8 @@ def read(path: Place) -> dict[str, Any]:
     try:
         facts: Any = json.loads(path.read_text())
     except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{path} is damaged: {problem}; move it away to go on without it") from problem
+        said = first_line(problem)
+        raise CheckpointError(f"{path} is damaged: {said}; move it away to go on without it") from problem
     if not isinstance(facts, dict) or not isinstance(facts.get("starts"), list) or not facts.get("run_id"):
         raise CheckpointError(f"{path} is damaged: run_id or starts are missing; move it away to go on without it")
     return facts

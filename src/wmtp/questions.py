@@ -74,7 +74,10 @@ def read_questions(
                 "data.on_long_row=drop)"
             )
     if not found:
-        raise DataError(f"online: all {len(first):,} prompts are longer than {longest:,} tokens: no question is left")
+        raise DataError(
+            f"online: all {len(first):,} prompts are longer than {longest:,} tokens: no question is left; raise "
+            "data.max_length, or lower online.max_new_tokens"
+        )
     left_out = len(first) - len(found)
     note = f"online: {len(found):,} problems" + (f", {left_out:,} left out as too long" if left_out else "")
     return found, note

@@ -29,7 +29,7 @@ class RewardModel(nn.Module):
         super().__init__()
         if base.config.num_labels != 1:
             raise ModelError(
-                f"{type(base).__name__} has {base.config.num_labels} outputs (num_labels); a reward model has 1"
+                f"{type(base).__name__} has {base.config.num_labels} outputs (num_labels); a reward model must have 1"
             )
         pad_id = base.config.get_text_config().pad_token_id
         if pad_id is None:

@@ -174,6 +174,7 @@ class Rollouts:
             raise WmtpError(
                 f"step {step}: nobody could judge any answer"
                 + (f", the first: {answers[0].verdict.reason}" if answers else "")
+                + "; `wmtp doctor` says what the sandbox lacks here"
             )
         return [*batches, *[filler(1, self.asked.pad_id)] * (most - len(batches))]
 

@@ -114,7 +114,7 @@ def register(config: Config, folder: Place, store: Store, run_id: str, key: str)
     """
     final = folder / "final"
     if not (final / "config.json").is_file():
-        raise UsageError(f"{folder} has no final/ to register")
+        raise UsageError(f"{folder} has no final/ to register; the run must be done, with checkpoint.save_final")
     write_atomic(final / "MLmodel", f'flavors:\n  python_function:\n    loader_module: {LOADER}\nrun_id: "{run_id}"\n')
     return store.register(run_id, model_name(config), final, {"wmtp.run_id": key, "wmtp.arm": config.arm})
 

@@ -42,7 +42,9 @@ def check_writable(folder: Place) -> None:
         return
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"the run folder {folder} cannot be made: {nearest} is not a writable folder")
+        raise UsageError(
+            f"the run folder {folder} cannot be made: {nearest} is not a writable folder; choose another --out"
+        )
 
 
 def check_disk(folder: Place, config: Config, checkpoint_bytes: int) -> None:
@@ -55,7 +57,7 @@ def check_disk(folder: Place, config: Config, checkpoint_bytes: int) -> None:
     if kept * checkpoint_bytes > free:
         raise UsageError(
             f"{kept} checkpoints of {checkpoint_bytes / 2**30:.1f} GiB do not fit on the disk of {folder}: "
-            f"{free / 2**30:.1f} GiB are free"
+            f"{free / 2**30:.1f} GiB are free; free some, choose another --out, or lower checkpoint.keep_last"
         )
 
 
@@ -119,7 +121,10 @@ def _newest(checkpoints: Place, note: Callable[[str], None]) -> Place | None:
         return found
     unfinished = sorted(checkpoints.glob("step_*"))
     if unfinished:
-        raise CheckpointError(f"no checkpoint in {checkpoints} can be read: {unfinished[-1]} has no manifest")
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints} can be read: {unfinished[-1]} has no manifest, so its writing did "
+            "not end. To train again, choose another --out"
+        )
     return found
 
 
@@ -128,15 +133,21 @@ def check_same_run(config: Config, path: Place) -> None:
     facts = facts_of(path)
     before, now = facts.get("config"), config.model_dump(mode="json")
     if not isinstance(before, dict):
-        raise CheckpointError(f"{path} does not say which config it was saved with")
+        raise CheckpointError(
+            f"{path} does not say which config it was saved with, so `wmtp train` did not write it; resume from another"
+        )
     different = [
         f"{key}: {_at(before, key)!r} in the checkpoint, {_at(now, key)!r} now"
         for key in sorted(_leaves(before) | _leaves(now))
         if _at(before, key) != _at(now, key) and not _may_change(key)
     ]
     if different:
-        hint = "\nTo train on with other settings, start a new run with model.path set to this run's final/ folder."
-        raise ConfigError(f"{path} is a checkpoint of another run:\n  " + "\n  ".join(different) + hint)
+        raise ConfigError(
+            f"{path} is a checkpoint of another run:\n  "
+            + "\n  ".join(different)
+            + "\nTo train on with other settings, "
+            "start a new run with model.path set to this run's final/ folder"
+        )
 
 
 def facts_of(path: Place) -> dict[str, Any]:
@@ -175,7 +186,9 @@ def only_trainer(folder: Place) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / ".lock").open("w")
     except OSError as problem:
-        raise UsageError(f"the run folder {folder} cannot be made or written: {problem}") from problem
+        raise UsageError(
+            f"the run folder {folder} cannot be made or written: {problem.strerror or problem}; choose another --out"
+        ) from problem
     with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

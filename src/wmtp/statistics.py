@@ -46,7 +46,7 @@ def bootstrap(
         DataError: there is no value.
     """
     if not len(values):
-        raise DataError("there is no value; there is nothing to take a mean of")
+        raise DataError("there is no value, so there is nothing to take a mean of; at least one is needed")
     value_N = np.asarray(values, dtype=np.float64)
     count_N = np.ones_like(value_N) if counts is None else np.asarray(counts, dtype=np.float64)
     draws = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def signed_rank(differences: Sequence[float] | Vector) -> SignedRank:
     """
     given = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(given).all():
-        raise DataError(f"a difference is not finite: {given.tolist()}")
+        raise DataError(f"all differences must be finite, got {given.tolist()}")
     kept = given[given != 0]
     doubled = _doubled_ranks(np.abs(kept))
     plus, minus = int(doubled[kept > 0].sum()), int(doubled[kept < 0].sum())

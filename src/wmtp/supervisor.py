@@ -48,7 +48,7 @@ from types import FrameType
 from typing import Any
 
 from wmtp import outcome
-from wmtp.errors import NonFiniteError, StorageError, UsageError, WmtpError
+from wmtp.errors import NonFiniteError, StorageError, UsageError, WmtpError, first_line
 from wmtp.storage import Place
 
 FAILURES = "failures.json"
@@ -160,7 +160,9 @@ def _job_folder(given: Path | None) -> Iterator[Path]:
     try:
         made = Path(tempfile.mkdtemp(prefix="wmtp-job-")).resolve()
     except OSError as problem:
-        raise UsageError(f"no temporary folder can be made: {problem}; set TMPDIR to a writable one") from problem
+        raise UsageError(
+            f"no temporary folder can be made: {first_line(problem)}; set TMPDIR to a writable one"
+        ) from problem
     try:
         yield made
     finally:
@@ -288,7 +290,9 @@ class _Supervisor:
                 start_new_session=True,
             )
         except OSError as problem:
-            raise UsageError(f"the job cannot be started: {problem}; the command was {command}") from problem
+            raise UsageError(
+                f"the job cannot be started: {first_line(problem)}; try its command by hand: {' '.join(command)}"
+            ) from problem
         try:
             killed = self._wait(child)
         finally:

@@ -35,7 +35,7 @@ from wmtp.data.ahead import Ahead
 from wmtp.data.batches import Batch, Batches
 from wmtp.distributed import World, joined, local, whole_state
 from wmtp.early_stopping import EarlyStopping
-from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, StorageError, UsageError
+from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, StorageError, UsageError, first_line
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
 from wmtp.formats.native import copy_model, save_model
@@ -179,7 +179,9 @@ def run(
             held.enter_context(only_trainer(folder))
             since = _saved(folder) - before
             if since:
-                raise CheckpointError(f"another process has saved {max(since)} of {folder} meanwhile: start again")
+                raise CheckpointError(
+                    f"another process has saved {max(since)} of {folder} meanwhile; run it again, with --resume auto"
+                )
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
         world.first(occupy)
@@ -626,7 +628,9 @@ class Loop:
         try:
             self.world.first(journal.settle)
         except StorageError as problem:
-            raise CheckpointError(f"the journal of its steps cannot be written: {problem}") from problem
+            raise CheckpointError(
+                f"the journal of its steps cannot be written: {problem}; `--resume auto` goes on once it can"
+            ) from problem
         return self.save(wait=wait)
 
     def save(self, *, wait: bool = False) -> Place:
@@ -669,7 +673,10 @@ class Loop:
         spoiled = [name for name, p in named if not bool(local(p.detach()).isfinite().all())]
         if int(self.world.largest(torch.tensor(len(spoiled)))):
             where = f"{spoiled[0]} (and {len(spoiled) - 1} more tensors) has" if spoiled else "another rank has"
-            raise CheckpointError(f"not saved: {where} non-finite weights")
+            raise CheckpointError(
+                f"not saved: {where} non-finite weights; the checkpoints before are good: go on with --resume auto, or "
+                "train anew with a lower optim.lr"
+            )
 
     def _restore(self, path: Place) -> None:
         parts, group = self.parts, self.world.background
@@ -688,7 +695,9 @@ class Loop:
             if self.stopping is not None and self.progress.stopping:
                 self.stopping.load_state_dict(self.progress.stopping)
         except (RuntimeError, ValueError, KeyError, TypeError) as problem:
-            raise ModelError(f"{path} is a checkpoint of another model: {problem}") from problem
+            raise ModelError(
+                f"{path} is a checkpoint of another model: {first_line(problem)}; name the run's own, or another --out"
+            ) from problem
         if saved.per_rank is None:
             self.reporter.note(
                 f"{path} was saved by {saved.ranks} ranks, now there are {self.world.size}: random states start anew"

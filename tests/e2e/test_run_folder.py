@@ -55,7 +55,7 @@ def test_a_run_that_another_process_took_further_meanwhile_is_not_resumed_from_a
             yield
 
     monkeypatch.setattr(trainer, "only_trainer", after_another)
-    with pytest.raises(CheckpointError, match=r"another process has saved step_00000009 .* start again"):
+    with pytest.raises(CheckpointError, match=r"another process has saved step_00000009 .* run it again"):
         train(recipe, folder, "checkpoint.save_final=false", resume="auto")
 
 

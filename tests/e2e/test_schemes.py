@@ -177,7 +177,7 @@ def test_the_pages_recipe_trains_with_it(my_schemes: Path, wmtp_command: Command
         ("builder: 'nowhere:Hard'", "No module named 'nowhere'; install its package"),
         ("builder: 'my_schemes:Soft'", "has no attribute 'Soft'"),
         ("builder: 'my_schemes:Hard', options: {strength: 2}", "unexpected keyword argument 'strength'"),
-        ("builder: 'collections:Counter'", "makes Counter, which is no scheme: it has no when, per_head, needs"),
+        ("builder: 'collections:Counter'", "makes Counter, which is no scheme: it must have when, per_head, needs"),
         ("builder: 'wmtp.weighting:Critic'", "the scheme needs values_BT, but what is given provides nothing"),
     ],
 )

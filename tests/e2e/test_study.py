@@ -238,7 +238,7 @@ def test_a_run_that_was_given_something_else_before_is_not_passed_off(done: tupl
 def test_one_run_of_a_job_array_waits_for_what_it_needs(done: tuple[Study, Any], tmp_path: Path) -> None:
     with pytest.raises(WmtpError, match="rho1-seed0 needs baseline-seed0"):
         run_only(make(tmp_path, seeds=[0]), 2, Options(), lambda text: None, inside)
-    with pytest.raises(UsageError, match="has runs 1 to 4"):
+    with pytest.raises(UsageError, match="--only must be from 1 to 4"):
         run_only(done[0], 5, Options(), lambda text: None, inside)
     assert run_only(done[0], 4, Options(), lambda text: None, inside) == read_result(
         done[0].file("results", "rho1-seed1")

@@ -83,7 +83,7 @@ def test_a_run_on_a_task_is_graded_and_comes_out_the_same_resumed_and_cached(
         ("data.task.builder=wmtp.tasks:Polynom", "has no attribute"),
         ("data.task.options={operations: 0}", "at least 1"),
         ("data.task.options={degree: 3}", "unexpected keyword"),
-        ("data.task.builder=collections:Counter", "is no task: it has no groups, tokenizer"),
+        ("data.task.builder=collections:Counter", "is no task: it must have groups, tokenizer"),
         ("data.task=null", "exactly one of data.train"),
     ],
 )

@@ -41,7 +41,7 @@ def through(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"AWS_PROFILE": "nobody"}, f"s3://{BUCKET}/r.yaml", 2, "AWS settings cannot be used"),
         ({"AWS_ENDPOINT_URL_S3": "no url"}, f"s3://{BUCKET}/r.yaml", 2, "AWS settings cannot be used"),
         ({"AWS_ENDPOINT_URL_S3": "http://me:planted-word@127.0.0.1:9"}, f"s3://{BUCKET}/r.yaml", 1, "after 2 attempts"),
-        ({}, "s3://planted-key:planted-word@bucket/r.yaml", 2, "holds no credentials"),
+        ({}, "s3://planted-key:planted-word@bucket/r.yaml", 2, "must hold no credentials"),
         ({}, "s3:///r.yaml", 2, "names no bucket"),
         ({}, f"s3://{BUCKET}/a/../r.yaml", 2, "no plain location"),
     ],

@@ -273,7 +273,7 @@ def test_what_a_child_prints_is_its_peak(name: str, options: list[str], capsys: 
 
 
 def test_a_child_that_fails_is_an_error_that_shows_why() -> None:
-    with pytest.raises(WmtpError, match=r"(?s)memory pass.*--no-memory.*No module named"):
+    with pytest.raises(WmtpError, match=r"(?s)memory pass.*--no-memory.*No such command"):
         measuring.in_child("nothing", [])
 
 

@@ -827,8 +827,8 @@ for step in (1, 2):
 def test_a_write_that_fails_half_way_names_the_file_and_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"cannot save {tmp_path}/step_00000001: [Errno 27] File too large: ")
-    assert second.startswith(f"cannot save {tmp_path}/step_00000002: [Errno 27] File too large: ")
+    assert first.startswith(f"cannot save {tmp_path}/step_00000001: File too large: ")
+    assert second.startswith(f"cannot save {tmp_path}/step_00000002: File too large: ")
     assert "model.safetensors" in first
     assert os.listdir(tmp_path) == ["step_00000001"]
     assert load(tmp_path / "step_00000001").parts["model"]["v"].numel() == 10

@@ -266,7 +266,7 @@ def test_every_wrong_override_is_reported(write: Writer) -> None:
         ('a: "\\UFFFFFFFF"', "not valid YAML"),
         ("a: 1\nb: x\0", "recipe.yaml:2: column 5: the character U+0000 is not allowed"),
         (b"a: 1\nb: \xff", "recipe.yaml:2: not UTF-8: byte 8 is 0xff"),
-        ("#" * 1_000_001, "larger than 1000000 bytes"),
+        ("#" * 1_000_001, "larger than 1,000,000 bytes"),
         ("a: " + "[" * 51 + "]" * 51, "nested more than 50 levels"),
         ("a: " + "[" * 20_000, "nested more than 50 levels"),
         ("- " * 20_000, "nested more than 50 levels"),
@@ -290,7 +290,8 @@ def test_all_unreadable_files_are_reported_at_once(write: Writer) -> None:
     with pytest.raises(ConfigError) as caught:
         load(_Free, [Path("absent.yaml"), Path("folder"), broken, Path("nul\0")], environ={})
     lines = _lines(str(caught.value))
-    assert lines[:2] == ["absent.yaml: no such file", "folder: this is a directory; expected a YAML file"]
+    assert lines[0].startswith("absent.yaml: no such file")
+    assert lines[1] == "folder: this is a directory; expected a YAML file"
     assert lines[2].startswith("broken.yaml:1: column 5: not valid YAML")
     assert lines[3].startswith("nul\\x00: cannot be read")
 

@@ -103,7 +103,7 @@ def test_a_kind_that_is_not_here_is_refused_with_those_that_are(
 ) -> None:
     absent = {"cuda", "mps"} - {expected.kind}
     for kind in absent:
-        with pytest.raises(ConfigError, match=rf"device = '{kind}' is not available here; found: .*cpu"):
+        with pytest.raises(ConfigError, match=rf"device = '{kind}' is not available here; use one of: .*cpu"):
             devices.pick(kind)
 
 

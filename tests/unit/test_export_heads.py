@@ -36,8 +36,8 @@ def test_head_k_goes_out_as_the_plain_model_that_it_is(family: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("heads", "target", "says"),
     [
-        ("parallel", "head:4", "the model has 3 heads, there is no head 4"),
-        ("parallel", "head:0", "there is no head 0"),
+        ("parallel", "head:4", "the head must be from 1 to 3, those of the model; got 4"),
+        ("parallel", "head:0", "got 0"),
         ("parallel", "head:two", "--to must be one of"),
         ("linear", "head:2", "head 2 of a linear family is no plain model"),
         ("chain", "head:2", "head 2 of a chain family is no plain model"),

@@ -105,7 +105,7 @@ Change = Callable[[dict[str, Tensor]], Any]
         (lambda t: t.update({"model.layers.2.more.weight": torch.ones(3)}), "more"),
         (lambda t: t.update({"model.layers.2.enorm.weight": torch.ones(5)}), "enorm"),
         (lambda t: t["model.layers.2.hnorm.weight"].fill_(float("nan")), "not finite"),
-        (lambda t: t["model.layers.3.shared_head.head.weight"].add_(1), "is not the model's own"),
+        (lambda t: t["model.layers.3.shared_head.head.weight"].add_(1), "must be the model's own"),
         (lambda t: [t.pop(n) for n in list(t) if n.startswith("model.layers.3.")], "its weights hold 0"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_file_of_another_kind_or_a_split_where_there_is_none_is_refused(tmp_pa
         read_benchmark(path, "mbpp")
     with pytest.raises(DataError, match="no official splits"):
         read_benchmark(path, split="test")
-    with pytest.raises(DataError, match="splits are"):
+    with pytest.raises(DataError, match="the split of MBPP must be"):
         read_benchmark(write(tmp_path / "b", mbpp(11)), split="tset")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +40,7 @@ def run(device: torch.device, options: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "loss.json"
         ours = ["--device", device.type, "--json", str(file)]
-        command = [sys.executable, "-P", "-m", "wmtp.bench.loss", "--quick", *options, *ours]
-        done = subprocess.run(command, check=False)
+        done = subprocess.run(measuring.command("loss", ["--quick", *options, *ours]), check=False)
         if done.returncode:
             raise WmtpError(f"the loss benchmark failed on {device.type} (exit code {done.returncode}); see above")
         document: dict[str, Any] = json.loads(file.read_text())
@@ -79,7 +77,7 @@ def _cells(row: dict[str, Any], first: dict[str, Any] | None) -> list[str]:
     return [*cells, text(there / own if own and there else None, ".1f")]
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command line, and what goes to the loss benchmark."""
     parser = measuring.parser("backends", __doc__)
     parser.add_argument("--devices", nargs="+", type=measuring.device, default=devices(), help="default: all there are")
@@ -88,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     return options, rest
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run, compare, write."""
     options, rest = parse(arguments)
     reports = [run(device, rest) for device in options.devices]
@@ -98,7 +96,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{about['device']}: {about['device_name']}, torch {about['torch']}, {about['dtype']}; {about['memory']}")
     measuring.write({"version": VERSION, "benchmark": "backends", "reports": reports}, options.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,7 +19,6 @@ import argparse
 import itertools
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,15 +77,14 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items() if name != "memory"))
-    print(f"{result['settings']}, {measuring.mebibytes(result['checkpoint_bytes'])} MiB a checkpoint\n")
+    print(f"{measuring.mebibytes(result['checkpoint_bytes'])} MiB a checkpoint\n")
     lines: list[Sequence[str]] = [("variant", "seconds until training goes on")]
     lines += [(name, f"{median:.3f}") for name, median in result["median_seconds"].items()]
     print(measuring.aligned(lines))
     print(f"\nstall, background to at_once: {measuring.spread(result['stall'])}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("checkpoint", __doc__)
     parser.add_argument("--device", type=measuring.device, default="cpu", help="cpu, cuda, mps or auto")
@@ -95,17 +93,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--folder", type=measuring.folder, metavar="FOLDER", help="on the disk to measure; default: temporary"
     )
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
-    return parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     settings = parse(arguments)
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,6 @@ import json
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,9 +132,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
     file, index = measuring.mebibytes(result["file_bytes"]), measuring.mebibytes(result["index_bytes"])
-    print(f"{result['settings']}: file {file} MiB, index {index} MiB, made in {result['index_seconds']:.1f} s\n")
+    print(f"file {file} MiB, index {index} MiB, made in {result['index_seconds']:.1f} s\n")
     lines: list[Sequence[str]] = [("variant", "seconds", "peak MiB")]
     for case in result["cases"]:
         lines.append((case["variant"], f"{case['median_seconds']:.3f}", measuring.mebibytes(case["extra_bytes"])))
@@ -159,18 +157,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
-    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    settings = parse(arguments)
     if settings.child is not None:
         variant, path, pairs = settings.child
         print(json.dumps(of_child(variant, Path(path), int(pairs))))
         return 0
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -234,10 +233,8 @@ def line_of(case: dict[str, Any]) -> list[str]:
 
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
     print(
-        f"{result['settings']}, {result['parameters']:,} parameters, {result['layers']} layers, "
-        f"K = {result['heads']} ({result['family']})\n"
+        f"{result['parameters']:,} parameters, {result['layers']} layers, K = {result['heads']} ({result['family']})\n"
     )
     print(measuring.aligned([COLUMNS, *map(line_of, result["cases"])]))
 
@@ -249,7 +246,7 @@ def folder(text: str) -> str:
     return text
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("decoding", __doc__)
     parser.add_argument("--device", type=measuring.device, default="auto", help="cpu, cuda, mps or auto")
@@ -264,23 +261,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
     parser.add_argument("--clock", choices=measuring.CLOCKS, default="wall", help="cpu: time on the cores alone")
     parser.add_argument("--small", action="store_true", help="a toy model, to try the command")
-    settings = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    settings = parser.parse_args(arguments)
     if settings.small and settings.model is not None:
-        parser.error("argument --small: --model was given, and it is as large as it is")
+        parser.error("argument --small: --model was given, and it is as large as it is; leave one of them out")
     if settings.family is not None and settings.model is not None:
-        parser.error("argument --family: --model was given, and it has heads of its own")
+        parser.error("argument --family: --model was given, and it has heads of its own; leave one of them out")
     settings.variant = [name for name in VARIANTS if name in settings.variant or name == "plain"]
     return settings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     settings = parse(arguments)
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -101,13 +101,13 @@ class Killer(threading.Thread):
         self.run_folder, self.job, self.ranks, self.left = folder / "run", folder / "job", ranks, kills
         self.random, self.calm, self.seen = random.Random(seed), calm, Followed()
         self.over = threading.Event()
-        self.problem: BaseException | None = None
+        self.problem: Exception | None = None
 
     def run(self) -> None:
         """Attempt after attempt."""
         try:
             self._follow()
-        except BaseException as problem:
+        except Exception as problem:
             self.problem = problem
             raise
 
@@ -294,9 +294,7 @@ def good(document: dict[str, Any]) -> bool:
 def show(document: dict[str, Any]) -> None:
     """The table."""
     settings, killed, calm = document["settings"], document["killed"], document["undisturbed"]
-    print(
-        f"{settings['steps']} steps, a checkpoint every {EVERY}, {settings['ranks']} rank(s), seed {settings['seed']}\n"
-    )
+    print(f"a checkpoint every {EVERY} steps\n")
     lines = [
         ("", "undisturbed", "killed"),
         ("SIGKILLs", "0", str(killed["kills"])),
@@ -315,7 +313,7 @@ def show(document: dict[str, Any]) -> None:
         )
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = measuring.parser("faults", __doc__)
     parser.add_argument("--kills", type=measuring.count, default=20, help="how often to kill (default: 20)")
@@ -333,7 +331,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; 1 if the killed run is not the same run."""
     options = parse(arguments)
     if options.in_a_row:
@@ -351,10 +349,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         with tempfile.TemporaryDirectory(prefix="wmtp-faults-") as folder:
             document = measure(options, Path(folder))
-    show(document)
-    measuring.write(document, options.json)
+    measuring.tell(document, show, options.json)
     return 0 if good(document) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -510,7 +509,7 @@ def grid(options: argparse.Namespace) -> list[list[Case]]:
     ]
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line: a preset replaces defaults, an option by itself goes before both."""
     parser = measuring.parser("loss", __doc__)
     about = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
@@ -546,7 +545,7 @@ def measure(options: argparse.Namespace, show: Callable[[str], None] = print) ->
     return document | {"claims": claims(rows)}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     options = parse(arguments)
     if options.measure_memory:
@@ -558,7 +557,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n" + claim_lines(document["claims"]))
     measuring.write(document, options.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -111,14 +111,20 @@ def growth(run: Callable[[], object], device: torch.device) -> int:
     return devices.peak_memory(device) - before
 
 
+def command(benchmark: str, arguments: Sequence[str]) -> list[str]:
+    """What runs a benchmark in a process of its own."""
+    return [sys.executable, "-P", "-m", "wmtp", "bench", benchmark, *arguments]
+
+
 def in_child(benchmark: str, arguments: Sequence[str]) -> Any:
     """What a benchmark prints in a process of its own whose allocator gives memory back at once, read as JSON.
 
     Raises:
         WmtpError: the process failed.
     """
-    command = [sys.executable, "-P", "-m", f"wmtp.bench.{benchmark}", *arguments]
-    done = subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(benchmark, arguments), env=os.environ | MALLOC, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise WmtpError(f"the memory pass `{' '.join(arguments)}` failed; --no-memory leaves it out:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -222,6 +228,14 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 # Text.
+
+
+def tell(document: dict[str, Any], show: Callable[[dict[str, Any]], None], file: Path | None) -> None:
+    """Print what the figures depend on, and the tables; write the figures where a file was asked for."""
+    about = {**document["machine"], "settings": document["settings"]}
+    print("\n".join(f"{name}: {value}" for name, value in about.items()) + "\n")
+    show(document)
+    write(document, file)
 
 
 def write(document: Mapping[str, Any], file: Path | None) -> None:

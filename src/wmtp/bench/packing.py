@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -383,7 +382,6 @@ COLUMNS = ("documents", "way", "micro-batches", "positions", "padding", "in a po
 
 def show(document: dict[str, Any]) -> None:
     """A table for people."""
-    print("\n".join(f"{name}: {value}" for name, value in (document["machine"] | document["settings"]).items()) + "\n")
     for kind, about in document["documents"].items():
         print(
             f"{kind}: {about['number']} documents, {about['tokens']:,} tokens ({about['trained_tokens']:,} trained), "
@@ -406,9 +404,8 @@ def show(document: dict[str, Any]) -> None:
     print("\n" + measuring.aligned(lines))
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line: `--small` replaces defaults, an option by itself goes before both."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
     kinds = ("embedded", "long_tail")
     parser = measuring.parser("packing", __doc__)
     parser.add_argument("--documents", choices=kinds, nargs="+", default=list(kinds))
@@ -427,9 +424,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="time only")
     parser.add_argument("--small", action="store_true", help="a toy model, to try the command")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
-    if parser.parse_args(given).small:
+    if parser.parse_args(arguments).small:
         parser.set_defaults(**SMALL)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.width % 64:
         parser.error(f"argument --width: got {options.width}, expected a multiple of 64")
     if options.vocabulary < 8:
@@ -437,22 +434,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if min(options.row_length) < 64:
         parser.error(f"argument --row-length: got {min(options.row_length)}, expected at least 64")
     options.row_length = sorted(set(options.row_length))
-    options.given = given
+    options.given = list(arguments)
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     options = parse(arguments)
     if options.peak:
         kind, way = options.peak
         print(json.dumps(peak_of(kind, way, options)))
         return 0
-    document = measure(options)
-    show(document)
-    measuring.write(document, options.json)
+    measuring.tell(measure(options), show, options.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -39,7 +39,7 @@ from wmtp import devices
 from wmtp.bench import measuring, ranks_table
 from wmtp.config import Config
 from wmtp.data.batches import Batch
-from wmtp.distributed import World, joined, launched, leave, local
+from wmtp.distributed import World, joined, local
 from wmtp.errors import WmtpError
 from wmtp.estimate import STRATEGIES, RankNeeds, estimate
 from wmtp.memory import total
@@ -198,7 +198,7 @@ def launch(kind: str, size: str, ranks: int, settings: argparse.Namespace, **mor
             "settings": {k: getattr(settings, k) for k in kept},
             **more,
         }
-        worker = [sys.executable, "-P", "-m", "wmtp.bench.ranks", "--job", json.dumps(job)]
+        worker = measuring.command("ranks", ["--job", json.dumps(job)])
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
         command = [sys.executable, *torchrun, *worker] if ranks > 1 else worker
         environment = os.environ | measuring.MALLOC | {"OMP_NUM_THREADS": "1"}
@@ -303,8 +303,6 @@ def _memory_line(case: dict[str, Any]) -> str:
 
 def show(result: dict[str, Any]) -> None:
     """Tables for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
-    print(f"{result['settings']}\n")
     whole = {case["size"]: case["predicted_state_bytes"] for case in result["memory_cases"] if case["ranks"] == 1}
     lines: list[Sequence[str]] = [MEMORY_COLUMNS]
     for case in result["memory_cases"]:
@@ -332,7 +330,7 @@ def show(result: dict[str, Any]) -> None:
         print(measuring.aligned(lines))
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("ranks", __doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["12M", "37M", "112M"])
@@ -348,10 +346,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="times only")
     parser.add_argument("--table", action="store_true", help="print what 6.7B parameters need on 4 GPUs, and end")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
-    return parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     settings = parse(arguments)
     transformers.logging.set_verbosity_error()  # rows are longer than the small tokenizer likes
@@ -363,14 +361,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranks_table.show(lines)
         measuring.write({"version": VERSION, "benchmark": "ranks", "table": lines}, settings.json)
         return 0
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    ended = main()
-    if launched():
-        leave(ended)
-    sys.exit(ended)

@@ -172,7 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     records = [record for record in records if record.tests and record.is_correct is not None]
     right = [record for record in records if record.is_correct]
     if not right:
-        raise WmtpError(f"{options.data} holds no program that is right and has tests")
+        raise WmtpError(f"{options.data} holds no program that is right and has tests; give other --data")
     with Sandbox(workers=1) as sandbox:
         isolation = sandbox.isolation.to_dict()
     return {
@@ -188,8 +188,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any]) -> None:
     """The tables."""
-    settings, load = document["settings"], document["load"]
-    print(f"{settings['programs']} programs of {settings['data']}, {settings['workers']} at a time\n")
+    load = document["load"]
     lines = [("", "programs/s", "times fresh", "CPU ms per program")]
     for case in document["cases"]:
         figures = f"{case['programs_per_s']:.0f}", measuring.spread(case["to_fresh"]), f"{case['cpu_ms']:.1f}"
@@ -201,7 +200,7 @@ def show(document: dict[str, Any]) -> None:
         print(f"program {at}: {quiet}, then {loaded}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options."""
     parser = measuring.parser("sandbox", __doc__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -215,14 +214,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write; 1 if a verdict depends on the load."""
     options = parse(arguments)
     document = measure(options)
-    show(document)
-    measuring.write(document, options.json)
+    measuring.tell(document, show, options.json)
     return 1 if document["load"]["flips"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

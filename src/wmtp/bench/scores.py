@@ -11,7 +11,6 @@ the same model over the same batches, tensors in place (for a reference with its
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -179,8 +178,6 @@ def size_of(folder: Path) -> float:
 
 def show(result: dict[str, Any]) -> None:
     """Tables for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
-    print(f"{result['settings']}\n")
     lines: list[Sequence[str]] = [("step", "ms", "time to baseline")]
     for variant, seconds in result["median_seconds"].items():
         lines.append((variant, f"{1000 * seconds:.0f}", measuring.spread(result["time_to_baseline"][variant])))
@@ -192,7 +189,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"of the bare forward pass; {result['bytes_per_token'][scheme]:.2f} bytes a token stored")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("scores", __doc__)
     parser.add_argument("--device", type=measuring.device, default="auto", help="cpu, cuda, mps or auto")
@@ -207,14 +204,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     settings = parse(arguments)
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -212,8 +211,7 @@ COLUMNS = ("variant", "parameters", "tokens/s", "time to wmtp", "extra MiB", "GF
 
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
-    print(f"{result['settings']}, {result['tokens']:,} tokens a step\n")
+    print(f"{result['tokens']:,} tokens a step\n")
     lines: list[Sequence[str]] = [COLUMNS]
     for variant, median in result["median_seconds"].items():
         flops = result["flops"].get(variant)
@@ -236,9 +234,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"time per FLOP, K heads to one: {measuring.spread(result['time_per_flop_to_k1'])}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
     parser = measuring.parser("step", __doc__)
     parser.add_argument("--device", type=measuring.device, default="auto", help="cpu, cuda, mps or auto")
     parser.add_argument("--heads", type=measuring.positive, default=4)
@@ -253,24 +250,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="time only")
     parser.add_argument("--small", action="store_true", help="a toy model, to try the command")
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
-    settings = parser.parse_args(given)
+    settings = parser.parse_args(arguments)
     if settings.length < 16:
         parser.error(f"argument --length: got {settings.length}, expected at least 16")
-    settings.given = given
+    settings.given = list(arguments)
     return settings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     settings = parse(arguments)
     if settings.peak:
         print(json.dumps(peak_of(settings.peak, settings)))
         return 0
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,6 @@ import argparse
 import io
 import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -124,8 +123,7 @@ def one(location: ObjectPath, variant: str) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
-    print("\n".join(f"{name}: {value}" for name, value in result["machine"].items()))
-    print(f"{result['settings']}, an object of {measuring.mebibytes(result['object_bytes'])} MiB\n")
+    print(f"an object of {measuring.mebibytes(result['object_bytes'])} MiB\n")
     lines: list[Sequence[str]] = [("variant", "seconds", "time to raw", "peak MiB", "peak to object")]
     for name, median in result["median_seconds"].items():
         peak = result["peak_bytes"].get(name)
@@ -145,7 +143,7 @@ def _location(text: str) -> ObjectPath:
     return found
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("storage", __doc__)
     parser.add_argument("--location", type=_location, required=True, help="s3://bucket/prefix that may be written")
@@ -153,20 +151,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the memory pass out")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
-    return parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
+    return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Measure, print, write."""
     settings = parse(arguments)
     if settings.variant:
         one(settings.location, settings.variant)
         return 0
-    result = measure(settings)
-    show(result)
-    measuring.write(result, settings.json)
+    measuring.tell(measure(settings), show, settings.json)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

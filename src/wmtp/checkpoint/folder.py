@@ -29,7 +29,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from wmtp.errors import CheckpointError, StorageError, WmtpError
+from wmtp.errors import CheckpointError, StorageError, WmtpError, first_line
 from wmtp.faults import fault
 from wmtp.storage import ObjectPath, Place, fsync_folder, remove_objects, sha256_file
 
@@ -187,7 +187,10 @@ def newest(folder: Place, *, on_bad: Callable[[Place, str], None]) -> Place | No
         else:
             return path
     if reasons:
-        raise CheckpointError(f"no checkpoint in {folder} is whole:\n" + "\n".join(reasons))
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole:\n" + "\n".join(reasons) + "\nPut one back from a copy, or train anew "
+            "into another --out"
+        )
     return None
 
 
@@ -290,7 +293,7 @@ def read_manifest(path: Place) -> Manifest:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing{_what_else(path)}")
         if file.stat().st_size > MAX_MANIFEST:
-            raise CheckpointError(f"{file} is larger than {MAX_MANIFEST} bytes, so it is no manifest")
+            raise CheckpointError(f"{file} is larger than {MAX_MANIFEST:,} bytes, so it is no manifest")
         content = file.read_bytes()
     body = parse(file, content)
     body.pop("sha256", None)
@@ -387,7 +390,7 @@ def parse(file: Place, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged: not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{file} is damaged: a JSON object was expected, got {type(value).__name__}")
+        raise CheckpointError(f"{file} is damaged: a JSON object was expected, got {str(value)[:60]}")
     return value
 
 
@@ -408,7 +411,7 @@ def as_checkpoint_error(context: str, full: Callable[[], str] | None = None) -> 
     except (OSError, WmtpError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, WmtpError) else error
         is_full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = full() if is_full and full else error
+        reason = full() if is_full and full else first_line(error)
         raise CheckpointError(f"{context}: {reason}") from error
 
 

@@ -49,7 +49,7 @@ def source_sha256(path: Place) -> str:
     try:
         return sha256_file(path)
     except WmtpError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"the source cannot be used: {error}; name a file that can be read") from error
 
 
 class RowFile:
@@ -85,7 +85,10 @@ class RowFile:
             before = {}
         if before != wanted:
             different = ", ".join(key for key in {**before, **wanted} if before.get(key) != wanted.get(key))
-            raise UsageError(f"{self.part} was begun from something else ({different}); remove it to start again")
+            raise UsageError(
+                f"{self.part} was begun from something else ({different}); remove it to start again, or name another "
+                "--out"
+            )
 
     def _groups(self) -> Iterator[Made]:
         with self.part.open("rb") as file:
@@ -140,7 +143,9 @@ class RowFile:
             write_atomic(Path(f"{self.path}.report.json"), json.dumps(report, indent=2) + "\n")
             os.replace(temporary, self.path)
         except OSError as error:
-            raise WmtpError(f"cannot write {self.path}: {error.strerror or error}; {self.part} is complete") from error
+            raise WmtpError(
+                f"cannot write {self.path}: {error.strerror or error}; {self.part} is complete, run it again to go on"
+            ) from error
         finally:
             temporary.unlink(missing_ok=True)
         fsync_folder(self.path.parent)

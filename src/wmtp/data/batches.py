@@ -91,7 +91,8 @@ def pair_items(rows: Sequence[Row]) -> list[Item]:
     ]
     if not pairs:
         raise DataError(
-            f"no pairs: none of {len(sides):,} problems has a response with is_correct true and one with false"
+            f"no pairs: none of {len(sides):,} problems has a response with is_correct true and one with false; "
+            "`wmtp data label` judges responses, `wmtp data mutate` makes wrong ones"
         )
     return pairs
 

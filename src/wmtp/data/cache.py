@@ -70,7 +70,7 @@ def cached_rows(
             made = True
     found = open_folder(folder / name, KIND, VERSION, "remove it, and it is made anew")
     if found.about.get("key") != wanted:
-        raise DataError(f"{folder / name} holds rows of another key; remove it, and it is made anew")
+        raise DataError(f"{folder / name} holds rows of something else than its name says; remove it: it is made anew")
     return found, made
 
 
@@ -81,7 +81,10 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     except OSError as problem:
-        raise UsageError(f"data.cache = {folder} cannot be made or written: {problem.strerror or problem}") from problem
+        raise UsageError(
+            f"data.cache = {folder} cannot be made or written: {problem.strerror or problem}; name another folder, or "
+            "leave it out"
+        ) from problem
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -124,7 +124,7 @@ def open_folder(folder: Path, kind: str, version: int, remedy: str) -> Columns:
             return Columns(about, arrays)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         raise DataError(f"the {kind} {folder} is damaged ({problem}); {remedy}") from problem
-    raise DataError(f"{folder} is of kind and version {found}, expected {(kind, version)}; {remedy}")
+    raise DataError(f"{folder} is {found[0]} of version {found[1]}, expected {kind} of version {version}; {remedy}")
 
 
 def _kind(folder: Path) -> str | None:

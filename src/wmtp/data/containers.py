@@ -56,7 +56,9 @@ def rows(path: Place) -> Iterator[tuple[int, Decode]]:
             with _opened(path, start) as file:
                 yield from _json_rows(path, file)
     except OSError as problem:
-        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+        raise DataError(
+            f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read"
+        ) from problem
 
 
 # JSON
@@ -86,7 +88,7 @@ def _json_rows(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Deco
 
 
 def _broken(path: Place, number: int, problem: Exception) -> DataError:
-    return DataError(f"{path} is broken after row {number} ({problem}); was it copied whole?")
+    return DataError(f"{path} is broken after row {number} ({problem}); copy it again")
 
 
 def _lines(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]:
@@ -94,7 +96,9 @@ def _lines(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Decode]]
     while line := file.readline(MAX_LINE_BYTES):
         number += 1
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-            raise DataError(f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; is this JSON Lines?")
+            raise DataError(
+                f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; expected JSON Lines: an object a line"
+            )
         if line.strip():
             yield number, partial(decode_line, line)
 
@@ -104,7 +108,7 @@ def decode_line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig").rstrip(), object_pairs_hook=_unique)
     except UnicodeDecodeError as problem:
-        raise BadRow(f"broken UTF-8 at byte {problem.start} of the line") from problem
+        raise BadRow(f"broken UTF-8 at byte {problem.start} of the line; save the file as UTF-8") from problem
     except json.JSONDecodeError as problem:
         raise BadRow(f"not valid JSON: {problem.msg} at column {problem.colno}") from problem
     except (RecursionError, ValueError) as problem:
@@ -116,7 +120,8 @@ def _bad_value(problem: Exception) -> BadRow:
     if isinstance(problem, BadRow):
         return problem
     return BadRow(
-        "brackets nested too deeply" if isinstance(problem, RecursionError) else "a number has too many digits"
+        f"{'brackets nested too deeply' if isinstance(problem, RecursionError) else 'a number has too many digits'}; "
+        "mend the row, or leave it out"
     )
 
 
@@ -124,7 +129,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise BadRow(f"field {name!r:.60} appears twice")
+        raise BadRow(f"field {name!r:.60} appears twice; keep one")
     return row
 
 
@@ -171,7 +176,9 @@ def _array_rows(path: Place, file: io.BufferedReader) -> Iterator[tuple[int, Dec
     except BadRow as problem:
         raise DataError(f"{path}:{number + 1}: {problem}") from problem
     except UnicodeDecodeError as problem:
-        raise DataError(f"{path}:{number + 1}: broken UTF-8 in this row or a little after it") from problem
+        raise DataError(
+            f"{path}:{number + 1}: broken UTF-8 in this row or a little after it; save the file as UTF-8"
+        ) from problem
 
 
 def _elements(window: _Window) -> Iterator[Any]:
@@ -266,5 +273,5 @@ def _arrow_row(batch: Any, place: int) -> dict[str, Any]:
     try:
         [row] = batch.slice(place, 1).to_pylist()
     except UnicodeDecodeError as problem:
-        raise BadRow(f"broken UTF-8 at byte {problem.start} of a text") from problem
+        raise BadRow(f"broken UTF-8 at byte {problem.start} of a text; save it as UTF-8") from problem
     return {name: value for name, value in row.items() if value is not None}

@@ -254,7 +254,9 @@ def _state(path: Path) -> dict[str, int]:
     try:
         status = path.stat()
     except OSError as problem:
-        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+        raise DataError(
+            f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read"
+        ) from problem
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
@@ -286,14 +288,19 @@ def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[Recor
             while line := file.readline(MAX_LINE_BYTES):
                 number += 1
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
-                    raise DataError(f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes")
+                    raise DataError(
+                        f"{path}:{number}: a line longer than {MAX_LINE_BYTES:,} bytes; expected JSON Lines: an object "
+                        "a line"
+                    )
                 digest.update(line)
                 if line.strip():
                     record, facts = _row(path, number, line, problems)
                     yield record, (offset, len(line), crc32(line), *facts)
                 offset += len(line)
     except OSError as problem:
-        raise DataError(f"cannot read the data file {path}: {problem.strerror or problem}") from problem
+        raise DataError(
+            f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read"
+        ) from problem
 
 
 def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[Record, tuple[int, ...]]:

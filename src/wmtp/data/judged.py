@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wmtp.data.records import Record
 from wmtp.data.text import check_template
-from wmtp.errors import ConfigError, DataError
+from wmtp.errors import ConfigError, DataError, first_line
 
 WHERE = "objective.reward.template"
 
@@ -54,7 +54,10 @@ class RewardText:
         name = f"problem {record.problem_id!r:.60}"
         if self.template is not None:
             if record.messages:
-                raise DataError(f"{name} is a conversation, and the reward model's tokenizer has no chat template")
+                raise DataError(
+                    f"{name} is a conversation, and the reward model's tokenizer has no chat template; use a reward "
+                    "model of chats, or map the text with data.*.fields"
+                )
             return self.template.format(prompt=record.prompt, response=record.response)
         asked = [dict(message) for message in record.messages] or [{"role": "user", "content": record.prompt}]
         try:
@@ -62,5 +65,8 @@ class RewardText:
                 [*asked, {"role": "assistant", "content": record.response}], tokenize=False
             )
         except Exception as problem:  # templates raise what they like
-            raise DataError(f"{name}: the reward model's chat template refuses it: {problem}") from problem
+            raise DataError(
+                f"{name}: the reward model's chat template refuses it: {first_line(problem)}; mend its messages, or "
+                "leave it out"
+            ) from problem
         return text

@@ -120,7 +120,8 @@ def _mapped(row: Any, fields: Mapping[Any, str]) -> Any:
         return row
     missing = sorted(theirs for theirs in fields.values() if theirs not in row)
     if missing:
-        raise BadRow(f"field {missing[0]!r} (from the field map) is missing; the row has {', '.join(sorted(row)[:12])}")
+        have = ", ".join(sorted(row)[:12])
+        raise BadRow(f"field {missing[0]!r} (from the field map) is missing; the row has {have}: map one of these")
     return {ours: row[theirs] for ours, theirs in fields.items()}
 
 
@@ -129,7 +130,9 @@ def _completed(made: Any, problems: Problems | None) -> Any:
         return made
     known = problems.get(str(made["problem_id"]))
     if known is None:
-        raise BadRow(f"the problem {made['problem_id']!r:.60} is not in the file of problems")
+        raise BadRow(
+            f"the problem {made['problem_id']!r:.60} is not in the file of problems; add it, or leave this out"
+        )
     return {**made, **known}
 
 
@@ -148,7 +151,7 @@ def _mbpp(row: dict[str, Any], dropped: Counter[str]) -> list[dict[str, Any]]:
     if not isinstance(tests, list) or not tests or not isinstance(tests[0], str):
         raise BadRow(f"field 'test_list' must be a non-empty list of strings, got {tests!r:.60}")
     if "text" not in row and "prompt" not in row:
-        raise BadRow("field 'text' (or 'prompt') is missing")
+        raise BadRow("field 'text' (or 'prompt') is missing; a row of MBPP must have it")
     code = row["code"]
     return [
         {

@@ -455,7 +455,7 @@ def _parse(source: str) -> ast.Module:
             return ast.parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = f"{type(error).__name__}: {error}"
-    raise DataError(f"This program is not valid Python ({reason}); expected source text that parses: {source[:80]!r}")
+    raise DataError(f"this program is not valid Python ({reason}); expected source text that parses: {source[:80]!r}")
 
 
 def _first_difference(original: str, mutant: str) -> int:

@@ -30,9 +30,9 @@ def read_problems(path: Place) -> dict[str, dict[str, Any]]:
             row = decode()
             record = parse({"prompt": "-", "response": "-", **row} if isinstance(row, dict) else row)
             if "problem_id" not in row:
-                raise BadRow("field 'problem_id' is missing")
+                raise BadRow("field 'problem_id' is missing; a problem needs it, since programs name theirs by it")
             if record.problem_id in problems:
-                raise BadRow(f"the problem {record.problem_id!r:.60} is there twice")
+                raise BadRow(f"the problem {record.problem_id!r:.60} is there twice; keep one row of it")
         except BadRow as problem:
             raise DataError(f"{path}:{number}: {problem}") from problem
         problems[record.problem_id] = row
@@ -56,5 +56,8 @@ def _assignment(path: Place, question: str, row: dict[str, Any]) -> dict[str, An
         statement = row["description"].removeprefix("Task: ").strip()
         given = row["globals"].strip()
     except (AttributeError, KeyError, TypeError) as problem:
-        raise DataError(f"{path}: question {question!r} is not as Refactory publishes them ({problem!r})") from problem
+        raise DataError(
+            f"{path}: question {question!r} is not as Refactory publishes them ({problem!r}); expected description, "
+            "globals and cases of i and o"
+        ) from problem
     return {"prompt": statement, "tests": [given, *tests] if given else tests}

@@ -73,9 +73,11 @@ def parse(row: Any) -> Record:
     values: dict[str, Any] = {name: check(row[name], name) for name, check in _FIELDS.items() if name in row}
     for name in ("prompt", "response"):
         if name not in values:
-            raise BadRow(f"field {name!r} is missing")
+            raise BadRow(f"field {name!r} is missing; a record has prompt and response (map others with data.*.fields)")
     if values.get("tests") and values.get("cases"):
-        raise BadRow("a record has tests (Python statements) or cases (inputs and outputs of a program), not both")
+        raise BadRow(
+            "a record must have tests (Python statements) or cases (inputs and outputs of a program), not both"
+        )
     values.setdefault("problem_id", values["prompt"])
     return Record(**values)
 
@@ -84,7 +86,7 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be a string, got {_kind(value)}")
     if not value.strip():
-        raise BadRow(f"field {name!r} is blank")
+        raise BadRow(f"field {name!r} is blank; it must have a text")
     return _unicode(value, name)
 
 
@@ -92,7 +94,7 @@ def _unicode(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as problem:
-        raise BadRow(f"field {name!r} holds half of a surrogate pair: it is not valid Unicode text") from problem
+        raise BadRow(f"field {name!r} holds half of a surrogate pair: it must be valid Unicode text") from problem
     return value
 
 

@@ -120,7 +120,8 @@ class Selection:
         problems = len(np.unique(self.facts.problem_R))
         pair = "a response with is_correct true and one with false"
         close = f", whose lengths lie in the same bin of ratio {RATIO}" if self.kind == "length" else ""
-        return f"no pairs: none of {problems:,} problems has {pair}{close}"
+        way = "set data.sampling.pairs=cycled, or `wmtp data label` and `wmtp data mutate` your rows"
+        return f"no pairs: none of {problems:,} problems has {pair}{close}; {way}"
 
 
 def _ranked(priority_NS: Integers) -> Integers:

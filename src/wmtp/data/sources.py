@@ -42,7 +42,7 @@ class SourceReport:
         """
         message = f"{self.path}:{self.at}: {problem}"
         if on_bad_row == "error":
-            raise DataError(f"{message}\n(on_bad_row=skip leaves such rows out, counted)")
+            raise DataError(f"{message}\n(mend the row; or on_bad_row=skip leaves such rows out, counted)")
         self.num_bad += 1
         self.bad = [*self.bad, message][:20]
 
@@ -128,19 +128,19 @@ def stream_records(
         report.kept += len(found.records)
         yield from found.records
     if not report.kept:
-        raise DataError(f"no usable rows: {report.summary()}")
+        raise DataError(f"no usable rows: {report.summary()}; expected rows with prompt and response, say")
 
 
 def _check_split(found: Found, split: str | None, role: str | None, allow_evaluation: bool) -> None:
     known, name = SPLITS.get(found.data_set, ()), f"data.{role}.split" if role else "--split"
     if split is not None and not known:
-        raise BadRow(f"{name} is {split!r}, but this row's data set has no official splits")
+        raise BadRow(f"{name} is {split!r}, but this row's data set has no official splits; leave it out")
     if split is not None and split not in known:
         raise BadRow(f"this is a row of {found.data_set}: {name} must be one of {', '.join(known)}, got {split!r}")
     no_other = split is None and known == ("test",)
     if role == "train" and not allow_evaluation and (split == "test" or no_other):
         raise BadRow(
             f"{found.data_set}'s test split is for evaluation{', and it has no other' if no_other else ''}; training "
-            "on it would spoil every later score. To do it all the same: data.train.split=test "
+            "on it would spoil every later score. To do it all the same, set data.train.split=test "
             "data.allow_evaluation_data=true"
         )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.data.records import Record
-from wmtp.errors import ConfigError, DataError
+from wmtp.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
     from wmtp.data.judged import RewardText
@@ -91,7 +91,7 @@ def check_template(template: str, names: Sequence[str] = ("prompt",), where: str
             raise ConfigError(f"{rule} (got {name!r}, format {spec!r}); write {{{{ for a brace")
     for name in names:
         if name not in {field[0] for field in fields}:
-            raise ConfigError(f"{where} = {template!r}: {{{name}}} is missing")
+            raise ConfigError(f"{where} = {template!r}: {{{name}}} is missing; put it where that text belongs")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,10 @@ class Encoder:
         """
         ids = [*self.before, *tokens.ids, *self.after]
         if tokens.first is None:
-            raise DataError(f"problem {record.problem_id!r}: the tokenizer makes no token of {record.response!r:.60}")
+            raise DataError(
+                f"problem {record.problem_id!r}: the tokenizer makes no token of {record.response!r:.60}; leave the "
+                "row out, or use a tokenizer that knows its characters"
+            )
         start = tokens.first + len(self.before)
         judged = None if self.judge is None else self.judge.ids(record)
         unread = self.judge is not None and judged is not None and len(judged) > self.judge.context
@@ -188,7 +191,7 @@ class Encoder:
 
 def all_too_long(dropped: int, max_length: int) -> DataError:
     """What to raise where `drop` leaves no row."""
-    return DataError(f"no rows left: all {dropped:,} are longer than data.max_length = {max_length}")
+    return DataError(f"no rows left: all {dropped:,} are longer than data.max_length = {max_length}; raise it")
 
 
 def encode(
@@ -232,10 +235,16 @@ def render(record: Record, tokenizer: Any, template: str) -> tuple[str, str]:
         before: str = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
         whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
     except Exception as problem:
-        raise DataError(f"problem {record.problem_id!r:.60}: the chat template refuses it: {problem}") from problem
+        raise DataError(
+            f"problem {record.problem_id!r:.60}: the chat template refuses it: {first_line(problem)}; mend its "
+            "messages, or leave it out"
+        ) from problem
     response = whole[len(before) :].rstrip().removesuffix(tokenizer.eos_token)
     if not whole.startswith(before) or record.response.strip() not in response:
-        raise DataError(f"problem {record.problem_id!r:.60}: the chat template does not end with prompt and response")
+        raise DataError(
+            f"problem {record.problem_id!r:.60}: the chat template does not end with prompt and response, so what is "
+            "to be learned cannot be told; map the text with data.*.fields instead"
+        )
     return before.removeprefix(tokenizer.bos_token) if bos(tokenizer) else before, response
 
 

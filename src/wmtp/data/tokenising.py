@@ -120,4 +120,6 @@ def _alive() -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as problem:
-        raise WmtpError("a process that tokenises has ended (killed, or out of memory?); run it again") from problem
+        raise WmtpError(
+            "a process that tokenises has ended (killed, or out of memory?); run it again, with fewer data.workers"
+        ) from problem

@@ -106,7 +106,7 @@ def generate(
     """
     prompts: list[list[int]] = tokens.tolist() if isinstance(tokens, Tensor) else [list(prompt) for prompt in tokens]
     if not prompts:
-        raise UsageError("there is no prompt to continue")
+        raise UsageError("there is no prompt to continue; give at least one")
     options = _options(model, max_new_tokens, mode, sampling, seed, eos, stop, draft_length)
     _check_prompts(model, prompts, options.context)
     check_cached(model)
@@ -237,9 +237,10 @@ def _check_prompts(model: MTPModel, prompts: Sequence[Sequence[int]], context: i
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             wrong = next(token for token in prompt if not 0 <= token < vocabulary)
             raise UsageError(
-                f"prompt {i} has the id {wrong}, the model knows 0 to {vocabulary - 1}: another tokenizer?"
+                f"prompt {i} has the id {wrong}, the model knows 0 to {vocabulary - 1}: use its own tokenizer"
             )
         if context is not None and len(prompt) >= context:
             raise UsageError(
-                f"prompt {i} has {len(prompt):,} tokens, the model's context is {context:,}: no room for a new token"
+                f"prompt {i} has {len(prompt):,} tokens, the model's context is {context:,}: no room for a new token; "
+                "give a shorter one"
             )

@@ -167,12 +167,12 @@ def attention_windows(config: Any) -> dict[str, int | None] | int | None:
     """
     window = getattr(config, "sliding_window", None)
     if getattr(config, "attention_chunk_size", None) is not None:
-        raise ModelError(f"decoding knows full and sliding attention; {config.model_type} attends in chunks")
+        raise ModelError(f"decoding knows only full and sliding attention; {config.model_type} attends in chunks")
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return window
     known = {"full_attention": None, "sliding_attention": window}
     unknown = sorted(set(kinds) - set(known))
     if unknown:
-        raise ModelError(f"decoding knows full and sliding attention; {config.model_type} has {unknown[0]} layers")
+        raise ModelError(f"decoding knows only full and sliding attention; {config.model_type} has {unknown[0]} layers")
     return {kind: known[kind] for kind in sorted(set(kinds))}

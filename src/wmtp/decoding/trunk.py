@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from wmtp.decoding.slots import Place, SlotCache, SlotLayer, Slots
-from wmtp.errors import ModelError
+from wmtp.errors import ModelError, first_line
 from wmtp.heads import Branch, TrunkOutput
 from wmtp.model import MTPModel
 from wmtp.probing import evaluating
@@ -194,11 +194,18 @@ def check_cached(model: MTPModel) -> None:
             trunk.run(tokens_BT[:, :3], (0, 0))
             got_BQD = trunk.run(torch.stack([tokens_BT[0, 3:], tokens_BT[1, 2:4]]), (3, 2))
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, KeyError) as problem:
-            raise ModelError(f"{name} does not run with a cache and a mask: {problem}") from problem
+            raise ModelError(
+                f"{name} does not run with a cache and a mask, as decoding needs: {first_line(problem)}"
+            ) from problem
     if not all(layer.is_initialized for layer in trunk.cache.layers):
-        raise ModelError(f"{name} has layers that leave the cache alone: decoding does not know what they remember")
+        raise ModelError(
+            f"{name} has layers that leave the cache alone: decoding does not know what they remember; use another "
+            "model"
+        )
     expected_BQD = torch.stack([expected_BTD[0, 3:], expected_BTD[1, 2:4]])
     share = float((got_BQD - expected_BQD).abs().max() / expected_BQD.abs().max().clamp(min=1e-6))
     if share > (0.05 if expected_BQD.dtype.itemsize < 4 else 1e-3):
-        raise ModelError(f"{name} with a cache is {share:.1%} away from itself without: it cannot be decoded")
+        raise ModelError(
+            f"{name} with a cache is {share:.1%} away from itself without: it cannot be decoded; use another model"
+        )
     _CHECKED.add(model)

@@ -20,7 +20,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         UsageError: k is not from 1 to n, or c not from 0 to n. With fewer than k samples there is no estimate.
     """
     if not 0 <= c <= n:
-        raise UsageError(f"{c} of {n} samples cannot have passed")
+        raise UsageError(f"the number that passed must be from 0 to {n}, that of the samples; got {c}")
     if not 1 <= k <= n:
         raise UsageError(f"pass@{k} needs at least {k} samples of each problem (and k >= 1), there are {n}")
     if n - c < k:

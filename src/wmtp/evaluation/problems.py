@@ -95,19 +95,19 @@ def read_benchmark(path: Place, kind: str | None = None, split: str | None = Non
             row = decode()
             other, name = name, _kind_of(row)
             if found and name != other:
-                raise BadRow(f"this is a row of {name}, the rows before it are of {other}")
+                raise BadRow(f"this is a row of {name}, the rows before it are of {other}; expected one kind a file")
         except BadRow as problem:
             raise DataError(f"{path}:{line}: {problem}") from problem
         found.append((line, row))
     if not found:
         raise DataError(f"{path} has no rows; expected one JSON object a line")
     if kind is not None and kind != name:
-        raise DataError(f"{path} holds {name} problems, {kind} was asked for")
+        raise DataError(f"{path} holds {name} problems, {kind} was asked for: give --benchmark {name}, or other --data")
     if split is not None and name != "mbpp":
         raise DataError(f"{path} holds {name} problems, which have no official splits; leave the split out")
     made = list(_problems(path, name, found, split or "test"))
     if not made:
-        raise DataError(f"{path} has no problem of the split {split or 'test'!r}")
+        raise DataError(f"{path} has no problem of the split {split or 'test'!r}; ask for another split, or all")
     if name == "records":
         made = _one_each(made)
     _check_ids(path, made)
@@ -123,7 +123,7 @@ def _problems(path: Place, name: str, found: Sequence[_Numbered], split: str) ->
             raise DataError(f"{path}:{line}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             text = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}:{line}: not a row of {name}: {text}") from error
+            raise DataError(f"{path}:{line}: expected a row of {name} as its authors publish it: {text}") from error
         if problem is not None:
             yield problem
 
@@ -142,7 +142,7 @@ def _check_ids(path: Place, problems: Iterable[Problem]) -> None:
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
-            raise DataError(f"{path}: the problem {problem.id!r} is there twice")
+            raise DataError(f"{path}: the problem {problem.id!r} is there twice; keep one of its rows")
         seen.add(problem.id)
 
 
@@ -197,7 +197,7 @@ def _plus(row: Mapping[str, Any]) -> Problem:
 def _mbpp_maker(found: Sequence[dict[str, Any]], split: str) -> Callable[[Mapping[str, Any]], Problem | None]:
     """The paper's prompt: three solved tasks (as many of them as the file has), then this one."""
     if split != "all" and split not in MBPP_SPLITS:
-        raise DataError(f"MBPP's splits are {', '.join(MBPP_SPLITS)} and all, got {split!r}")
+        raise DataError(f"the split of MBPP must be one of {', '.join(MBPP_SPLITS)} and all, got {split!r}")
     examples = [row for row in found if row["task_id"] in MBPP_EXAMPLES]
 
     def make(row: Mapping[str, Any]) -> Problem | None:

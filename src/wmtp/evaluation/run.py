@@ -249,7 +249,7 @@ def _check_same(path: Path, about: dict[str, Any]) -> None:
     try:
         before = json.loads(path.read_bytes())
     except ValueError as problem:
-        raise DataError(f"{path} cannot be read: {problem}") from problem
+        raise DataError(f"{path} is damaged: {problem}; choose another --out, or remove {path.parent}") from problem
     if before == about:
         return
     different = [key for key in {**before, **about} if before.get(key) != about.get(key)]

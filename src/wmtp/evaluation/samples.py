@@ -95,7 +95,7 @@ def by_problem(samples: Iterable[Sample], problems: Sequence[Problem]) -> dict[s
         if sample.task_id not in grouped:
             raise DataError(
                 f"there is a sample of {sample.task_id!r}, which is no problem of the benchmark; its first is "
-                f"{problems[0].id!r}"
+                f"{problems[0].id!r}: give samples of this benchmark, or other --data"
             )
         grouped[sample.task_id].append(sample)
     return grouped
@@ -107,7 +107,7 @@ def _sample(row: Any) -> Sample:
     given = [name for name in ("solution", "completion") if row.get(name) is not None]
     if "task_id" not in row or len(given) != 1:
         raise BadRow(
-            "a sample has task_id and either completion or solution; this row has " + ", ".join(sorted(row)[:12])
+            "a sample must have task_id and either completion or solution; this row has " + ", ".join(sorted(row)[:12])
         )
     text, temperature = row[given[0]], row.get("temperature")
     if not isinstance(text, str) or not isinstance(row["task_id"], str):

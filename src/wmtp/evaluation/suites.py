@@ -120,7 +120,7 @@ def speed(
         UsageError: no prompt, or longer than the model's context.
     """
     if not any(prompts):
-        raise UsageError("speed needs at least one prompt with a token in it")
+        raise UsageError("speed needs at least one prompt with a token in it; give other --data")
     rows = []
     for length in lengths:
         for size in batches:

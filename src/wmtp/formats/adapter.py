@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from wmtp.adapters import DOWN, UP, adapted_layers, product
-from wmtp.errors import ModelError
+from wmtp.errors import ModelError, first_line
 from wmtp.formats.kind import ADAPTER, read_json
 from wmtp.formats.remote import tensors_of
 from wmtp.formats.scan import check_finite, check_safetensors
@@ -66,8 +66,7 @@ def read_adapter(folder: Place) -> AdapterCard:
     try:
         card = AdapterCard.model_validate(content)
     except ValidationError as problem:
-        first = problem.errors()[0]
-        raise ModelError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from problem
+        raise ModelError(f"{path}: {first_line(problem)}; plain LoRA was expected") from problem
     further = {name: value for name, value in (card.model_extra or {}).items() if name not in HARMLESS and value}
     if further:
         name, value = next(iter(further.items()))
@@ -88,7 +87,7 @@ def add_stored(base: Any, folder: Place, card: AdapterCard) -> None:
     check_finite(path, stored.items())
     layers = {name.removesuffix(end) for name in stored for end in (_DOWN, _UP) if name.endswith(end)}
     if not layers:
-        raise ModelError(f"{path} holds no LoRA tensors")
+        raise ModelError(f"{path} holds no LoRA tensors; expected those that peft saves")
     for layer in sorted(layers):
         weight, transposed = _weight_of(base, path, layer)
         pair = [stored.pop(layer + end, None) for end in (_DOWN, _UP)]
@@ -100,7 +99,10 @@ def add_stored(base: Any, folder: Place, card: AdapterCard) -> None:
         down, up = (tensor for tensor in pair if tensor is not None)
         weight += product(down, up, card.scale, transposed=transposed).to(weight.dtype)
     if stored:
-        raise ModelError(f"{path}: {min(stored)} matches nothing in {card.base_model_name_or_path}")
+        raise ModelError(
+            f"{path}: {min(stored)} matches nothing in {card.base_model_name_or_path}; base_model_name_or_path must be "
+            "the adapter's own model"
+        )
 
 
 def _weight_of(base: Any, path: Place, layer: str) -> tuple[Tensor, bool]:
@@ -112,9 +114,12 @@ def _weight_of(base: Any, path: Place, layer: str) -> tuple[Tensor, bool]:
         module = nn.Identity()
     weight = getattr(module, "weight", None)
     if not layer.startswith(_OF_LAYER) or not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise ModelError(f"{path}: {layer} matches no layer of the model: it is an adapter of another one")
+        raise ModelError(
+            f"{path}: {layer} matches no layer of the model: it is an adapter of another one; base_model_name_or_path "
+            "must name that"
+        )
     if module in (base.get_input_embeddings(), base.get_output_embeddings()):
-        raise ModelError(f"{path}: {layer} is an embedding; adapters of other layers can be read")
+        raise ModelError(f"{path}: {layer} is an embedding; only adapters of other layers can be read")
     return weight, type(module).__name__ == "Conv1D"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wmtp.errors import ModelError
+from wmtp.errors import ModelError, first_line
 from wmtp.formats.adapter import add_stored, read_adapter
 from wmtp.formats.kind import kind_of
 from wmtp.formats.remote import at_hand, tensors_of
@@ -35,14 +35,14 @@ def locate(source: str) -> str:
     """
     path = place(source)
     if path.is_dir() and not (path / "config.json").exists() and (path / "final").is_dir():
-        raise ModelError(f"{source} is a run folder; the model it trained is {source}/final")
+        raise ModelError(f"{source} is a run folder; the model it trained is {source}/final: give that")
     if path.is_dir():
         return str(path)
     if path.is_file():
         raise ModelError(f"{source} is a file; a model folder (config.json, *.safetensors) was expected")
     if "://" not in source and source.count("/") == 1 and not source.startswith((".", "/", "~")):
         return source
-    raise ModelError(f"no model folder at {source}; a hub id is ORGANISATION/NAME")
+    raise ModelError(f"no model folder at {source}; give one that is there, or a hub id: ORGANISATION/NAME")
 
 
 def folder_of(source: str) -> Place:
@@ -97,22 +97,11 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
         )
     check_folder(folder)
     remote = _remote_weights(folder, dtype) if isinstance(folder, ObjectPath) else {}
-    try:
+    with told(f"cannot load a causal language model from {source}"):
         of_config = MODEL_FOR_CAUSAL_LM_MAPPING[type(remote["config"])] if remote else AutoModelForCausalLM
-        model, info = of_config.from_pretrained(
-            None if remote else locate(source),
-            **remote,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # `check_loaded` names them
-            output_loading_info=True,
-        )
-    except loading_errors() as problem:
-        raise ModelError(f"cannot load a causal language model from {source}: {first_line(problem)}") from problem
-    check_loaded(source, info, model.config)
+        model, info = of_config.from_pretrained(None if remote else locate(source), **remote, dtype=dtype, **STRICT)
+    check_loaded(source, info, model)
     _check_tied(source, model)
-    check_finite(source, model.named_parameters())
     return model
 
 
@@ -145,7 +134,7 @@ def _remote_weights(folder: ObjectPath, dtype: torch.dtype) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     index = folder / "model.safetensors.index.json"
-    try:
+    with told(f"cannot read the weights of {folder}"):
         names = {"model.safetensors"}
         if index.is_file():
             names = set(json.loads(index.read_bytes())["weight_map"].values())
@@ -154,8 +143,6 @@ def _remote_weights(folder: ObjectPath, dtype: torch.dtype) -> dict[str, Any]:
             given: dict[str, Any] = {"config": model_config(str(local)), "state_dict": tensors}
             if (local / "generation_config.json").is_file():
                 given["generation_config"] = GenerationConfig.from_pretrained(local)
-    except loading_errors() as problem:
-        raise ModelError(f"cannot read the weights of {folder}: {first_line(problem)}") from problem
     return given
 
 
@@ -174,22 +161,16 @@ def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: 
     config = architecture_config(architecture, vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
+        with told("cannot build a causal language model of model.architecture", "one that transformers has"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except loading_errors() as problem:
-            raise ModelError(f"cannot build a causal language model: {first_line(problem)}") from problem
 
 
 def model_config(source: str) -> Any:
     """The transformers config of a model folder, without its weights; of an adapter, that of its model."""
     from transformers import AutoConfig
 
-    folder = locate(base_of(source))
-    try:
-        with files_of(source) as folder:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except loading_errors() as problem:
-        raise ModelError(f"cannot read the config of the model {source}: {first_line(problem)}") from problem
+    with told(f"cannot read the config of the model {source}"), files_of(base_of(source)) as folder:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def architecture_config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
@@ -209,25 +190,31 @@ def architecture_config(architecture: dict[str, Any] | str, vocabulary: int) -> 
     options = dict(architecture)
     kind = options.pop("model_type", None)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ModelError(f"model.architecture.model_type = {kind!r} is not one that transformers knows")
+        raise ModelError(
+            f"model.architecture.model_type = {kind!r} is not one that transformers knows; use one of its names, such "
+            "as llama"
+        )
     known = set(CONFIG_MAPPING[kind]().to_dict()) | set(CONFIG_MAPPING[kind].attribute_map)
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ModelError(f"model.architecture.{unknown[0]}: a {kind} config has no such key")
+        raise ModelError(f"model.architecture.{unknown[0]}: a {kind} config has no such key; leave it out")
     options.setdefault("vocab_size", vocabulary)
-    try:
+    with told(f"model.architecture is no {kind} config", "its keys with values of their types"):
         return AutoConfig.for_model(kind, **options)
-    except loading_errors() as problem:
-        raise ModelError(f"model.architecture is no {kind} config: {first_line(problem)}") from problem
 
 
-def check_loaded(source: str, info: dict[str, Any], config: Any) -> None:
-    """Raise `ModelError` that names tensors which a model's weights lack, or have too many or of another shape."""
+def check_loaded(source: str, info: dict[str, Any], model: Any) -> None:
+    """Raise `ModelError` that names tensors which a model's weights lack, or have too many, of another shape or not
+    finite; `info` is what `from_pretrained` told of its loading."""
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in info.get(what, ()) if next_layer(str(name), config) is None)
+        names = sorted(str(name) for name in info.get(what, ()) if next_layer(str(name), model.config) is None)
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ModelError(f"{source}: {what.replace('_', ' ')} in its weights: {', '.join(names[:3])}{more}")
+            raise ModelError(
+                f"{source}: {what.replace('_', ' ')} in its weights: {', '.join(names[:3])}{more}; they must be those "
+                "of its config.json"
+            )
+    check_finite(source, model.named_parameters())
 
 
 def next_layer(name: str, config: Any) -> int | None:
@@ -252,6 +239,24 @@ def _check_tied(source: str, model: Any) -> None:
         )
 
 
+STRICT = {
+    "use_safetensors": True,  # no pickle
+    "trust_remote_code": False,  # no code of the folder
+    "ignore_mismatched_sizes": True,  # `check_loaded` names them
+    "output_loading_info": True,
+}
+"""How transformers' `from_pretrained` loads weights here."""
+
+
+@contextmanager
+def told(what: str, expected: str = "files as transformers saves them") -> Iterator[None]:
+    """Turn what reading a model folder raises into a `ModelError`: `what`, why in a line, and what was expected."""
+    try:
+        yield
+    except loading_errors() as problem:
+        raise ModelError(f"{what}: {first_line(problem)}; expected {expected}") from problem
+
+
 def loading_errors() -> tuple[type[Exception], ...]:
     """What reading a model folder raises when a file in it is missing, damaged or nonsense."""
     from huggingface_hub.errors import StrictDataclassError
@@ -260,12 +265,6 @@ def loading_errors() -> tuple[type[Exception], ...]:
     expected = (OSError, ValueError, TypeError, KeyError, RuntimeError, ArithmeticError, ImportError)
     nonsense = (AssertionError, IndexError, AttributeError)
     return (*expected, *nonsense, SafetensorError, StrictDataclassError)
-
-
-def first_line(problem: BaseException) -> str:
-    """The first line of an error's message; with the next one where it only announces it."""
-    lines = [line.strip() for line in str(problem).strip().splitlines()] or [type(problem).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
@@ -298,11 +297,16 @@ def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as problem:  # the tokenizers library raises bare `Exception`s
-        raise ModelError(f"cannot load a tokenizer from {source}: {first_line(problem)}") from problem
+        raise ModelError(
+            f"cannot load a tokenizer from {source}: {first_line(problem)}; expected tokenizer.json or tokenizer.model"
+        ) from problem
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {source} gives no character offsets; a fast tokenizer is needed")
     if needs_eos and tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {source} has no EOS token; responses could not be ended")
+        raise ModelError(
+            f"the tokenizer of {source} has no EOS token, so responses could not be ended; set eos_token in its "
+            "tokenizer_config.json"
+        )
     if sentencepiece is not None:
         _check_sentencepiece(source, sentencepiece, tokenizer)
     return tokenizer
@@ -351,7 +355,7 @@ def _sentencepiece_of(source: str, folder: Path) -> Any:
     try:
         return SentencePieceProcessor(model_file=str(model))
     except (OSError, RuntimeError, TypeError) as problem:
-        raise ModelError(f"{model} is no SentencePiece model: {first_line(problem)}") from problem
+        raise ModelError(f"{model} is no SentencePiece model: {first_line(problem)}; copy it again") from problem
 
 
 def _check_sentencepiece(source: str, sentencepiece: Any, tokenizer: Any) -> None:
@@ -387,7 +391,8 @@ def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:
     different = min(index for _, index in ours.items() ^ theirs.items())
     raise ModelError(
         f"{what} has another tokenizer than the policy: {len(theirs):,} against {len(ours):,} tokens, first "
-        f"difference at id {different} ({_token(other, different)!r} against {_token(policy, different)!r})"
+        f"difference at id {different} ({_token(other, different)!r} against {_token(policy, different)!r}); name a "
+        "model with the policy's"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from wmtp.errors import ModelError
+from wmtp.errors import ModelError, first_line
 from wmtp.formats.scan import stored_shapes
 from wmtp.storage import Place
 
@@ -52,7 +52,7 @@ def read_json(path: Place) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
-        raise ModelError(f"{path} cannot be read: {problem}") from problem
+        raise ModelError(f"{path} cannot be read: {first_line(problem)}; expected a JSON object") from problem
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds a {type(content).__name__}; a mapping was expected")
+        raise ModelError(f"{path}: a JSON object was expected, got {content!r:.60}")
     return content

@@ -22,8 +22,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from wmtp.errors import ModelError
-from wmtp.formats.hf import first_line, folder_of, loading_errors, without_parameters
+from wmtp.errors import ModelError, first_line
+from wmtp.formats.hf import folder_of, loading_errors, without_parameters
 from wmtp.formats.remote import opened, spooled
 from wmtp.formats.scan import check_finite, check_safetensors, check_tensor, check_torch_file
 from wmtp.model import MTPModel
@@ -117,11 +117,9 @@ def read_params(source: str) -> Params:
     try:
         return Params.model_validate(json.loads(path.read_bytes()))
     except ValidationError as problem:
-        first = problem.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ModelError(f"{path}: {key + ': ' if key else ''}{first['msg']}") from problem
+        raise ModelError(f"{path}: {first_line(problem)}; expected a file as Meta publishes it") from problem
     except (OSError, ValueError, RecursionError) as problem:
-        raise ModelError(f"{path} cannot be read: {problem}") from problem
+        raise ModelError(f"{path} cannot be read: {first_line(problem)}; expected a JSON object") from problem
 
 
 # In
@@ -181,10 +179,16 @@ def _check_shapes(
     heads = f"{PARAMS} says {params.layers} layers and {params.n_future_tokens - 1} extra heads"
     for what, found in (("missing", expected.keys() - stored.keys()), ("unexpected", stored.keys() - expected.keys())):
         if found:
-            raise ModelError(f"{folder}: {what} in its weights: {', '.join(sorted(found)[:3])} ({heads})")
+            raise ModelError(
+                f"{folder}: {what} in its weights: {', '.join(sorted(found)[:3])} ({heads}); use both files as they "
+                "were published"
+            )
     for name, shape in expected.items():
         if tuple(stored[name].shape) != shape:
-            raise ModelError(f"{folder}: {name} is {tuple(stored[name].shape)}, {PARAMS} says {shape}")
+            raise ModelError(
+                f"{folder}: {name} is {tuple(stored[name].shape)}, {PARAMS} says {shape}; use both files as they were "
+                "published"
+            )
 
 
 def _stored(folder: Place) -> dict[str, Tensor]:
@@ -197,7 +201,7 @@ def _stored(folder: Place) -> dict[str, Tensor]:
             return _of_torch(local)
     files = matches(folder, "*.safetensors")
     if not files:
-        raise ModelError(f"{folder} has a {PARAMS}, and neither {WEIGHTS} nor *.safetensors")
+        raise ModelError(f"{folder} has a {PARAMS}, and neither {WEIGHTS} nor *.safetensors; copy the weights too")
     tensors: dict[str, Tensor] = {}
     for path in files:
         tensors |= _of_safetensors(path)
@@ -209,7 +213,9 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as problem:  # a hostile pickle may raise anything; torch's advice would be to run it
-        raise ModelError(f"{path} holds something else than tensors, or is cut off; nothing in it was run") from problem
+        raise ModelError(
+            f"{path} holds something else than tensors, or is cut off; nothing in it was run: copy it again"
+        ) from problem
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ModelError(f"{path} holds a {type(found).__name__}; tensors by name were expected")
     return {name: check_tensor(path, name, value) for name, value in found.items()}
@@ -224,7 +230,7 @@ def _of_safetensors(path: Place) -> dict[str, Tensor]:
     except loading_errors() as problem:
         if isinstance(problem, ModelError):
             raise
-        raise ModelError(f"{path} is no whole safetensors file: {first_line(problem)}") from problem
+        raise ModelError(f"{path} is no whole safetensors file: {first_line(problem)}; copy it again") from problem
 
 
 def _empty(source: str, params: Params, vocabulary: int) -> MTPModel:
@@ -249,7 +255,9 @@ def _empty(source: str, params: Params, vocabulary: int) -> MTPModel:
         with without_parameters():
             base = LlamaForCausalLM(config)
     except loading_errors() as problem:
-        raise ModelError(f"{source}: no Llama can be built from its {PARAMS}: {first_line(problem)}") from problem
+        raise ModelError(
+            f"{source}: no Llama can be built from its {PARAMS}: {first_line(problem)}; use the published file"
+        ) from problem
     return MTPModel(base, params.n_future_tokens)
 
 

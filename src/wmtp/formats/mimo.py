@@ -66,7 +66,10 @@ def mimo_config(model: MTPModel, engine: Engine) -> dict[str, Any]:
     if found is None and getattr(config, "head_dim", None) not in (None, width):
         found = f"its head_dim is {config.head_dim}, not hidden_size / num_attention_heads"
     if found is not None:
-        raise ModelError(f"MiMo's format holds Qwen2, Llama and Mistral models with one chain head; {found}")
+        raise ModelError(
+            f"MiMo's format holds Qwen2, Llama and Mistral models with one chain head; {found}: take --to wmtp or "
+            "--to hf"
+        )
     theta = float(rope.get("rope_theta", 10000.0))
     made = Qwen2Config(
         vocab_size=config.vocab_size,

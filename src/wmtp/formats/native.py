@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from wmtp.adapters import merged
-from wmtp.errors import ModelError, WmtpError
+from wmtp.errors import ModelError, WmtpError, first_line
 from wmtp.formats import meta, nextn
-from wmtp.formats.hf import base_of, first_line, folder_of, load_causal_lm
+from wmtp.formats.hf import base_of, folder_of, load_causal_lm
 from wmtp.formats.kind import ADAPTER, CONFIG
 from wmtp.formats.remote import WRITING, copied, published, tensors_of
 from wmtp.formats.scan import check_finite, check_safetensors
@@ -83,7 +83,10 @@ def read_card(source: str) -> MTPCard | ValueCard | None:
             return ValueCard.model_validate(content)
         return MTPCard.model_validate(content)
     except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError) as problem:
-        raise ModelError(f"{path} is not a model card this version of wmtp understands: {problem}") from problem
+        raise ModelError(
+            f"{path} is not a model card this version of wmtp understands ({first_line(problem)}); use the version "
+            "that wrote it"
+        ) from problem
 
 
 def load_model(
@@ -115,9 +118,9 @@ def load_model(
         base = load_causal_lm(source, dtype)
         return MTPModel(base, 4 if num_heads is None else num_heads, init, family=heads or "parallel", depth=depth)
     if heads is not None and heads != card.heads:
-        raise ModelError(f"{source} has {card.heads} heads, {heads!r} were asked for")
+        raise ModelError(f"{source} has {card.heads} heads, {heads!r} were asked for; leave heads out")
     if num_heads is not None and num_heads > card.num_heads:
-        raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for")
+        raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for; ask for at most that many")
     if meta.holds(source):
         model = meta.load_meta(source, dtype)
     elif not (folder_of(base_of(source)) / CARD).is_file():
@@ -156,13 +159,15 @@ def load_value_head(source: str) -> ValueHead:
     card = read_card(source)
     kind = card.head if isinstance(card, ValueCard) else None if card is None else card.value_head
     if kind is None:
-        raise ModelError(f"{source} is neither a critic nor a policy that followed one: it has no value head")
+        raise ModelError(
+            f"{source} is neither a critic nor a policy that followed one: it has no value head; name one that has"
+        )
     path = folder_of(source) / VALUE_HEAD
     shapes = check_safetensors(path)
     try:
         head = ValueHead(shapes["layers.0.weight"][1], kind)
     except (KeyError, IndexError) as problem:
-        raise ModelError(f"{path} is no value head: it has no matrix layers.0.weight") from problem
+        raise ModelError(f"{path} is no value head: expected a matrix layers.0.weight in it") from problem
     _read_into(head, path)
     return head
 
@@ -176,7 +181,9 @@ def _read_into(module: nn.Module, path: Place) -> None:
     try:
         module.load_state_dict(tensors_of(path))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as problem:
-        raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
+        raise ModelError(
+            f"{path} does not fit the model: {first_line(problem)}; use files that were saved together"
+        ) from problem
     check_finite(path, module.named_parameters())
 
 
@@ -225,18 +232,17 @@ def write_folder(path: str | Place, write: Callable[[Path], None], *, on_disk: b
         try:
             published(folder, write, on_disk=on_disk)
         except (OSError, SafetensorError) as problem:
-            raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
+            raise WmtpError(f"cannot write the model folder {folder}: {first_line(problem)}") from problem
         return folder
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
         write(temporary)
         _publish(temporary, folder)
-    except BaseException as problem:
+    except (OSError, SafetensorError) as problem:
+        raise WmtpError(f"cannot write the model folder {folder}: {first_line(problem)}") from problem
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(problem, (OSError, SafetensorError)):
-            raise WmtpError(f"cannot write the model folder {folder}: {problem}") from problem
-        raise
     return folder
 
 

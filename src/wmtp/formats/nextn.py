@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmtp.errors import ModelError
-from wmtp.formats.hf import base_of, first_line, folder_of, load_causal_lm, loading_errors, model_config, next_layer
+from wmtp.errors import ModelError, first_line
+from wmtp.formats.hf import base_of, folder_of, load_causal_lm, loading_errors, model_config, next_layer
 from wmtp.formats.kind import CONFIG, read_json
 from wmtp.formats.scan import check_finite, stored_shapes
 from wmtp.model import MTPModel
@@ -59,7 +59,7 @@ def stored_layers(source: str) -> int:
     if found and found != set(range(count)):
         raise ModelError(
             f"{source}: its config says {count} layers for multi-token prediction, its weights hold "
-            f"{', '.join(map(str, sorted(found)))}"
+            f"{', '.join(map(str, sorted(found)))}; they must agree: copy the folder again"
         )
     return len(found)
 
@@ -99,7 +99,8 @@ def _fill(source: str, model: MTPModel, state: dict[str, Tensor]) -> None:
         model.extra_heads.load_state_dict(state)
     except RuntimeError as problem:
         raise ModelError(
-            f"the layers for multi-token prediction of {source} are no chain heads: {first_line(problem)}"
+            f"the layers for multi-token prediction of {source} are no chain heads: {first_line(problem)}; only those "
+            "can be read"
         ) from problem
     check_finite(source, model.extra_heads.named_parameters())
 
@@ -128,7 +129,7 @@ def _stored(folder: Path, begin: str) -> dict[str, Tensor]:
                 names = [name for name in opened.keys() if name.startswith(begin)]  # noqa: SIM118
                 tensors |= {name: opened.get_tensor(name) for name in names}
         except loading_errors() as problem:
-            raise ModelError(f"{path} is no whole safetensors file: {first_line(problem)}") from problem
+            raise ModelError(f"{path} is no whole safetensors file: {first_line(problem)}; copy it again") from problem
     return tensors
 
 
@@ -168,14 +169,15 @@ def _by_transformers(source: str, folder: Path, base: Any) -> Any:
         theirs = MtpModel.from_pretrained(base)
     except loading_errors() as problem:
         raise ModelError(
-            f"cannot load the layers for multi-token prediction of {source}: {first_line(problem)}"
+            f"cannot load the layers for multi-token prediction of {source}: {first_line(problem)}; expected files as "
+            "transformers saves them"
         ) from problem
     for layer in layers:
         own = (base.get_output_embeddings().weight, base.get_input_embeddings().weight)
         for name, shared in zip(SHARED, own, strict=True):
             for stored, tensor in _stored(folder, f"model.layers.{layer}.{name}").items():
                 if not tensor.to(shared.dtype).equal(shared):
-                    raise ModelError(f"{source}: {stored} is not the model's own, which chain heads share")
+                    raise ModelError(f"{source}: {stored} must be the model's own, which chain heads share")
     return theirs
 
 
@@ -219,5 +221,5 @@ def _check_same(source: str, model: MTPModel, theirs: Any) -> None:
             if away > (0.05 if state_BTD.dtype.itemsize < 4 else 1e-3):
                 raise ModelError(
                     f"{source}: transformers' layer {number} for multi-token prediction is {away:.1%} away from a "
-                    "chain head"
+                    "chain head; only chain heads can be read"
                 )

@@ -51,7 +51,10 @@ def at_hand(folder: ObjectPath) -> Iterator[Path]:
         if "/" not in key[len(folder.prefix) :] and not key.endswith(_WEIGHTS)
     }
     if sum(small.values()) > MOST_SMALL:
-        raise ModelError(f"{folder}: its files beside weights have {sum(small.values()):,} bytes; is this a model?")
+        raise ModelError(
+            f"{folder}: its files beside weights have {sum(small.values()):,} bytes; expected a model folder, with at "
+            f"most {MOST_SMALL:,}"
+        )
     with _temporary() as made:
         for key in small:
             (made / key[len(folder.prefix) :]).write_bytes(folder.store.get(key))
@@ -139,7 +142,7 @@ def copied(source: ObjectPath, target: ObjectPath) -> None:
         ModelError: there is no whole model at the source.
     """
     if not any((source / name).is_file() for name in CONFIGS):
-        raise ModelError(f"{source} holds no whole model: a write that did not end has left it")
+        raise ModelError(f"{source} holds no whole model: a write that did not end has left it; write it again")
     with _replacing(target) as written:
         for path in sorted(source.files(), key=lambda path: path.name in CONFIGS):
             written.append(target / path.key.removeprefix(source.prefix))

@@ -7,17 +7,8 @@ from pathlib import Path
 import torch
 
 from wmtp.data.judged import RewardText
-from wmtp.errors import ModelError
-from wmtp.formats.hf import (
-    check_loaded,
-    first_line,
-    load_tokenizer,
-    loading_errors,
-    locate,
-    model_config,
-    without_parameters,
-)
-from wmtp.formats.scan import check_finite, check_folder
+from wmtp.formats.hf import STRICT, check_loaded, load_tokenizer, locate, model_config, told, without_parameters
+from wmtp.formats.scan import check_folder
 from wmtp.reward import RewardModel
 
 
@@ -31,19 +22,9 @@ def load_reward_model(source: str, dtype: torch.dtype = torch.float32) -> Reward
 
     folder = locate(source)
     check_folder(Path(folder))
-    try:
-        base, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # `check_loaded` names them
-            output_loading_info=True,
-        )
-    except loading_errors() as problem:
-        raise ModelError(f"cannot load a reward model from {source}: {first_line(problem)}") from problem
-    check_loaded(source, info, base.config)
-    check_finite(source, base.named_parameters())
+    with told(f"cannot load a reward model from {source}"):
+        base, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **STRICT)
+    check_loaded(source, info, base)
     return RewardModel(base)
 
 
@@ -56,11 +37,8 @@ def empty_reward_model(source: str) -> RewardModel:
     from transformers import AutoModelForSequenceClassification
 
     config = model_config(source)
-    try:
-        with without_parameters():
-            return RewardModel(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
-    except loading_errors() as problem:
-        raise ModelError(f"cannot build the reward model of {source}: {first_line(problem)}") from problem
+    with told(f"cannot build the reward model of {source}"), without_parameters():
+        return RewardModel(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
 
 
 def load_reward_text(source: str, template: str | None) -> RewardText:

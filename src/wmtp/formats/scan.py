@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wmtp.errors import ModelError
+from wmtp.errors import ModelError, first_line
 from wmtp.storage import Place, matches
 
 MOST_HEADER = 8 * 2**20
@@ -40,7 +40,9 @@ def check_safetensors(path: Place) -> dict[str, tuple[int, ...]]:
         with path.open("rb", buffering=2**16) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size - 8:
-                raise ModelError(f"{path} is no whole safetensors file: its header alone would be {length:,} bytes")
+                raise ModelError(
+                    f"{path} is no whole safetensors file: its header alone would be {length:,} bytes; copy it again"
+                )
             if length > MOST_HEADER:
                 raise ModelError(f"{path} has a header of {length:,} bytes; at most {MOST_HEADER:,} are read")
             header = json.loads(file.read(length))
@@ -48,7 +50,9 @@ def check_safetensors(path: Place) -> dict[str, tuple[int, ...]]:
         shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
         deepest = max(map(len, shapes.values()), default=0)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        raise ModelError(f"{path} is no safetensors file: its header cannot be read ({problem})") from problem
+        raise ModelError(
+            f"{path} is no safetensors file: its header cannot be read ({first_line(problem)}); copy it again"
+        ) from problem
     if len(tensors) > MOST_TENSORS:
         raise ModelError(f"{path} lists {len(tensors):,} tensors; at most {MOST_TENSORS:,} are read")
     if deepest > MOST_DIMENSIONS:
@@ -80,12 +84,14 @@ def check_folder(folder: Place) -> None:
             files = set(json.loads(path.read_bytes())["weight_map"].values())
             outside = sorted(name for name in files if Path(name).name != name)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-            raise ModelError(f"{path} is no index of weights: {problem}") from problem
+            raise ModelError(f"{path} is no index of weights: {first_line(problem)}; copy it again") from problem
         if outside:
             raise ModelError(f"{path} names {outside[0]!r}; weights are read from the folder itself only")
         missing = sorted(name for name in files if not (folder / name).is_file())
         if missing:
-            raise ModelError(f"{folder} lacks {missing[0]}, which {path.name} names: {len(missing)} of {len(files)}")
+            raise ModelError(
+                f"{folder} lacks {missing[0]}, which {path.name} names: {len(missing)} of {len(files)}; copy them too"
+            )
 
 
 def check_torch_file(path: Path) -> None:
@@ -100,12 +106,14 @@ def check_torch_file(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (OSError, ValueError, struct.error, zipfile.BadZipFile, NotImplementedError) as problem:
-        raise ModelError(f"{path} is no checkpoint that torch.save writes today: {problem}") from problem
+        raise ModelError(
+            f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; save it again with it"
+        ) from problem
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
-        raise ModelError(f"{path} is a compressed zip ({packed[0]}); torch.save writes its files as they are")
+        raise ModelError(f"{path} is a compressed zip ({packed[0]}); expected one that torch.save wrote")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ModelError(f"{path} claims more bytes than it has")
+        raise ModelError(f"{path} claims more bytes than it has; copy it again")
     pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
     if pickled > MOST_HEADER:
         raise ModelError(f"{path} has {pickled:,} bytes of pickle beside its tensors; at most {MOST_HEADER:,} are read")
@@ -138,9 +146,9 @@ def check_tensor(path: Place, name: str, value: object) -> Tensor:
     if type(value) not in (Tensor, torch.nn.Parameter) or not isinstance(value, Tensor):
         raise ModelError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
     if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
-        raise ModelError(f"{path}: {name} is no plain tensor of floating-point numbers")
+        raise ModelError(f"{path}: {name} is no plain tensor of floating-point numbers, as weights must be")
     if not value.is_contiguous() or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ModelError(f"{path}: {name} {tuple(value.shape)} does not have a number of its own for each element")
+        raise ModelError(f"{path}: {name} {tuple(value.shape)} must have a number of its own for each element")
     return value
 
 
@@ -150,4 +158,4 @@ def check_finite(source: object, tensors: Iterable[tuple[str, Tensor]]) -> None:
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             low, high = torch.aminmax(tensor.detach())
             if not bool(torch.isfinite(low) & torch.isfinite(high)):
-                raise ModelError(f"{source}: {name} holds numbers that are not finite; the weights are damaged")
+                raise ModelError(f"{source}: {name} holds numbers that are not finite; copy the weights again")

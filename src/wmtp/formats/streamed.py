@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from wmtp.distributed import rows_held
-from wmtp.errors import ModelError
-from wmtp.formats.hf import first_line, folder_of, loading_errors, model_config, without_parameters
+from wmtp.errors import ModelError, first_line
+from wmtp.formats.hf import folder_of, loading_errors, model_config, without_parameters
 from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, ValueCard, read_card
 from wmtp.formats.remote import opened
 from wmtp.formats.scan import check_finite, check_safetensors
@@ -43,7 +43,9 @@ def empty_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
         with without_parameters():
             return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except loading_errors() as problem:
-        raise ModelError(f"cannot build the model of {source}: {first_line(problem)}") from problem
+        raise ModelError(
+            f"cannot build the model of {source}: {first_line(problem)}; expected files as transformers saves them"
+        ) from problem
 
 
 def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueModel:
@@ -165,7 +167,9 @@ def fill(model: MTPModel | ValueModel, source: str, device: torch.device) -> Non
         except ModelError:
             raise
         except loading_errors() as problem:
-            raise ModelError(f"cannot read the weights of {source}: {first_line(problem)}") from problem
+            raise ModelError(
+                f"cannot read the weights of {source}: {first_line(problem)}; expected files as transformers saves them"
+            ) from problem
 
 
 def fill_rows(model: MTPModel | ValueModel, rows: Callable[[str, int, int], Tensor], device: torch.device) -> None:

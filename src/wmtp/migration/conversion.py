@@ -110,7 +110,7 @@ class _Old:
         """
         value = self.take(name, target, default)
         if value is not default and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise ConfigError(f"{name} must be a number to be converted, got {value!r}")
+            raise ConfigError(f"{name} must be a number to be converted, got {value!r}; mend it in the old file")
         return value
 
     def changed(self, name: str, target: str, change: Any, new: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def _model(old: _Old, new: dict[str, Any]) -> None:
     names = ("paths.models.base", "paths.models.base_local", "model.base_id")
     found = [name for name in names if old.has(name)]
     if not found:
-        raise UsageError(f"the config names no base model: none of {', '.join(names)} is there")
+        raise UsageError(f"the config names no base model: expected one of {', '.join(names)}, none is there")
     for name in reversed(found):
         _put(new, "model.path", location(old.take(name, "model.path")))
     reward = "a reward model is no part of the conversion: labels (is_correct) are the reward"
@@ -233,7 +233,7 @@ def _rho1(old: _Old) -> dict[str, Any]:
     names = ("paths.models.ref", "paths.models.ref_local", "model.ref_id")
     found = [location(old.take(name, target)) for name in names if old.has(name)]
     if not found:
-        raise UsageError(f"rho1-wmtp needs a reference model: none of {', '.join(names)} is in the files")
+        raise UsageError(f"rho1-wmtp needs a reference model: expected one of {', '.join(names)}, none is in the files")
     scheme: dict[str, Any] = {"scheme": "rho1", "reference": found[0]}
     mode = old.take("rho1.selection_mode", "objective.weighting.mode")
     skipped, kept = "rho1.skip_threshold_percentile", "rho1.percentile_top_p"

@@ -56,7 +56,7 @@ def write_page(folders: Sequence[Place], out: Path, version: str) -> list[str]:
     if out.is_dir():
         raise UsageError(f"{out} is a folder; name a file with --out, for example {out / 'report.html'}")
     if not out.absolute().parent.is_dir():
-        raise UsageError(f"{out} cannot be written: the folder {out.absolute().parent} does not exist")
+        raise UsageError(f"{out} cannot be written: the folder {out.absolute().parent} does not exist; make it first")
     write_atomic(out, render(runs, version, studies))
     return [f"{run['label']}: {note}" for run in runs for note in run["notes"]]
 

@@ -90,14 +90,17 @@ def read_run(folder: Place) -> dict[str, Any]:
 
 def _check(folder: Place) -> None:
     if not folder.exists():
-        raise UsageError(f"there is no run folder {folder}")
+        raise UsageError(f"there is no run folder {folder}; name one, as wmtp train writes it")
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a run folder, as wmtp train writes one")
     if any((folder / name).is_file() for name in MARKS):
         return
     inside = [p for p in matches(folder, "*") if p.is_dir() and any((p / name).is_file() for name in MARKS)]
-    hint = f". It holds runs; name them: {' '.join(map(str, inside))}" if inside else ""
-    raise UsageError(f"{folder} is no run folder: it has none of {', '.join(MARKS)}{hint}")
+    names = " ".join(map(str, inside))
+    raise UsageError(
+        f"{folder} is no run folder: it has none of {', '.join(MARKS)}; "
+        + (f"it holds runs, name them: {names}" if inside else "name one, as wmtp train writes it")
+    )
 
 
 def _columns(path: Place, notes: list[str]) -> dict[str, Columns]:

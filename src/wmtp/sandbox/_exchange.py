@@ -75,7 +75,7 @@ class Line:
         try:
             self._job = codec.pack(child.job, codec.MAX_JOB)
         except codec.CodecError as error:
-            raise DataError(f"a program with its tests is too large to be run: {error}") from error
+            raise DataError(f"a program with its tests is too large to be run: {error}; leave it out") from error
         self._on_message, self._most = on_message, child.limits.output_bytes
         self._input = memoryview(child.stdin or b"")
         self._buffer = bytearray()

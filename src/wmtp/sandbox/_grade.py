@@ -170,7 +170,7 @@ def _plain(tests: CallTests) -> Plain:
         inputs = [[codec.encode(argument) for argument in arguments] for arguments, _ in tests.cases]
         return Plain(tests.name, inputs, [codec.decode(codec.encode(result)) for _, result in tests.cases], same)
     except codec.CodecError as error:
-        raise DataError(f"a case for {tests.name} cannot be carried to the program: {error}") from error
+        raise DataError(f"a case for {tests.name} cannot be carried to the program: {error}; leave it out") from error
 
 
 def _grade_calls(runner: Runner, source: str, tests: Plain, limits: Limits) -> Trial:

@@ -73,7 +73,7 @@ class Plan:
         for name in self.packages:
             spec = find_spec(name) if name.isidentifier() else None
             if spec is None or spec.origin is None:
-                raise UsageError(f"package {name!r} is not installed, so programs cannot be given it")
+                raise UsageError(f"package {name!r} is not installed, so programs cannot be given it; install it")
             path = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
             folder = path.parent
             libraries = [str(folder / f"{name}.libs")]  # where wheels keep the shared libraries they bring

@@ -143,7 +143,7 @@ class Sandbox:
             SandboxError: the sandbox is closed, or a replaced zygote is weaker than is required.
         """
         if not isinstance(source, str):
-            raise DataError(f"a program must be text, got {type(source).__name__}")
+            raise DataError(f"a program must be text, got {source!r:.60}")
         checked, limits = as_tests(tests), limits or self._limits
         trial, isolation = self._tried(source, checked, limits, alone=False)
         if trial.borderline:  # a timeout that the machine's load may have caused: alone, and that counts

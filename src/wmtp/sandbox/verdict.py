@@ -95,7 +95,7 @@ class FunctionTests:
                 "tests and their setup must be Python text; for inputs and outputs use CallTests or StdinTests"
             )
         if not any(text.strip() for text in self.tests):
-            raise DataError("there are no tests; any program would pass them")
+            raise DataError("there are no tests, so any program would pass them; give at least one")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CallTests:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", tuple((tuple(arguments), result) for arguments, result in self.cases))
         if not self.cases:
-            raise DataError("there are no cases; any program would pass them")
+            raise DataError("there are no cases, so any program would pass them; give at least one")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class StdinTests:
         if not all(isinstance(text, str) for case in self.cases for text in case):
             raise DataError("inputs and outputs of scripts must be text")
         if not self.cases:
-            raise DataError("there are no cases; any program would pass them")
+            raise DataError("there are no cases, so any program would pass them; give at least one")
 
 
 Tests: TypeAlias = FunctionTests | CallTests | StdinTests
@@ -246,7 +246,7 @@ def as_tests(tests: Tests | str | Sequence[str]) -> Tests:
         return tests
     if isinstance(tests, (str, list, tuple)):
         return FunctionTests(tests)
-    raise DataError(f"tests must be FunctionTests, CallTests, StdinTests or text, got {type(tests).__name__}")
+    raise DataError(f"tests must be FunctionTests, CallTests, StdinTests or text, got {tests!r:.60}")
 
 
 def printable(text: str, limit: int = REASON) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wmtp.errors import DataError
+from wmtp.errors import DataError, first_line
 
 CARD = "scores.json"
 CODE = 1
@@ -67,7 +67,9 @@ def read_card(folder: Path) -> Card:
             f"no scores in {folder}; make them with: wmtp score --recipe RECIPE --out {folder}"
         ) from problem
     except (OSError, ValueError, RecursionError, ValidationError) as problem:
-        raise DataError(f"{path} is no card of scores that this version of wmtp understands: {problem}") from problem
+        raise DataError(
+            f"{path} is no card of scores that this version of wmtp understands ({first_line(problem)}); {_AGAIN}"
+        ) from problem
 
 
 def check_key(folder: Path, card: Card, wanted: Key) -> None:

@@ -81,7 +81,10 @@ class StoredScores:
                 continue
             start = self._start(span.key)
             if start is None:
-                raise DataError(f"the scores in {self.folder} were made from other data: row {b} of a batch has none")
+                raise DataError(
+                    f"the scores in {self.folder} were made from other data: row {b} of a batch has none; score again "
+                    "with the run's recipe"
+                )
             found = self._scores[start : start + span.length, : self._width].astype(np.float32)
             scores_BTC[b, span.start : span.end] = torch.from_numpy(found)
         return scores_BTC.to(batch.tokens_BT.device)

@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wmtp.errors import UsageError, WmtpError
+from wmtp.errors import UsageError, WmtpError, first_line
 from wmtp.scores.card import CARD, Card, read_card
 from wmtp.scores.rows import Span
 from wmtp.scores.stored import INDEX, column_file
@@ -67,7 +67,9 @@ class ScoreFile:
                 write_atomic(self._about, self.card.model_dump_json())
             self._check(Card.model_validate_json(self._about.read_bytes()))
         except (OSError, ValueError) as problem:
-            raise WmtpError(f"cannot write scores to {self.folder}: {problem}") from problem
+            raise WmtpError(
+                f"cannot write scores to {self.folder}: {first_line(problem)}; run it again to go on"
+            ) from problem
         return [n for n in range(len(self.batches)) if self._read(n) is None and not self._moved(n)]
 
     def write(self, number: int, scores: Mapping[str, NDArray[Any]]) -> None:
@@ -104,7 +106,9 @@ class ScoreFile:
                 write_atomic(self.folder / CARD, json.dumps(card.model_dump(), indent=2) + "\n")
             shutil.rmtree(self._parts, ignore_errors=True)
         except OSError as problem:
-            raise WmtpError(f"cannot write scores to {self.folder}: {problem.strerror or problem}") from problem
+            raise WmtpError(
+                f"cannot write scores to {self.folder}: {problem.strerror or problem}; run it again to go on"
+            ) from problem
         return read_card(self.folder)
 
     def _write_columns(self) -> list[str]:

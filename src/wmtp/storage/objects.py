@@ -258,14 +258,14 @@ def parse(url: str, scheme: str, rest: str) -> ObjectPath:
     bucket, _, key = rest.partition("/")
     if "@" in bucket:
         raise UsageError(
-            f"a {scheme}:// location holds no credentials; it is {scheme}://bucket/key, and they come from the "
+            f"a {scheme}:// location must hold no credentials; it is {scheme}://bucket/key, and they come from the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a profile (AWS_PROFILE) or the machine's role"
         )
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{url!r} names no bucket; write {scheme}://bucket/key")
     key = key.rstrip("/")
     if key and any(part in ("", ".", "..") for part in key.split("/")):
-        raise UsageError(f"{url!r} is no plain location; '.', '..' and doubled slashes are refused")
+        raise UsageError(f"{url!r} is no plain location; leave '.', '..' and doubled slashes out")
     if len(key.encode()) > 1024:
         raise UsageError(f"{url[:60]!r}... has a key of {len(key.encode())} bytes; at most 1024 are possible")
     return ObjectPath(f"{scheme}://{bucket}", key)

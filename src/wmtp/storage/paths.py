@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from wmtp.errors import UsageError
+from wmtp.errors import UsageError, first_line
 from wmtp.storage.objects import STORES, ObjectPath, parse
 
 Place = Path | ObjectPath
@@ -71,14 +71,14 @@ def safe_join(root: Path, relative: str) -> Path:
     """
     _require_name(relative)
     if "\\" in relative or any(part in ("", ".", "..") for part in relative.split("/")):
-        raise UsageError(f"{relative!r} is not a plain relative path; '..', backslashes and a leading '/' are refused")
+        raise UsageError(f"{relative!r} is not a plain relative path; leave '..', backslashes and a leading '/' out")
     try:
         base = root.resolve()
         joined = (base / relative).resolve()
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{relative!r} in {root} cannot be resolved: {error}") from error
+        raise UsageError(f"{relative!r} in {root} cannot be resolved: {first_line(error)}; name another") from error
     if not joined.is_relative_to(base):
-        raise UsageError(f"{relative!r} leads outside {root}, to {joined}")
+        raise UsageError(f"{relative!r} leads outside {root}, to {joined}; it must stay inside")
     return joined
 
 
@@ -86,28 +86,28 @@ def _require_name(text: str) -> None:
     if not text:
         raise UsageError("an empty path was given; name a file or folder")
     if "\0" in text:
-        raise UsageError(f"{text!r} holds a NUL character, which no path can hold")
+        raise UsageError(f"{text!r} holds a NUL character, which no path can hold; leave it out")
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
-        raise UsageError(f"{text!r} cannot be a path: {error.reason}") from error
+        raise UsageError(f"{text!r} cannot be a path: {error.reason}; name a file or folder") from error
 
 
 def _local(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"cannot expand {text!r}: {error}") from error
+        raise UsageError(f"cannot expand {text!r}: {error}; write the path out") from error
 
 
 def _from_file_url(url: str, rest: str) -> Path:
     host, slash, path = rest.partition("/")
     if host.lower() not in ("", "localhost"):
-        raise UsageError(f"{url!r} names the host {host!r}; a file:// URL has three slashes: file:///folder/file")
+        raise UsageError(f"{url!r} names the host {host!r}; a file:// URL needs three slashes: file:///folder/file")
     if not slash:
         raise UsageError(f"{url!r} names no file; write file:///folder/file")
     if "?" in path or "#" in path or _BAD_ESCAPE.search(path):
-        raise UsageError(f"{url!r} is ambiguous; in a file:// URL write %3F for '?', %23 for '#' and %25 for '%'")
+        raise UsageError(f"{url!r} is ambiguous; write %3F for '?', %23 for '#' and %25 for '%' in a file:// URL")
     decoded = os.fsdecode(unquote_to_bytes(path))
     _require_name("/" + decoded)
     return Path("/" + decoded)

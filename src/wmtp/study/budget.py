@@ -64,7 +64,7 @@ def steps_within(config: Config, budget: BudgetConfig) -> int:
         steps += 1
     if not steps:
         what = "tokens" if budget.tokens is not None else "FLOPs"
-        raise ConfigError(f"the budget of {limit:,.0f} {what} is less than the {total:,} of the first step")
+        raise ConfigError(f"the budget of {limit:,.0f} {what} is less than the {total:,} of the first step; raise it")
     return steps
 
 
@@ -99,9 +99,12 @@ def steps_in(seconds: float, trial_run: Path) -> int:
     """
     times = [line["time/step_s"] for line in read_journal(trial_run / "metrics.jsonl") if line["split"] == "train"]
     if len(times) <= WARM_UP:
-        raise WmtpError(f"the trial run in {trial_run} logged {len(times)} steps, expected {TRIAL_STEPS}")
+        raise WmtpError(
+            f"the trial run in {trial_run} logged {len(times)} steps, expected {TRIAL_STEPS}; remove that folder, and "
+            "it is run again"
+        )
     of_step = statistics.median(times[WARM_UP:])
     steps = int(seconds // of_step)
     if not steps:
-        raise ConfigError(f"the budget of {seconds:g} s is less than the {of_step:.3g} s of a step")
+        raise ConfigError(f"the budget of {seconds:g} s is less than the {of_step:.3g} s of a step; raise it")
     return steps

@@ -59,7 +59,7 @@ def run_only(study: Study, number: int, options: Options, say: Say, launch: Laun
     _make(study)
     runs = study.runs
     if not 1 <= number <= len(runs):
-        raise UsageError(f"--only {number}: the study has runs 1 to {len(runs)}")
+        raise UsageError(f"--only must be from 1 to {len(runs)}, the runs of the study (--list); got {number}")
     return Runner(study, options, say, launch).one(runs[number - 1])
 
 
@@ -74,7 +74,9 @@ def _make(study: Study) -> None:
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise UsageError(f"the study's folder {study.folder} cannot be made: {problem}") from problem
+        raise UsageError(
+            f"the study's folder {study.folder} cannot be made: {problem.strerror or problem}; choose another --out"
+        ) from problem
 
 
 def results_of(study: Study) -> list[Result]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wmtp.errors import WmtpError
+from wmtp.errors import WmtpError, first_line
 from wmtp.storage import write_atomic
 from wmtp.tracking import read_journal
 
@@ -45,11 +45,14 @@ def of_run(folder: Path, arm: str, seed: int) -> Result:
     times = [line["time/step_s"] for line in lines if line["split"] == "train"]
     curve = [{k: v for k, v in line.items() if k != "split"} for line in lines if line["split"] == "validation"]
     if not times:
-        raise WmtpError(f"{folder} logged no training step")
+        raise WmtpError(f"{folder} logged no training step; remove it, and the study trains that run again")
     try:
         data = json.loads((folder / "provenance.json").read_text())["starts"][-1]["data"]
     except (OSError, ValueError, LookupError, TypeError) as problem:
-        raise WmtpError(f"{folder / 'provenance.json'} cannot be read: {problem}") from problem
+        raise WmtpError(
+            f"{folder / 'provenance.json'} cannot be read: {first_line(problem)}; remove {folder}, and the study "
+            "trains that run again"
+        ) from problem
     last = [line for line in lines if line["split"] in ("train", "validation")][-1]
     metrics = {name: value for name, value in (curve[-1] if curve else {}).items() if "/" in name}
     seconds = last["step"] * statistics.median(times)
@@ -70,7 +73,9 @@ def benchmark_metrics(file: Path) -> dict[str, float | None]:
             for k, value in row["pass_at_k"].items()
         }
     except (OSError, ValueError, LookupError, TypeError) as problem:
-        raise WmtpError(f"{file} cannot be read: {problem}") from problem
+        raise WmtpError(
+            f"{file} cannot be read: {first_line(problem)}; remove it, and the study judges the run again"
+        ) from problem
 
 
 def write_result(file: Path, result: Result) -> None:

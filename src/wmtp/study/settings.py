@@ -55,7 +55,9 @@ class MetricConfig(_Part):
     @model_validator(mode="after")
     def _has_a_way(self) -> MetricConfig:
         if self.at != "last" and "/pass_at_" in self.name:
-            raise ValueError(f"metric.at = {self.at!r} is for what every evaluation has; {self.name} has one figure")
+            raise ValueError(
+                f"metric.at = {self.at!r} is for what every evaluation has; {self.name} has one figure: leave at out"
+            )
         return self
 
 
@@ -108,13 +110,13 @@ class StudyConfig(_Part):
     @model_validator(mode="after")
     def _fits_together(self) -> StudyConfig:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds holds a seed twice")
+            raise ValueError("seeds holds a seed twice; give different ones")
         of_baseline = self.arms.get(self.baseline)
         if of_baseline is None or of_baseline.grid or not of_baseline.compare:
             raise ValueError(f"baseline = {self.baseline!r} must be one of the arms, without a grid and compared")
         benchmarks = [evaluation.benchmark for evaluation in self.evaluate]
         if len(set(benchmarks)) < len(benchmarks):
-            raise ValueError("evaluate names a benchmark twice; their results would have the same place")
+            raise ValueError("evaluate names a benchmark twice; their results would have the same place: keep one")
         return self
 
 
@@ -209,7 +211,8 @@ def read_study(file: Path, out: str | None) -> Study:
     folder = (Path("runs") / config.name if out is None else resolve(out)).absolute()
     arms = {arm.name: arm for name, given in config.arms.items() for arm in _arms(name, given)}
     if len(arms) < sum(1 for name, given in config.arms.items() for _ in _arms(name, given)):
-        raise ConfigError(f"{file}: two arms have the same name once grids are resolved: {', '.join(arms)}")
+        names = ", ".join(arms)
+        raise ConfigError(f"{file}: two arms have the same name once grids are resolved ({names}); rename one")
     needs = {}
     for arm in arms.values():
         try:
@@ -219,7 +222,7 @@ def read_study(file: Path, out: str | None) -> Study:
         unknown = needs[arm.name] - arms.keys()
         if unknown:
             raise ConfigError(
-                f"arm {arm.name} points to {POINTER}{min(unknown)}, which is no arm; there are {', '.join(arms)}"
+                f"arm {arm.name} points to {POINTER}{min(unknown)}, which is no arm; name one of {', '.join(arms)}"
             )
     return Study(config, folder, {name: arms[name] for name in _ordered(needs)}, needs)
 
@@ -261,6 +264,6 @@ def _ordered(needs: Mapping[str, frozenset[str]]) -> list[str]:
         ready = [name for name in needs if name not in order and needs[name] <= set(order)]
         if not ready:
             left = ", ".join(name for name in needs if name not in order)
-            raise ConfigError(f"the arms {left} need one another in a circle")
+            raise ConfigError(f"the arms {left} need one another in a circle; one must start from something else")
         order.append(ready[0])
     return order
