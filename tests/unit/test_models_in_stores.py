@@ -49,13 +49,19 @@ def test_a_folder_in_a_store_is_the_folder_on_a_disk_and_loads_as_the_same_model
     assert same(load_model(str(again)), model)
 
 
-def test_a_share_of_a_model_is_read_by_its_rows(bucket: ObjectPath) -> None:
-    model = MTPModel(tiny_base(tie_word_embeddings=False), 3)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_share_of_a_model_is_read_by_its_rows_and_what_shares_a_weight_goes_on_sharing_it(
+    bucket: ObjectPath, family: str, tied: bool
+) -> None:
+    model = MTPModel(tiny_base(family, tie_word_embeddings=tied), 3)
     folder = str(save_model(model, bucket / "m", tiny_tokenizer()))
     empty = empty_model(folder)
     assert missing(empty, folder) == []
     fill(empty, folder, torch.device("cpu"))
     assert same(empty, model)
+    shared = empty.base.get_output_embeddings().weight is empty.base.get_input_embeddings().weight
+    assert shared == tied
 
 
 def test_what_was_read_becomes_the_models_own_weights(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmtp.distributed import rows_held
 from wmtp.errors import ModelError, first_line
@@ -180,7 +180,11 @@ def fill_rows(model: MTPModel | ValueModel, rows: Callable[[str, int, int], Tens
     """
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     real = {name: local_copy(p) for name, p in model.named_parameters() if not p.is_meta}
+    tied = _tied(model)
     model.to_empty(device=device)
+    for name, first in tied.items():  # `to_empty` gives each name memory of its own, unless the model is sharded
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
     with torch.no_grad():
         for name, buffer in kept.items():
             model.get_buffer(name).copy_(buffer)
@@ -190,6 +194,13 @@ def fill_rows(model: MTPModel | ValueModel, rows: Callable[[str, int, int], Tens
                 piece.copy_(real[name])
             elif stop > start:
                 piece.copy_(rows(name, start, stop))
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have several, with the first name of each."""
+    first: dict[int, str] = {}
+    names = ((name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False))
+    return {name: known for name, known in names if name != known}
 
 
 def local_copy(parameter: Tensor) -> Tensor:
