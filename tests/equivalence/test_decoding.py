@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from wmtp.bench.trees import forwards, one_path, ranks_of
 from wmtp.decoding import Generation, Sampling, StopStrings, compile_layers, generate, generate_many
 from wmtp.decoding import sampling as rules
 from wmtp.decoding.drafting import drafter_of
@@ -379,6 +382,53 @@ def test_a_row_ends_where_the_context_does(family: str, heads: str) -> None:
     assert generate(model, prompts, 20, eos=NEVER, draft_length=3).tokens == plain.tokens
 
 
+class Letters:
+    """A tokenizer of two letters a token, which takes the space before a full stop back."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return "".join("ab ."[token % 4] + "ab ."[token // 4 % 4] for token in tokens).replace(" .", ".")
+
+
+@given(
+    heads=st.sampled_from(HEADS),
+    chosen=st.lists(st.integers(0, 7), min_size=1, max_size=4),
+    others=st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=9), max_size=2),
+    count=st.integers(1, 20),
+    draft_length=st.sampled_from([None, 1, 2, 3]),
+    eos=st.sets(st.integers(0, 63), max_size=5),
+    strings=st.lists(st.text("ab .", min_size=2, max_size=4), max_size=2),
+)
+@settings(max_examples=30)
+def test_drafts_change_how_many_forwards_a_text_takes_and_nothing_else(
+    heads: str,
+    chosen: list[int],
+    others: list[list[int]],
+    count: int,
+    draft_length: int | None,
+    eos: set[int],
+    strings: list[str],
+    all_learnt: Learnt,
+) -> None:
+    model, known = all_learnt[heads]
+    prompts = [*(known[i] for i in chosen), *others]
+    options: dict[str, Any] = {"eos": eos, "stop": StopStrings(Letters(), strings)}
+    plain = generate(model, prompts, count, "plain", **options).rows
+    drafted = generate(model, prompts, count, draft_length=draft_length, **options).rows
+    assert [(row.tokens, row.finish) for row in drafted] == [(row.tokens, row.finish) for row in plain]
+    assert all(row.forwards <= len(row.tokens) for row in drafted)
+
+
+@every_heads
+def test_the_forwards_of_drafts_are_those_that_are_counted_without_decoding_them(
+    heads: str, all_learnt: Learnt
+) -> None:
+    model, known = all_learnt[heads]
+    prompts = [*known, *prompts_of(4, seed=6)]
+    drafted = generate(model, prompts, 25, draft_length=3)
+    for prompt, row in zip(prompts, drafted.rows, strict=True):
+        assert forwards(ranks_of(model, prompt, row.tokens), one_path(3)) == row.forwards
+
+
 # What it costs.
 
 
@@ -486,27 +536,39 @@ def test_heads_that_are_always_wrong_are_left_alone() -> None:
     assert sum(got.drafted) < 30
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("heads", HEADS)
-def test_a_model_compiled_for_decoding_says_the_same_by_a_few_programs_for_all_places_and_lengths(heads: str) -> None:
-    """Traced, not generated: how many programs are made is what is counted."""
+def everything(model: MTPModel, learnt_prompts: list[list[int]]) -> list[Any]:
+    """What decoding can ask of layers: one row and several, prompts of one token and more, plain forwards and drafts
+    that are kept and not, rows that leave, the last slot of a cache, samples that share a prompt."""
+    uneven = [[*range(3, 30)], [5, 6], *learnt_prompts]
+    asked = [([[5]], 6, None), (uneven, 24, None), (uneven[:3], 9, 2), ([[7, 8, 9]], 20, 1), ([[5], [6]], 8, 2)]
+    found: list[Any] = [generate(model, rows, n, eos=NEVER, draft_length=drafts).tokens for rows, n, drafts in asked]
+    found.append(generate(model, uneven, 20, eos=range(3, 20)).tokens)
+    options: dict[str, Any] = {"samples": 3, "sampling": Sampling(), "eos": NEVER, "max_new_tokens": 6}
+    return [*found, *(each.tokens for each in generate_many(model, uneven[:2], batch_rows=2, **options))]
+
+
+@pytest.mark.parametrize(
+    ("family", "heads"),
+    [
+        ("llama", "linear"),
+        *(pytest.param("llama", heads, marks=pytest.mark.exhaustive) for heads in ("parallel", "chain")),
+        *(pytest.param(family, "chain", marks=pytest.mark.exhaustive) for family in ("gemma3", "gpt2")),
+    ],
+)
+def test_a_model_compiled_for_decoding_says_the_same_and_compiles_nothing_more(family: str, heads: str) -> None:
+    """Traced, not generated: it is programs, and attempts to make one, that are counted."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    model = tiny_model("llama", 2, heads=heads, noise=0.02, num_hidden_layers=2)
-    asked = [
-        (prompts_of(2, seed=17), 8),
-        ([[*range(3, 20)], [7, 8], [9]], 12),
-        ([[*range(3, 30)], [5, 6], [4] * 3], 24),
-    ]
-    expected = [generate(model, prompts, count, eos=NEVER).tokens for prompts, count in asked]
+    counters.clear()
+    model = tiny_model(family, 3, heads=heads, noise=0.02, vocab_size=32)
+    prompts = prompts_of(3, seed=17, vocabulary=32)
+    expected = everything(model, prompts)
     compile_layers(model, backend="eager")
-    made = []
-    for (prompts, count), tokens in zip(asked, expected, strict=True):
-        assert generate(model, prompts, count, eos=NEVER).tokens == tokens
-        made.append(counters["stats"]["unique_graphs"])
-    assert 0 < made[0] <= made[2] <= 24
-    assert made[2] - made[1] <= 2
+    made = counters["stats"]["unique_graphs"], counters["frames"]["total"]
+    assert 0 < made[0] <= 48
+    assert everything(model, prompts) == expected
+    assert (counters["stats"]["unique_graphs"], counters["frames"]["total"]) == made
     torch._dynamo.reset()
 
 

@@ -295,6 +295,7 @@ def test_the_json_of_packing_has_the_documented_keys(tmp_path: Path, capsys: pyt
 
 def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--small", "--prompts", "3", "--batch", "1", "2", "--length", "4", "--repeat", "1", "--family", "chain"]
+    options += ["--candidates", "2", "--data", "embedded://problems_train.jsonl"]
     document = document_of("decoding", options, tmp_path)
     assert document["family"] == "chain"
     assert set(document["machine"]) == MACHINE_KEYS
@@ -305,8 +306,12 @@ def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: py
     done = [row for row in cases if not row["skipped"]]
     assert all(row["same_as_plain"] == 1 and row["tokens"] == 12 for row in done)
     assert {len(row["drafted"]) for row in done if row["variant"] == "longest"} == {3}
+    found = document["trees"]
+    assert found["trees"][0]["nodes"] == 3
+    assert [len(row) for row in found["shares"]] == [2, 2, 2]
     readme = (FOLDER / "README.md").read_text()
-    assert all(f"`{name}`" in readme for name in (*decoding.VARIANTS, *done[0]))
+    names = (*decoding.VARIANTS, *done[0], *document["settings"], *found, *found["trees"][0])
+    assert all(f"`{name}`" in readme for name in names)
     assert "hopeless" in capsys.readouterr().out
 
 
@@ -409,6 +414,7 @@ def test_the_steps_of_the_sample_are_spread_over_all_lengths() -> None:
         (["decoding", "--small", "--model", "."], "argument --small: --model was given"),
         (["decoding", "--family", "chain", "--model", "."], "argument --family: --model was given"),
         (["decoding", "--variant", "magic"], "argument --variant: invalid choice: 'magic'"),
+        (["decoding", "--small", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["nothing"], "No such command 'nothing'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -216,6 +217,32 @@ def test_a_stop_string_inside_a_token_ends_at_that_token() -> None:
     assert stop.text(tokens) == "x = 1"
     assert StopStrings(tokenizer, ["turning"]).end(tokens, 0) is None
     assert StopStrings(tokenizer, []).text([*tokens, tokenizer.eos_token_id]) == "x = 1\n  return y"
+
+
+class Tidy:
+    """A tokenizer of four letters that takes the space before a full stop back, as some do."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return "".join("ab ."[token] for token in tokens).replace(" .", ".")
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    st.lists(st.text("ab .", min_size=1, max_size=3), min_size=1, max_size=2),
+    st.lists(st.integers(1, 4), min_size=12, max_size=12),
+)
+def test_a_text_stops_at_the_same_token_however_many_come_at_once(
+    tokens: list[int], strings: list[str], sizes: list[int]
+) -> None:
+    def first_end(sizes: list[int]) -> int | None:
+        stop, since = StopStrings(Tidy(), strings), 0
+        for size in sizes:
+            if (end := stop.end(tokens[: since + size], since)) is not None or since + size >= len(tokens):
+                return end
+            since += size
+        raise AssertionError("there are tokens left")
+
+    assert first_end(sizes) == first_end([1] * 12)
 
 
 def test_an_empty_stop_string_is_refused() -> None:

@@ -3,7 +3,8 @@
     wmtp train --recipe recipes/decoding_embedded_cpu.yaml --out runs/decoding
     wmtp bench decoding --model runs/decoding/final --json decoding.json
 
-Greedy, on prompts of the embedded problems. Without `--model`: a random Llama, whose heads are never right.
+Greedy, on prompts of the embedded problems, or of `--data`. Without `--model`: a random Llama, whose heads are never
+right.
 benchmarks/README.md in the repository says how to read the figures.
 """
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from wmtp.bench import measuring
+from wmtp.bench import measuring, trees
 from wmtp.data.sources import read_records
 from wmtp.data.text import prompt_ids
 from wmtp.decoding import Generation, eos_of, generate
@@ -36,6 +37,9 @@ from wmtp.storage import resolve
 VERSION = 1
 """Of the JSON: raised when a key changes its meaning or goes away."""
 VARIANTS = ("plain", "speculative", "longest", "hopeless", "transformers", "prompt_lookup", "assisted")
+DATA = "embedded://problems_validation.jsonl"
+SETTINGS = ("model", "assistant", "data", "prompts", "repeat", "clock", "candidates")
+"""What the JSON repeats."""
 LOOKUP = 10
 """Tokens that prompt lookup drafts, as in transformers' documentation."""
 RANDOM = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 12}
@@ -75,7 +79,7 @@ def setup_of(settings: argparse.Namespace) -> Setup:
         for parameter in hopeless.extra_heads.parameters():
             parameter.normal_()
     assistant = None if settings.assistant is None else load_causal_lm(settings.assistant).to(settings.device).eval()
-    records, _ = read_records(resolve("embedded://problems_validation.jsonl"))
+    records, _ = read_records(resolve(settings.data))
     texts = list(dict.fromkeys(f"{record.prompt}\n" for record in records))
     chosen = [texts[i * len(texts) // settings.prompts] for i in range(settings.prompts)]
     return Setup(
@@ -169,6 +173,12 @@ def cases_of(setup: Setup, batch: int, length: int, settings: argparse.Namespace
     ]
 
 
+def trees_of(setup: Setup, settings: argparse.Namespace) -> dict[str, Any]:
+    """What trees of drafts would give in the longest of these texts."""
+    continuations = ours(setup.model, setup, max(settings.batch), max(settings.length), mode="plain").tokens
+    return trees.figures(setup.model, setup.prompts, continuations, settings)
+
+
 def tokens_of(result: Generation | Tokens) -> Tokens:
     """New tokens of every prompt."""
     return result.tokens if isinstance(result, Generation) else result
@@ -199,7 +209,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "benchmark": "decoding",
         "machine": measuring.machine(settings.device, "float32"),
-        "settings": {name: getattr(settings, name) for name in ("model", "assistant", "prompts", "repeat", "clock")},
+        "settings": {name: getattr(settings, name) for name in SETTINGS},
         "heads": setup.model.num_heads,
         "family": setup.model.family,
         "layers": setup.model.num_layers,
@@ -209,6 +219,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             for length, batch in product(settings.length, settings.batch)
             for case in cases_of(setup, batch, length, settings)
         ],
+        "trees": None if settings.candidates is None else trees_of(setup, settings),
     }
 
 
@@ -237,6 +248,8 @@ def show(result: dict[str, Any]) -> None:
         f"{result['parameters']:,} parameters, {result['layers']} layers, K = {result['heads']} ({result['family']})\n"
     )
     print(measuring.aligned([COLUMNS, *map(line_of, result["cases"])]))
+    if result["trees"] is not None:
+        print("\n".join(["", *trees.lines_of(result["trees"])]))
 
 
 def folder(text: str) -> str:
@@ -252,6 +265,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", type=measuring.device, default="auto", help="cpu, cuda, mps or auto")
     parser.add_argument("--model", type=folder, help="a model folder with heads; default: a random one")
     parser.add_argument("--assistant", type=folder, help="a smaller model, for transformers' assisted generation")
+    parser.add_argument("--data", default=DATA, help="records whose prompts are continued; default: the recipe's own")
     parser.add_argument("--heads", type=measuring.positive, help="use only so many; default: all, or 4")
     parser.add_argument("--family", choices=FAMILIES, help="of a random model's heads; default: parallel")
     parser.add_argument("--batch", type=measuring.positive, nargs="+", default=[1, 4, 16])
@@ -259,6 +273,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=measuring.positive, default=16)
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="plain is always there")
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
+    parser.add_argument("--candidates", type=measuring.positive, help="also count trees of so many drafts a place")
     parser.add_argument("--clock", choices=measuring.CLOCKS, default="wall", help="cpu: time on the cores alone")
     parser.add_argument("--small", action="store_true", help="a toy model, to try the command")
     settings = parser.parse_args(arguments)

@@ -5,14 +5,15 @@ trunk        the trunk and head 1 over new tokens only
 drafting     what a head family must say to draft        pace      how many tokens to draft
 sampling     which token follows, which drafts are kept  stopping  where a text ends
 batch        the loop                                    generation  one batch, or many prompts
+compiled     layers compiled for it
 """
 
 from __future__ import annotations
 
+from wmtp.decoding.compiled import compile_layers
 from wmtp.decoding.generation import MODES, Continuation, Generation, context_of, eos_of, generate, generate_many
 from wmtp.decoding.sampling import Sampling
 from wmtp.decoding.stopping import Stop, StopStrings
-from wmtp.decoding.trunk import compile_layers
 
 __all__ = [
     "MODES",

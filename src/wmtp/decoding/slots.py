@@ -28,7 +28,7 @@ class Place:
     width: int
     slot_BQ: Tensor
     slot_S: Tensor
-    """All slots up to the last that any row writes."""
+    """All slots up to the last that any row writes; two at least, since code compiled for one fits no other number."""
 
     @property
     def slice(self) -> slice | None:
@@ -123,7 +123,7 @@ class Slots:
         """The next `width` slots of rows that hold `start` tokens each."""
         start_B1 = torch.tensor(start, device=self.device)[:, None]
         slot_BQ = (start_B1 + torch.arange(width, device=self.device)).clamp_(max=self.limit)
-        slot_S = torch.arange(min(max(start) + width, self.capacity), device=self.device)
+        slot_S = torch.arange(min(max(max(start) + width, 2), self.capacity), device=self.device)
         return Place(tuple(start), width, slot_BQ, slot_S)
 
     def cache(self, num_layers: int) -> SlotCache:

@@ -19,7 +19,8 @@ class Stop(Protocol):
 class StopStrings:
     """Ends a row at the token that completes one of some strings.
 
-    The text is looked at, never the ids: a string may begin and end inside tokens.
+    The text is looked at, never the ids: a string may begin and end inside tokens. It is looked at after every token,
+    however many come at once: a tokenizer that tidies its text may take back a string that was there.
 
     Raises:
         UsageError: an empty string, which every text contains.
@@ -33,9 +34,7 @@ class StopStrings:
 
     def end(self, tokens: Sequence[int], since: int) -> int | None:
         """See `Stop`."""
-        if not self._found(tokens):
-            return None
-        return next(n for n in range(since + 1, len(tokens) + 1) if self._found(tokens[:n]))
+        return next((n for n in range(since + 1, len(tokens) + 1) if self._found(tokens[:n])), None)
 
     def _found(self, tokens: Sequence[int]) -> bool:
         text = self._decoded(tokens)

@@ -24,6 +24,9 @@ from wmtp.probing import evaluating
 _CHECKED: WeakSet[nn.Module] = WeakSet()
 """Models that gave the same with caches as without."""
 
+COMPILED: WeakSet[nn.Module] = WeakSet()
+"""Models whose layers were compiled for decoding."""
+
 
 class CachedTrunk:
     """A model's trunk with the caches of a batch.
@@ -140,24 +143,6 @@ def with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
     return replace(trunk, arguments=tuple(other(value) for value in trunk.arguments), keywords=keywords)
 
 
-_COMPILED: WeakSet[nn.Module] = WeakSet()
-"""Models whose layers were compiled for decoding."""
-
-
-def compile_layers(model: MTPModel, backend: str = "inductor") -> None:
-    """Compile every layer and head for decoding, from its next forward on; the tokens stay what they are.
-
-    Layers share their programs, whatever their place in the cache and however long rows become. They are made in the
-    first forwards, and when a batch first has one row, or a row one token, and not several.
-
-    Args:
-        backend: as `torch.compile` takes it. `inductor` needs a C++ compiler on CPU.
-    """
-    for layer in (*model.trunk_layers(), *model.heads()):
-        layer.compile(dynamic=True, backend=backend)
-    _COMPILED.add(model)
-
-
 @contextmanager
 def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
     """Evaluation mode, no gradients, and compiled code only where `compile_layers` made it.
@@ -169,7 +154,7 @@ def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
         eager: no compiled code at all.
     """
     with evaluating(model), torch.inference_mode(), ExitStack() as held:
-        if eager or model not in _COMPILED:
+        if eager or model not in COMPILED:
             held.enter_context(torch.compiler.set_stance("force_eager"))
         else:  # a layer's number and sizes that happen to be equal are not part of a program
             held.enter_context(torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True))
