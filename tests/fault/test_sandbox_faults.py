@@ -126,6 +126,14 @@ def test_zygotes_that_are_killed_again_and_again_give_no_label() -> None:
         assert sandbox.run(RIGHT, TESTS).passed
 
 
+@pytest.mark.parametrize("without", WITHOUT, ids=str)
+def test_when_memory_runs_out_a_program_goes_before_its_grader(without: tuple[str, ...]) -> None:
+    with Sandbox(workers=1, without=without) as sandbox:
+        assert "first to go when memory runs out" not in sandbox.isolation.missing
+        found = {Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for pid in family(os.getpid())}
+    assert found == {"1000"}
+
+
 def test_a_zygote_that_falls_silent_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_worker, "_SLACK_S", 0.5)
     monkeypatch.setattr(_worker, "_LEAVE_S", 0.5)
@@ -147,6 +155,21 @@ def test_a_grader_without_descriptors_gives_no_label() -> None:
         f"    print(sandbox.run({RIGHT!r}, {TESTS!r}).status)"
     )
     assert run_python(code).split() == ["sandbox_error", "passed"]
+
+
+def test_a_program_has_no_descriptor_of_a_grader_with_many() -> None:
+    """However high their numbers are; the zygote's line to the grader is one of them."""
+    program = (
+        "import os\ndef f(most):\n    found = []\n    for fd in range(4, most):\n"
+        "        try: os.fstat(fd); found.append(fd)\n        except OSError: pass\n    return found"
+    )
+    code = (
+        "import os\nfrom wmtp.sandbox import Sandbox\n"
+        "kept = [os.dup(0) for _ in range(300)]\n"
+        "with Sandbox(workers=1) as sandbox:\n"
+        f"    print(sandbox.run({program!r}, 'assert f(1024) == []'))"
+    )
+    assert "status='passed'" in run_python(code)
 
 
 def nothing_new(before: dict[str, Any]) -> bool:
@@ -262,20 +285,22 @@ SEARCHES = (
 pattern = re.compile(r'8c1d-trace-of-a-progra[m]')
 def f(x):
     found = [str(p) for v in values() for p in parts(v) if type(p) in (str, bytes) and pattern.search(str(p))]
-    return len(found), sum(len(re.findall(rb'8c1d-trace-of-a-progra[m]', page)) for page in pages())
+    ends = [p for v in values() for p in parts(v) if type(p) is dict and {'status', 'cpu_s', 'killed'} <= p.keys()]
+    return len(found), sum(len(re.findall(rb'8c1d-trace-of-a-progra[m]', page)) for page in pages()), len(ends)
 """
 )
 
 
 @pytest.mark.parametrize("without", WITHOUT, ids=str)
 def test_a_program_finds_nothing_of_the_one_before_it(without: tuple[str, ...]) -> None:
-    """Neither among the interpreter's objects nor in the memory around them; and the search does find what is there."""
+    """Neither what it held, among the interpreter's objects and in the memory around them, nor how it ended; and the
+    search does find what is there."""
     with Sandbox(workers=1, without=without) as sandbox:
         assert sandbox.run(LEAVES, ["assert f(1) == ['8c1d-trace-of-a-program', 1]"]).passed
-        verdict = sandbox.run(SEARCHES, ["assert f(1) == (0, 0), str(f(1))"])
+        verdict = sandbox.run(SEARCHES, ["assert f(1) == (0, 0, 0), str(f(1))"])
         assert verdict.passed, verdict.reason
-        own = SEARCHES + "\nkept = ['8c1d-trace-of-a-' + 'program']"
-        verdict = sandbox.run(own, ["found = f(1)\nassert found[0] > 0 and found[1] > 0, str(found)"])
+        own = SEARCHES + "\nkept = ['8c1d-trace-of-a-' + 'program', dict(status=0, cpu_s=0, killed=None)]"
+        verdict = sandbox.run(own, ["found = f(1)\nassert min(found) > 0, str(found)"])
         assert verdict.passed, verdict.reason
 
 

@@ -185,6 +185,9 @@ def test_what_is_too_large_or_too_deep_is_refused_before_it_is_built(monkeypatch
         codec.decode(deep(codec.MAX_DEPTH + 2))
     with pytest.raises(codec.CodecError, match="bytes"):
         codec.pack("x" * 10_000, limit=10_000)
+    for data in ({"range": [0, 1 << codec.MAX_DIVIDED_BITS]}, {"library": ["fractions.Fraction", [1, 1 << 2**14]]}):
+        with pytest.raises(codec.CodecError, match="more than 16384 bits"):
+            codec.decode(data)
     same_hash = [key * (2**61 - 1) for key in range(1, codec.MAX_SAME_HASH + 2)]
     for data in ({"set": same_hash}, {"dict": [[key, 0] for key in same_hash]}, {"keys": same_hash}):
         with pytest.raises(codec.CodecError, match="hash"):

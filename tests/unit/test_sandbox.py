@@ -22,6 +22,7 @@ from wmtp.sandbox._compare import agree, same_words
 from wmtp.sandbox._exchange import Ended, Outcome
 from wmtp.sandbox._grade import Runner, Trial, grade
 from wmtp.sandbox._jail import plain, syscalls
+from wmtp.sandbox._start import Plan
 from wmtp.sandbox.verdict import printable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX system")
@@ -110,8 +111,10 @@ def test_a_program_cannot_choose_to_be_left_undecided(sandbox: Sandbox) -> None:
     for test in tests:
         verdict = sandbox.run(source, test)
         assert (verdict.passed, verdict.decided, verdict.trust) == (False, True, "strong")
-    verdict = sandbox.run(pair, "assert g(Pair()) == 5")
-    assert (verdict.status, verdict.trust) == ("wrong", "strong")
+    named = source.replace("class f", "class F")
+    for program, test in ((pair, "assert g(Pair()) == 5"), (named, "assert F(1) == 5")):
+        verdict = sandbox.run(program, test)
+        assert (verdict.status, verdict.trust) == ("wrong", "strong")
 
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(helper(candidate(3)) - 9) < 1e-6"
@@ -185,7 +188,7 @@ PLAIN = [
     (["assert f(1, x=2) == 2"], "", None, None),
     (["assert f(*[1]) == 2"], "", None, None),
     (["assert sum([1]) == 1"], "", None, None),
-    (["assert Pair(1) == 1"], "", None, None),
+    (["assert Pair(1) == 1"], "", None, ["Pair", 1]),
     (["assert f(1)"], "", None, None),
     (["import math", "assert f(1) == 2"], "", None, None),
     (["f = g", "assert f(1) == 2"], "", None, None),
@@ -304,6 +307,11 @@ def test_scripts_are_judged_by_what_they_print(
 ) -> None:
     verdict = sandbox.run(source, StdinTests([(given, expected)]))
     assert verdict.status == status, verdict.reason
+
+
+def test_an_input_that_is_no_text_is_an_error_of_its_caller(sandbox: Sandbox) -> None:
+    with pytest.raises(DataError, match="input of case 2 cannot be given to a program"):
+        sandbox.run("print(1)", StdinTests([("1", "1"), ("\ud800", "1")]))
 
 
 def test_each_case_of_a_script_has_its_own_time(sandbox: Sandbox) -> None:
@@ -429,6 +437,23 @@ def test_installed_packages_can_be_given_to_programs() -> None:
         assert sandbox.run("import torch", ["assert f(4) == 5"]).status == "error"
     with pytest.raises(UsageError, match="not installed"):
         Sandbox(packages=["no_such_package"])
+
+
+def test_of_the_packages_beside_the_standard_library_a_program_has_those_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the root is private the library's folder is there as a whole, with a cover on what is installed in it."""
+    folder = Path(os.__file__).parent / "site-packages"
+    if not (folder / "pip").is_dir():
+        pytest.skip("pip is not installed beside this interpreter's standard library")
+    found = [{"name": "pip", "folder": str(folder), "paths": [str(folder / "pip")]}]
+    monkeypatch.setattr(Plan, "found_packages", lambda _: found)
+    source = f"import os, pip\ndef f(): return os.listdir({str(folder)!r})"
+    with Sandbox(workers=1) as sandbox:
+        if sandbox.isolation.level < 3:
+            pytest.skip(f"this machine has no level 3: {dict(sandbox.isolation.missing)}")
+        verdict = sandbox.run(source, "assert f() == ['pip']")
+    assert verdict.passed, verdict.reason
 
 
 # --- Limits and labels ------------------------------------------------------------------------------------------------

@@ -127,6 +127,11 @@ class Line:
             selector.register(self._ours["input"], selectors.EVENT_WRITE, self._write_input)
 
     @property
+    def feeds(self) -> bool:
+        """Whether the child waits for what it is given while it runs."""
+        return bool(self._ours)
+
+    @property
     def to_stop(self) -> bool:
         """Whether nothing more is wanted of the child."""
         return self.enough or bool(self.overflow)

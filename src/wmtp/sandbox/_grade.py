@@ -236,7 +236,7 @@ def _grade_output(runner: Runner, source: str, tests: StdinTests, limits: Limits
     """Each case in a process of its own; the first that fails decides."""
     cpu_s = wall_s = 0.0
     for number, (given, expected) in enumerate(tests.cases, 1):
-        child = Child({"role": "script", "source": source}, limits, stdin=given.encode("utf-8", "surrogateescape"))
+        child = Child({"role": "script", "source": source}, limits, stdin=_as_input(given, number))
         outcome = runner.exchange([child], limits)
         [ended] = outcome.children
         printed = ended.output.decode("utf-8", "replace")
@@ -255,6 +255,13 @@ def _grade_output(runner: Runner, source: str, tests: StdinTests, limits: Limits
     return Trial(trial.status, trial.reason, trial.trust, cpu_s, wall_s, trial.borderline)
 
 
+def _as_input(given: str, number: int) -> bytes:
+    try:
+        return given.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise DataError(f"the input of case {number} cannot be given to a program: {error}") from error
+
+
 # --- Ends -------------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +270,7 @@ def _from_word(message: dict[str, Any], ended: Ended | None, at: str) -> tuple[S
     if "raise" in message:
         return _from_exception(message["raise"], at)
     if "uncarried" in message:
-        return "error", f"{at}{message['uncarried']}"
+        return "error", f"{at}{_said(message['uncarried'])}"
     if ended is None:
         return "error", f"{at}the program sent no result"
     status, reason = _from_end(ended, "the program")
@@ -273,8 +280,14 @@ def _from_word(message: dict[str, Any], ended: Ended | None, at: str) -> tuple[S
 def _from_exception(said: Any, at: str) -> tuple[Status, str]:
     builtin, name, text = said if type(said) is list and len(said) == 3 else ("Exception", "an unknown exception", "")
     named = {"MemoryError": "memory", "PermissionError": "forbidden"}
-    status: Status = named.get(str(builtin), "error")  # type: ignore[assignment]
-    return status, f"{at}{name}: {text}"
+    status: Status = named.get(_said(builtin), "error")  # type: ignore[assignment]
+    return status, f"{at}{_said(name)}: {_said(text)}"
+
+
+def _said(text: Any) -> str:
+    """A text that a program or its tests sent. What they sent in its place has no text: to make one of lists in lists
+    takes more stack than to read them."""
+    return text if type(text) is str else f"<{type(text).__name__}>"
 
 
 def _from_end(ended: Ended, who: str) -> tuple[Status, str]:

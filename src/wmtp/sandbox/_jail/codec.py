@@ -29,6 +29,9 @@ MAX_DEPTH = 100
 """Containers inside containers."""
 MAX_BITS = 2**22
 """Size of an integer: some 1,260,000 decimal digits."""
+MAX_DIVIDED_BITS = 2**14
+"""Size of the integers in a fraction or a range: both are divided to build it, and the time that takes grows with the
+square of their size, to minutes at MAX_BITS."""
 MAX_ITEMS = 10_000
 """Items taken from an iterator, which might have no end."""
 MAX_SAME_HASH = 64
@@ -208,7 +211,7 @@ _LIBRARY: dict[str, tuple[Callable[[Any], tuple[Any, ...]], Callable[..., Any]]]
     ),
     "fractions.Fraction": (
         lambda v: (v.numerator, v.denominator),
-        lambda kind, *parts: kind(*(_exact(part, int) for part in parts)),
+        lambda kind, *parts: kind(*_divided(parts)),
     ),
     "decimal.Decimal": (lambda v: (str(v),), lambda kind, text: kind(_exact(text, str)[:MAX_ITEMS])),
     "datetime.date": (lambda v: (v.year, v.month, v.day), lambda kind, *parts: kind(*_integers(parts))),
@@ -240,6 +243,13 @@ def _exact(value: Any, *kinds: type) -> Any:
 
 def _integers(parts: Iterable[Any]) -> list[int]:
     return [_exact(part, int) for part in parts]
+
+
+def _divided(parts: Iterable[Any]) -> list[int]:
+    found = _integers(parts)
+    if any(part.bit_length() > MAX_DIVIDED_BITS for part in found):
+        raise CodecError(f"a fraction or a range with an integer of more than {MAX_DIVIDED_BITS} bits")
+    return found
 
 
 def _decode(data: Any, depth: int, other: Other | None) -> Any:
@@ -328,7 +338,7 @@ _DECODERS: dict[str, Callable[[Any, Decode], Any]] = {
     "bytes": lambda payload, _: bytes.fromhex(_exact(payload, str)),
     "bytearray": lambda payload, _: bytearray.fromhex(_exact(payload, str)),
     "complex": lambda payload, inner: complex(*(_exact(part, float) for part in _listed(payload, inner))),
-    "range": lambda payload, inner: range(*_integers(_listed(payload, inner))),
+    "range": lambda payload, inner: range(*_divided(_listed(payload, inner))),
     "keys": lambda payload, inner: dict.fromkeys(_keyed(payload, inner)).keys(),
     "values": lambda payload, inner: dict(enumerate(_listed(payload, inner))).values(),
     "items": lambda payload, inner: dict(_paired(payload, inner)).items(),

@@ -60,16 +60,19 @@ def confine(config: dict[str, Any]) -> State:
     scratch_bytes = int(config["scratch_bytes"])
     unprivileged = config["unprivileged_id"] if kernel.LINUX and os.geteuid() == 0 else None
     if kernel.LINUX:
+        _offer_for_memory(state)
         _enter_namespaces(state, without)
     _preload(config["packages"])
-    readable = files.readable([path for package in config["packages"] for path in package["paths"]])
+    packages = [path for package in config["packages"] for path in package["paths"]]
+    readable = files.readable(packages, whole=state.private_root)
     state.base_bytes = _address_space()
     if not kernel.LINUX:
         reason = f"this is {sys.platform}; only Linux has it"
         state.missing |= dict.fromkeys(("namespaces", "Landlock", "seccomp"), reason)
     shared_user = not state.process_one
     if state.private_root:
-        namespaces.change_root(readable, files.links(), files.DEVICES, scratch_bytes, machine)
+        covered = files.installed()
+        namespaces.change_root(readable, covered, files.links(), files.DEVICES, scratch_bytes, machine)
         state.scratch = namespaces.SCRATCH if scratch_bytes else None
     elif scratch_bytes:
         state.scratch = config["scratch_folder"]
@@ -93,6 +96,15 @@ def confine(config: dict[str, Any]) -> State:
     gc.collect()
     gc.freeze()
     return state
+
+
+def _offer_for_memory(state: State) -> None:
+    """When the machine is out of memory, the kernel ends a program, and not what it was run for."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError as error:
+        state.missing["first to go when memory runs out"] = str(error)
 
 
 def _enter_namespaces(state: State, without: set[str]) -> None:

@@ -22,15 +22,36 @@ def standard_library() -> list[str]:
     return sorted({os.path.realpath(path) for path in sys.path if os.path.isdir(path)})
 
 
-def readable(packages: Iterable[str]) -> list[str]:
-    """Real paths that a program may read; folders with all below them. `packages` are folders or files to add."""
+def installed() -> list[str]:
+    """The folders of installed packages inside the standard library's."""
+    found = (os.path.join(folder, name) for folder in standard_library() for name in _INSTALLED)
+    return [path for path in found if os.path.isdir(path)]
+
+
+def readable(packages: Iterable[str], whole: bool) -> list[str]:
+    """Real paths that a program may read; folders with all below them. `packages` are folders or files to add.
+
+    With `whole` the standard library is one folder and not each of its entries but `installed()`, which whoever uses
+    the paths then has to cover.
+    """
     found: set[str] = set()
     for folder in standard_library():
-        found.update(entry.path for entry in os.scandir(folder) if entry.name not in _INSTALLED)
+        found.update([folder] if whole else (one.path for one in os.scandir(folder) if one.name not in _INSTALLED))
     found.update(_mapped())
     found.update(_shared_libraries())
     found.update(os.path.realpath(path) for path in (*_DATA, *packages) if os.path.exists(path))
-    return sorted(path for path in found if not any(parent in found for parent in _parents(path)))
+    covered = set(installed())
+    return sorted(path for path in found if not _is_in(path, found, covered))
+
+
+def _is_in(path: str, folders: set[str], covered: set[str]) -> bool:
+    """Whether one of `folders` has `path` in it, in no folder of `covered`."""
+    for parent in _parents(path):
+        if parent in folders:
+            return True
+        if parent in covered:
+            return False
+    return False
 
 
 def links() -> dict[str, str]:

@@ -56,9 +56,16 @@ def become_nobody(uid: int, gid: int) -> None:
 
 
 def change_root(
-    paths: Iterable[str], links: Mapping[str, str], devices: Iterable[str], scratch_bytes: int, machine: str
+    paths: Iterable[str],
+    covered: Iterable[str],
+    links: Mapping[str, str],
+    devices: Iterable[str],
+    scratch_bytes: int,
+    machine: str,
 ) -> None:
     """Replaces the file system by `paths` (read-only), `devices` and, if it has a size, an own scratch folder.
+
+    Of what lies in the folders `covered` there is only what `paths` names.
 
     Raises:
         OSError: a mount was refused; the namespace must then be given up.
@@ -69,12 +76,19 @@ def change_root(
         os.makedirs(os.path.dirname(_BASE + path), mode=0o755, exist_ok=True)
         os.symlink(target, _BASE + path)
     folders: set[str] = set()
-    bound, devices = ([path for path in some if _made_target(path, folders)] for some in (paths, devices))
+    inside = [path for path in paths if any(path.startswith(f"{folder}/") for folder in covered)]
+    around = [path for path in paths if path not in inside]
+    bound, devices = ([path for path in some if _made_target(path, folders)] for some in (around, devices))
     os.makedirs(_BASE + "/tmp", exist_ok=True)  # or a program would be told that there is none, not that it may not
     if scratch_bytes:
         os.mkdir(_BASE + SCRATCH)
     for path in bound:
         _mount(path, _BASE + path, None, _MS_BIND | _MS_REC)
+    for path in covered:
+        _mount("tmpfs", _BASE + path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=4m")
+    for path in inside:
+        if _made_target(path, folders):
+            _mount(path, _BASE + path, None, _MS_BIND | _MS_REC)
     _set_attributes(_BASE, _READ_ONLY | _MS_NOSUID | _MS_NODEV)  # and all in it; what is mounted later has its own
     for path in devices:
         _mount(path, _BASE + path, None, _MS_BIND | _MS_REC)

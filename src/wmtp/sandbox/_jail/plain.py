@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 from . import codec
 from .program import JOB_FD
-from .remote import is_class_name
 
 Message = dict[str, Any]
 
@@ -46,7 +45,7 @@ def read(job: Message) -> Message | None:
         if len(names) != 1 or (called is not None and names != {called}):
             return None
         name = name or names.pop()
-        if name in dir(builtins) or is_class_name(name):
+        if name in dir(builtins):
             return None
         return {
             "name": name,

@@ -103,6 +103,8 @@ class Bridge:
         self.gone = False
         self.failure: tuple[BaseException, Message] | None = None
         """The last exception that came from the program, and what it said."""
+        self.made_tell = False
+        """Whether what tests made from a class gave them data, or changed theirs: it may then judge a function."""
         self._remotes: dict[tuple[int, str], _Remote] = {}
 
     def start(self) -> dict[str, set[str]]:
@@ -126,6 +128,7 @@ class Bridge:
         answer = self._exchange(request)
         value = self._value(answer, origin)
         for position, data in answer.get("changed", {}).items():
+            self.made_tell |= origin == "made"
             _merge(arguments[int(position)], codec.decode(data, self._known))
         return value
 
@@ -162,9 +165,11 @@ class Bridge:
         if "value" not in answer:
             raise Uncarried(str(answer.get("uncarried"))[:200])
         try:
-            return codec.decode(answer["value"], lambda number: self._remote(number, origin))
+            value = codec.decode(answer["value"], lambda number: self._remote(number, origin))
         except codec.CodecError as error:
             raise Uncarried(str(error)) from error
+        self.made_tell |= origin == "made" and type(value) is not _Remote
+        return value
 
     def raised(self, said: Any) -> BaseException:
         """The program's exception as one of ours. None that ends an iteration: it would end `all(map(...))` as true."""

@@ -47,7 +47,8 @@ def _outcome(job: Message, bridge: Bridge) -> Message:
 
 
 def _run_all(job: Message, bridge: Bridge, codes: list[CodeType], texts: dict[str, str]) -> list[str]:
-    """Runs all tests in one namespace; the names of functions and values that they take from the program."""
+    """Runs all tests in one namespace; the names of the program that may judge one another: functions, values, and
+    classes that did more than make arguments."""
     space: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     named = {name for code in codes for name in _names(code)}
     wanted, offer = named - set(dir(builtins)), bridge.start()
@@ -70,7 +71,7 @@ def _run_all(job: Message, bridge: Bridge, codes: list[CodeType], texts: dict[st
             space |= job_names(job, lambda name: _stand_in(bridge, name))
     if job["entry_point"] is not None:
         space["check"](space["candidate"])
-    return sorted({name for name in functions if not is_class_name(name)} | values | entry)
+    return sorted({name for name in functions if bridge.made_tell or not is_class_name(name)} | values | entry)
 
 
 def _names(code: CodeType) -> Iterator[str]:

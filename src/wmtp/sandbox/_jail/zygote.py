@@ -14,13 +14,15 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from typing import Any, NoReturn
 
 from . import child, codec, kernel, syscalls
 from .confine import State, confine, make_filter
 
+CONTROL_FD = 0
+"""Where orders come from. It is low because children close what is above their own only up to OPEN_FILES, and none
+keeps it: their standard input takes its place."""
 WINDOW_S = 1.0
 """A process that uses no CPU for this long is asleep: even a starved one gets a slice within it."""
 STOP = b"!"
@@ -32,7 +34,7 @@ _OWN_TASKS = 8
 def main() -> NoReturn:
     """Confines this process as its first message says, reports what is active, and serves until the grader is gone."""
     kernel.die_with_parent()
-    control = socket.socket(fileno=int(sys.argv[2]))
+    control = socket.socket(fileno=CONTROL_FD)
     config = codec.receive(control.fileno())
     try:
         state = confine(config)
@@ -50,26 +52,32 @@ def main() -> NoReturn:
 def serve(control: socket.socket, state: State) -> None:
     """Carries out orders, one at a time, until the grader is gone."""
     code = make_filter(state) if "seccomp" in state.mechanisms else None
-    while True:
-        order, fds = _next_order(control)
-        if order is None:
-            return
-        started = time.monotonic()
-        try:
-            children = _fork_all(order["children"], fds, state, code)
-        finally:
-            for fd in fds:  # or no child would learn that another has ended
-                os.close(fd)
-        try:
-            _watch(children, started, order, control)
-        finally:
-            for running in children:
-                running.kill("done")
-            _reap(children, state)
-        reports = [running.report() for running in children]
-        codec.send(control.fileno(), {"children": reports, "wall_s": time.monotonic() - started})
+    while _carry_out_next(control, state, code):
         if state.scratch is not None:
             _empty(state.scratch)
+
+
+def _carry_out_next(control: socket.socket, state: State, code: syscalls.Filter | None) -> bool:
+    """One order; False if there are no more. A function of its own, whose frame ends with it: a child walks the frames
+    that it was forked in, and how the child before it ended would be in a local variable."""
+    order, fds = _next_order(control)
+    if order is None:
+        return False
+    started = time.monotonic()
+    try:
+        children = _fork_all(order["children"], fds, state, code)
+    finally:
+        for fd in fds:  # or no child would learn that another has ended
+            os.close(fd)
+    try:
+        _watch(children, started, order, control)
+    finally:
+        for running in children:
+            running.kill("done")
+        _reap(children, state)
+    reports = [running.report() for running in children]
+    codec.send(control.fileno(), {"children": reports, "wall_s": time.monotonic() - started})
+    return True
 
 
 def _next_order(control: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
