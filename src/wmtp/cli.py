@@ -575,12 +575,12 @@ def index_records(
     Example: wmtp data index records.jsonl
     """
     from wmtp.data.index import Index, build_index, default_folder, describe
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
     if ids and tokenizer is None:
         raise UsageError("--ids keeps what a tokenizer makes of the rows: give --tokenizer MODEL too")
-    path = resolve(file)
-    folder = resolve(out) if out is not None else default_folder(path)
+    path = place(file)
+    folder = place(out) if out is not None else default_folder(path)
     counts = build_index(path, folder, _measure(tokenizer, template, workers, ids) if tokenizer is not None else None)
     with Index(path, folder) as index:
         found = {"folder": str(folder), **counts, **describe(index)}
@@ -623,14 +623,14 @@ def study(
 
     Example: wmtp study --study recipes/study_embedded_cpu.yaml --out runs/study
     """
-    from wmtp.storage import resolve
+    from wmtp.storage import place
     from wmtp.study import command
     from wmtp.study.settings import read_study
     from wmtp.study.tables import markdown, plan_table, study_table
     from wmtp.supervisor import Options
 
     _quiet_libraries()
-    found = read_study(resolve(file), out)
+    found = read_study(place(file), out)
 
     def say(text: str) -> None:
         typer.echo(text, err=True)
@@ -709,9 +709,9 @@ def inspect(
     """
     _quiet_libraries()
     from wmtp.inspection import inspect_run
-    from wmtp.storage import resolve
+    from wmtp.storage import place
 
-    result, path = inspect_run(resolve(run), rows)
+    result, path = inspect_run(place(run), rows)
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -281,7 +281,8 @@ class DataConfig(_Part):
     index: Location | None = None
     """Of `data.train.path`, as `wmtp data index` writes it: then only the rows that the run trains on are read."""
     cache: Location | None = None
-    """Folder of tokenised rows, written once and memory-mapped by every rank; default: each rank has all in memory."""
+    """Folder of tokenised rows, written once and memory-mapped by every rank (from a store each fetches them); default:
+    each rank has all in memory."""
     workers: Annotated[int, Field(ge=0, le=64)] = 0
     """Processes that tokenise rows for `data.cache`, and threads that prepare coming batches; 0: neither."""
 

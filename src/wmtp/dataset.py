@@ -40,7 +40,7 @@ from wmtp.formats.reward import load_reward_text
 from wmtp.own import made_by
 from wmtp.questions import Question, read_questions
 from wmtp.questions import fingerprint as fingerprint_of_questions
-from wmtp.storage import Place, place, resolve, sha256_file
+from wmtp.storage import Place, place, sha256_file
 from wmtp.tasks import PARTS, Role, Task
 
 
@@ -108,7 +108,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         rows = _rows(config, tokenizer, _sides(config, task))
         order, place_R, identity = order_of(config, facts_of(rows.train)), None, rows.fingerprint
     else:
-        with Index(resolve(_file_of(config).path), resolve(config.data.index)) as index:
+        with Index(place(_file_of(config).path), place(config.data.index)) as index:
             plan = _Plan(config, index, tokenizer)
             rows = _rows(config, tokenizer, plan.sides())
             order, place_R, identity = plan.order, plan.place_R, plan.identity(rows)
@@ -549,10 +549,10 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _I
             write_problems(writer, f"{side.name}.", list(encoders[side.name].problems), side.groups)
         return {"fingerprint": fingerprint(*_both(writer.columns())), "notes": notes()}
 
-    columns, is_new = cached_rows(resolve(data.cache), key, write)
+    columns, is_new = cached_rows(place(data.cache), key, write)
     train, validation = _both(columns)
     check(train)
-    about = f"data.cache: rows {'written to' if is_new else 'found in'} {resolve(data.cache)}"
+    about = f"data.cache: rows {'written to' if is_new else 'found in'} {place(data.cache)}"
     return _Rows(train, validation, columns.about["fingerprint"], [*columns.about["notes"], about])
 
 

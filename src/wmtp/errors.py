@@ -34,6 +34,10 @@ class ModelError(UsageError):
     """A model, tokenizer or checkpoint is not what the run needs."""
 
 
+class LockedError(UsageError):
+    """Another process holds what only one may hold."""
+
+
 class StorageError(WmtpError):
     """An object store does not do what was asked (exit code 1), or its settings are wrong (exit code 2)."""
 

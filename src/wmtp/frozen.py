@@ -27,7 +27,7 @@ from wmtp.probing import without_weights
 from wmtp.reward import RewardModel
 from wmtp.scores import CODE, ColumnCard, Of, StoredScores
 from wmtp.scoring import critic_scores, of_pairs, reference_scores, reward_scores
-from wmtp.storage import resolve
+from wmtp.storage import place
 from wmtp.value import ValueModel
 
 M = TypeVar("M", bound=nn.Module)
@@ -153,7 +153,7 @@ def column_card(wanted: Wanted) -> ColumnCard:
 
 
 def _stored(config: Config, tokenizer: Any, wanted: Wanted) -> Scorer:
-    folder = resolve(str(wanted.scores))
+    folder = place(str(wanted.scores))
     stored = StoredScores(folder, score_key(config, tokenizer), wanted.name, column_card(wanted))
     return Scorer(wanted, stored.of, None, stored)
 

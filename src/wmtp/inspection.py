@@ -14,7 +14,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -34,7 +33,7 @@ from wmtp.objective import MTPObjective
 from wmtp.parts import Parts, build
 from wmtp.probing import evaluating
 from wmtp.scoring import critic_values
-from wmtp.storage import write_atomic
+from wmtp.storage import Place, write_atomic
 from wmtp.value import ValueModel
 from wmtp.weighting.critic import Critic
 from wmtp.weighting.rho1 import Rho1
@@ -45,7 +44,7 @@ ABOUT = (
 )
 
 
-def inspect_run(folder: Path, problems: int) -> tuple[dict[str, Any], Path]:
+def inspect_run(folder: Place, problems: int) -> tuple[dict[str, Any], Place]:
     """Look at so many held-out problems with the run's final model; the result, and the file it was written to.
 
     Raises:
@@ -80,7 +79,7 @@ def inspect_run(folder: Path, problems: int) -> tuple[dict[str, Any], Path]:
     return result, path
 
 
-def _finished(folder: Path) -> tuple[Parts, MTPModel | ValueModel]:
+def _finished(folder: Place) -> tuple[Parts, MTPModel | ValueModel]:
     """The parts of a run as its trainer builds them, and its final model."""
     final = folder / "final"
     if not (folder / "config.yaml").is_file() or not final.is_dir():
@@ -101,7 +100,7 @@ def _all_solutions(config: Config) -> Config:
     return config.asking_models().model_copy(update={"data": data})
 
 
-def _recall(parts: Parts, checkpoints: Path) -> None:
+def _recall(parts: Parts, checkpoints: Place) -> None:
     """Give the scheme the memory it had at the run's last checkpoint; without one it has what it had at the start."""
     steps = checkpoint.list_steps(checkpoints) if checkpoints.is_dir() else []
     if steps:

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ from wmtp.errors import ConfigError
 from wmtp.frozen import Scorer, build_scorers, column_card, columns_wanted, score_key
 from wmtp.objective import Precision
 from wmtp.parts import sharding_of, spread, stored_in
-from wmtp.scores import Card, ScoreFile, Span, span_in
-from wmtp.storage import resolve
+from wmtp.scores import Card, ScoreWriter, Span, score_writer, span_in
+from wmtp.storage import Place, place
 
 BATCH_TOKENS = 8192
 """Positions of a scoring batch, padding included, unless it is a single row."""
@@ -65,7 +64,7 @@ def score(
     dtype: str = "float32",
     batch_tokens: int = BATCH_TOKENS,
     report: Report = lambda text: None,
-) -> tuple[Path, Card]:
+) -> tuple[Place, Card]:
     """Score the rows of a recipe, those held out too; the folder and its card. Goes on where it was interrupted.
 
     Args:
@@ -87,19 +86,19 @@ def score(
 
 
 def score_in(
-    world: World, config: Config, folder: Path, dtype: str, batch_tokens: int, report: Report = lambda text: None
+    world: World, config: Config, folder: Place, dtype: str, batch_tokens: int, report: Report = lambda text: None
 ) -> Card:
     """`score`, as one of the ranks of a world; every rank must call it."""
     mesh = sharding_of(config, world)
     job = world.together(lambda: prepare(config, mesh, dtype, batch_tokens))
-    file = ScoreFile(folder, job.card, job.scored_spans())
+    file = score_writer(folder, job.card, job.scored_spans())
     todo = world.first(file.begin)
     score_batches(job, file, todo, world, report if world.leads else lambda text: None)
     world.together(lambda: None)  # all parts are there
     return world.first(file.finish)
 
 
-def _folder(config: Config, out: str | None) -> Path:
+def _folder(config: Config, out: str | None) -> Place:
     if config.online is not None:
         raise ConfigError("nothing to score: an online run samples what it trains on; leave online out")
     wanted = columns_wanted(config)
@@ -111,7 +110,7 @@ def _folder(config: Config, out: str | None) -> Path:
     named = {column.scores for column in wanted if column.scores is not None}
     if out is None and len(named) != 1:
         raise ConfigError("say where the scores should go: --out FOLDER, or `scores` beside the model in the recipe")
-    return resolve(out if out is not None else named.pop())
+    return place(out if out is not None else named.pop())
 
 
 def prepare(config: Config, mesh: Sharding | None, dtype: str, batch_tokens: int) -> Job:
@@ -165,7 +164,7 @@ def batches_of(lengths: Sequence[int], most_tokens: int) -> list[range]:
     return batches
 
 
-def score_batches(job: Job, file: ScoreFile, todo: Sequence[int], world: World, report: Report) -> None:
+def score_batches(job: Job, file: ScoreWriter, todo: Sequence[int], world: World, report: Report) -> None:
     """Every rank takes one of the next batches; one without joins in with nothing, as sharded models need all."""
     for first in range(0, len(todo), world.size):
         turn = todo[first : first + world.size]

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from wmtp.storage import copy
+from wmtp.testing import memory_storage
+
 pytestmark = pytest.mark.slow
 
 Command = Callable[..., tuple[int, str, str]]
@@ -149,3 +152,15 @@ def test_an_unfinished_run_and_a_run_without_held_out_rows_are_refused(
     (run / "config.yaml").write_text(f"{before}  validation: null\n  validation_fraction:{unwatched}")
     code, _, message = wmtp_command("inspect", run)
     assert (code, "no held-out rows" in message) == (2, True)
+
+
+def test_a_run_in_a_store_is_inspected_as_one_on_a_disk(looks: dict[str, dict[str, Any]]) -> None:
+    from wmtp.cli import run_command
+
+    folder = looks["baseline"]["folder"]
+    with memory_storage() as bucket:
+        for path in folder.rglob("*"):
+            if path.is_file() and "eval" not in path.parts:
+                copy(path, bucket / "run" / path.relative_to(folder).as_posix())
+        assert run_command(["inspect", f"{bucket}/run", "--rows", "2"]) == 0
+        assert (bucket / "run/eval/tokens.json").read_bytes() == (folder / "eval" / "tokens.json").read_bytes()

@@ -24,6 +24,8 @@ from wmtp.formats.native import save_model
 from wmtp.model import MTPModel
 from wmtp.objective import MTPObjective, Seen
 from wmtp.parts import Parts, build
+from wmtp.storage import Place
+from wmtp.testing import memory_storage
 from wmtp.value import ValueModel
 
 Command = Callable[..., tuple[int, str, str]]
@@ -205,6 +207,20 @@ def test_what_cannot_be_scored_is_told(arguments: list[Any], told: str, models: 
     assert told in error
 
 
+def test_scores_are_made_in_a_store_and_read_from_there(
+    models: Path, scored: dict[str, Path], wmtp_command: Command
+) -> None:
+    with memory_storage() as bucket:
+        scores = bucket / "scores"
+        arguments = ["--recipe", models / "recipe.yaml", "--batch-tokens", "2000"]
+        in_store = weighting("critic", models).replace("critic: ", f"scores: '{scores}', critic: ", 1)
+        code, out, _ = wmtp_command("score", *arguments, in_store, "--json")
+        assert (code, json.loads(out)["folder"]) == (0, str(scores))
+        assert contents(scores) == contents(scored["critic"])
+        near, far = (built(models, way) for way in (weighting("critic", models, scored["critic"]), in_store))
+        assert torch.equal(seen(far, 0).weight_BTK, seen(near, 0).weight_BTK)
+
+
 # killed
 
 DRIVER = """
@@ -227,7 +243,7 @@ main(sys.argv[2:])
 """Kills its own process with SIGKILL after so many batches."""
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Place) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

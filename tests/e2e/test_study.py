@@ -7,7 +7,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -19,13 +19,14 @@ from tests_recipe import RECIPE
 
 from wmtp.cli import run_command
 from wmtp.errors import ConfigError, UsageError, WmtpError
-from wmtp.storage import resolve
+from wmtp.storage import ObjectPath, copy, resolve
 from wmtp.study.budget import spent, steps_in, steps_within, trial
 from wmtp.study.command import run_all, run_only
 from wmtp.study.results import read_result
 from wmtp.study.running import in_child
 from wmtp.study.settings import BudgetConfig, Study, read_study
 from wmtp.supervisor import Options
+from wmtp.testing import memory_storage
 
 ROOT = Path(__file__).parents[2]
 RHO1 = {"objective": {"weighting": {"scheme": "rho1", "reference": "study://baseline/final"}}}
@@ -131,6 +132,42 @@ def test_the_page_of_a_study_has_its_figures_and_the_runs_of_its_first_seed(
     data = json.loads(found[1])
     assert [run["label"] for run in data["runs"]] == ["baseline-seed0", "rho1-seed0"]
     assert data["studies"][0]["arms"][1]["sentence"] == done[1]["arms"][1]["sentence"]
+
+
+@pytest.fixture
+def bucket() -> Iterator[ObjectPath]:
+    with memory_storage() as made:
+        yield made
+
+
+def test_a_study_in_a_store_has_the_table_and_the_page_of_one_on_a_disk(
+    done: tuple[Study, Any], bucket: ObjectPath, tmp_path: Path, wmtp_command: Callable[..., tuple[int, str, str]]
+) -> None:
+    there, folder = bucket / "studies" / "small", done[0].folder
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".yaml") and path.name != "study.json":
+            copy(path, there / path.relative_to(folder).as_posix())
+    code, out, _ = wmtp_command("study", "--study", folder.parent / "study.yaml", "--out", there, "--table", "--json")
+    assert (code, json.loads(out)) == (0, done[1])
+    assert json.loads((there / "study.json").read_text()) == done[1]
+    for place in (folder, there):
+        assert wmtp_command("report", place, "--out", tmp_path / "page.html", "--json")[0] == 0
+        assert done[1]["arms"][1]["sentence"] in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.exhaustive
+def test_a_study_that_runs_in_a_store_gives_the_figures_of_one_on_a_disk(
+    done: tuple[Study, Any], bucket: ObjectPath
+) -> None:
+    study = read_study(done[0].folder.parent / "study.yaml", f"{bucket}/study")
+    assert without_clocks(finish(study)) == without_clocks(done[1])
+    assert study.file("logs", "baseline-seed0").read_text() == "ended with 0"
+
+
+def test_what_writes_samples_is_refused_for_a_study_in_a_store(tmp_path: Path, bucket: ObjectPath) -> None:
+    make(tmp_path, evaluate=[{"benchmark": "embedded"}])
+    with pytest.raises(UsageError, match=r"evaluate needs the study's folder on a local disk.*got memory://"):
+        finish(read_study(tmp_path / "study.yaml", f"{bucket}/study"))
 
 
 class Died(BaseException):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wmtp.data.batches import Batches, pair_items
 from wmtp.data.facts import facts_of
 from wmtp.data.orders import POOL, DifficultyBin, Mixed, Order, Shuffled
-from wmtp.data.sampling import RATIO, UNKNOWN, RowFacts, Selection, cycled_pairs
+from wmtp.data.sampling import PRIORITY, RATIO, UNKNOWN, RowFacts, Selection, cycled_pairs, generator
 from wmtp.data.text import Row
 from wmtp.errors import DataError
 from wmtp.schedule import Schedule
@@ -116,6 +116,20 @@ def test_unique_pairs_use_a_row_once_and_leave_no_pair_over(known: RowFacts, see
     labels = Counter(zip(known.problem_R.tolist(), known.correct_R.tolist(), strict=True))
     problems = set(known.problem_R.tolist())
     assert len(pairs) == sum(min(labels[p, 1], labels[p, 0]) for p in problems)
+
+
+@given(facts(), SEED)
+@few
+def test_unique_pairs_are_those_of_the_plain_definition(known: RowFacts, seed: int) -> None:
+    priority = generator(PRIORITY, seed, 0).permutation(len(known))
+
+    def side(problem: int, label: int) -> list[int]:
+        rows = (r for r in range(len(known)) if (known.problem_R[r], known.correct_R[r]) == (problem, label))
+        return sorted(rows, key=lambda row: int(priority[row]))
+
+    problems = sorted(set(known.problem_R.tolist()))
+    plain = [pair for p in problems for pair in zip(side(p, 1), side(p, 0), strict=False)]
+    assert (pairs_of(known, "unique", seed=seed) or []) == plain
 
 
 @given(facts(), SEED)

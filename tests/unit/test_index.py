@@ -49,7 +49,9 @@ def indexed(file: Path) -> Path:
 
 @given(
     st.lists(
-        st.tuples(TEXT, TEXT, TEXT, st.sampled_from([True, False, None]), st.integers(0, 9), st.sampled_from("\n\r ")),
+        st.tuples(
+            TEXT, TEXT, TEXT, st.sampled_from([True, False, None]), st.integers(0, 9), st.sampled_from("\n\r \f\xa0")
+        ),
         min_size=1, max_size=12,
     ),
     st.booleans(),

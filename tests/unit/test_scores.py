@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.formats.identity import model_fingerprint
 from wmtp.formats.native import save_model
 from wmtp.prescoring import batches_of
-from wmtp.scores import CARD, Card, ColumnCard, ScoreFile, StoredScores, row_key, spans_of, writing
+from wmtp.scores import CARD, Card, ColumnCard, ScoreFile, StoredScores, row_key, score_writer, spans_of, writing
 from wmtp.scores.rows import span_of
-from wmtp.testing import tiny_base
+from wmtp.storage import ObjectPath, Place, write_atomic
+from wmtp.testing import memory_storage, tiny_base
 from wmtp.value import ValueModel
 
 KEY: dict[str, str | int] = {
@@ -47,7 +49,7 @@ def rows_of(count: int, seed: int = 0) -> list[Row]:
 class Written:
     """A folder of scores of some rows, whose scores are known."""
 
-    def __init__(self, folder: Path, rows: list[Row], *, dtype: str = "float32", per_batch: int = 3) -> None:
+    def __init__(self, folder: Place, rows: list[Row], *, dtype: str = "float32", per_batch: int = 3) -> None:
         self.rows, self.spans = rows, [span_of(row.tokens, row.response_start) for row in rows]
         batches = [self.spans[i : i + per_batch] for i in range(0, len(rows), per_batch)]
         tokens = sum(span.length for span in self.spans)
@@ -63,7 +65,7 @@ class Written:
                 "tokens": tokens,
             }
         )
-        self.file = ScoreFile(folder, card, batches)
+        self.file = score_writer(folder, card, batches)
         random = np.random.default_rng(1)
         self.scores = [
             {name: random.normal(size=(sum(s.length for s in batch), column.width)) for name, column in columns.items()}
@@ -78,7 +80,7 @@ class Written:
         return np.concatenate([scores[name] for scores in self.scores])
 
 
-def finished(folder: Path, rows: list[Row], **options: Any) -> Written:
+def finished(folder: Place, rows: list[Row], **options: Any) -> Written:
     made = Written(folder, rows, **options)
     made.file.begin()
     made.write()
@@ -86,7 +88,7 @@ def finished(folder: Path, rows: list[Row], **options: Any) -> Written:
     return made
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder: Place) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -363,3 +365,74 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(tmp_path: Path) ->
     one, two, other, loss = (model_fingerprint(str(tmp_path / name)) for name in ("one", "two", "other", "loss"))
     assert one == two
     assert len({one, other, loss}) == 3
+
+
+# in a store
+
+
+@pytest.fixture
+def bucket() -> Iterator[ObjectPath]:
+    with memory_storage() as made:
+        yield made
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+def test_scores_in_a_store_are_the_files_and_the_numbers_of_scores_on_a_disk(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    rows, folder = rows_of(20), request.getfixturevalue("bucket" if kind == "memory" else "s3") / "scores"
+    finished(tmp_path / "s", rows)
+    finished(folder, rows)
+    assert files(folder) == files(tmp_path / "s")
+    batch = collate(rows, [7, 3, 12, 3], pad_id=2)
+    for name, column in (("values", VALUES), ("reference_nll", NLL)):
+        near, far = (StoredScores(place, KEY, name, column) for place in (tmp_path / "s", folder))
+        far.check_rows(rows)
+        assert torch.equal(far.of(batch), near.of(batch))
+
+
+@given(st.permutations(range(7)), st.integers(0, 7), st.booleans())
+@settings(max_examples=12)
+def test_scoring_into_a_store_goes_on_after_an_interruption_and_scores_a_damaged_part_again(
+    order: list[int], stop: int, damaged: bool
+) -> None:
+    rows = rows_of(20)
+    with memory_storage() as bucket:
+        finished(bucket / "whole", rows)
+        first = Written(bucket / "broken", rows)
+        first.file.begin()
+        for number in order[:stop]:
+            first.write(number)
+        again = Written(bucket / "broken", rows)
+        todo = again.file.begin()
+        assert todo == sorted(order[stop:])
+        if todo:
+            again.write(*todo)
+        if damaged:
+            part = bucket / "broken" / "parts" / f"{order[0]:08}.part"
+            write_atomic(part, part.read_bytes()[:-1])
+            with pytest.raises(WmtpError, match=f"{order[0]:08}.part is missing or damaged; run the command again"):
+                again.file.finish()
+            assert again.file.begin() == [order[0]]
+            assert not (bucket / "broken" / CARD).exists()
+            again.write(order[0])
+        again.file.finish()
+        assert files(bucket / "broken") == files(bucket / "whole")
+        assert again.file.begin() == []
+
+
+def test_a_damaged_file_of_scores_in_a_store_is_refused(bucket: ObjectPath) -> None:
+    finished(bucket / "s", rows_of(3))
+    path = bucket / "s" / "values.npy"
+    content = path.read_bytes()
+    write_atomic(path, content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"values.npy is missing or damaged"):
+        StoredScores(bucket / "s", KEY, "values", VALUES)
+    with pytest.raises(DataError, match="wmtp score --recipe"):
+        StoredScores(bucket / "none", KEY, "values", VALUES)
+
+
+def test_scores_are_not_put_among_other_objects(bucket: ObjectPath) -> None:
+    write_atomic(bucket / "notes.txt", "mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        Written(bucket, rows_of(3)).file.begin()

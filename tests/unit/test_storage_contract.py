@@ -118,6 +118,16 @@ def test_a_removed_file_is_gone(folder: Place) -> None:
 
 
 @pytest.mark.parametrize("folder", ["memory", "s3"], indirect=True)
+def test_an_object_has_another_tag_when_it_has_another_content_and_only_then(folder: ObjectPath) -> None:
+    path, tags = folder / "x", []
+    for content in (b"one", b"two", b"one"):
+        write_atomic(path, content)
+        tags.append(path.store.tag(path.key))
+    assert tags[0] == tags[2] != tags[1]
+    assert path.store.tag(f"{path.key}y") is None
+
+
+@pytest.mark.parametrize("folder", ["memory", "s3"], indirect=True)
 def test_of_several_that_create_the_same_object_one_does(folder: ObjectPath) -> None:
     bucket, key = folder.store, (folder / "lock").key
     with ThreadPoolExecutor(4) as threads:

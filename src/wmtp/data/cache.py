@@ -2,7 +2,7 @@
 
 A cache folder holds one folder for each key. The key is all that decides what the rows are, and its hash is the
 folder's name. Whoever comes first, whatever rank or run, holds a lock while it makes them; the others wait for it,
-which is no collective and may take as long as it must.
+which is no collective and may take as long as it must. From a store every process has the rows in its memory.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from wmtp.data import columns, containers, contests, groups, judged, kinds, records, sources, stored, text, tokenising
-from wmtp.data.columns import Columns, ColumnWriter, new_folder, open_folder
-from wmtp.errors import DataError, UsageError
+from wmtp.data.columns import HEADER, Columns, ColumnWriter, new_folder, open_folder
+from wmtp.errors import DataError, LockedError, UsageError
+from wmtp.storage import ObjectPath, Place, held
 
 KIND, VERSION = "tokenised rows", 1
 _CODE = (columns, containers, contests, groups, judged, kinds, records, sources, stored, text, tokenising)
@@ -44,7 +45,7 @@ def _sha256_of(modules: Iterable[ModuleType]) -> str:
 
 
 def cached_rows(
-    folder: Path, key: Mapping[str, Any], write: Callable[[ColumnWriter], Mapping[str, Any]]
+    folder: Place, key: Mapping[str, Any], write: Callable[[ColumnWriter], Mapping[str, Any]]
 ) -> tuple[Columns, bool]:
     """The columns of a key, and whether they were made just now.
 
@@ -60,10 +61,11 @@ def cached_rows(
     wanted = json.loads(json.dumps(key))
     name = f"rows-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
     made = False
-    with _alone(folder):
-        if not (folder / name).exists():
-            for unfinished in folder.glob(f".{name}.making-*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+    with _alone_in_store(folder) if isinstance(folder, ObjectPath) else _alone(folder):
+        if not (folder / name / HEADER).exists():
+            if isinstance(folder, Path):
+                for unfinished in folder.glob(f".{name}.making-*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
             with new_folder(folder / name, KIND) as writer:
                 about = write(writer)
                 writer.finish({"kind": KIND, "version": VERSION, "key": wanted, **about})
@@ -87,4 +89,17 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from problem
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _alone_in_store(folder: ObjectPath) -> Iterator[None]:
+    """The same in a store."""
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(held(folder / ".lock", f"rows are being made in {folder}"))
+                break
+            except LockedError:  # after a while in which its holder showed that it lives
+                continue
         yield

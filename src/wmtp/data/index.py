@@ -2,9 +2,9 @@
 
 The index of a file is a folder of columns: per row the offset and size of its line, the line's CRC-32, its problem,
 `is_correct`, `difficulty`, the characters of prompt and response, and whether an official split keeps it from training;
-and the problems' names. It belongs to one
-content: opening it compares size and, where the file was touched since, the SHA-256 of the whole; reading compares
-every line with its CRC. Records that are not in our own schema are made so first (`wmtp data prepare`).
+and the problems' names. It belongs to one content: opening it compares size and, where the file was touched since (its
+time of change, or in a store its tag, is another), the SHA-256 of the whole; reading compares every line with its CRC.
+Records that are not in our own schema are made so first (`wmtp data prepare`).
 
 With a tokenizer it also has lengths in tokens (`wmtp.data.token_lengths`), which belong to that tokenizer.
 """
@@ -12,13 +12,11 @@ With a tokenizer it also has lengths in tokens (`wmtp.data.token_lengths`), whic
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from zlib import crc32
@@ -28,15 +26,16 @@ from numpy.typing import NDArray
 
 from wmtp.data import token_lengths
 from wmtp.data.columns import ColumnWriter, append_texts, new_folder, open_folder, text_at
-from wmtp.data.containers import MAX_LINE_BYTES, decode_line
+from wmtp.data.containers import MAX_LINE_BYTES, decode_line, decode_lines
 from wmtp.data.kinds import official_split
+from wmtp.data.pieces import read_pieces
 from wmtp.data.records import BadRow, Record, parse
 from wmtp.data.sampling import UNKNOWN, Integers, RowFacts
 from wmtp.data.stored import blocks
 from wmtp.data.text import Encoder, Tokens
 from wmtp.data.token_lengths import NO_LIMIT, Measure, Measured
 from wmtp.errors import DataError
-from wmtp.storage import sha256_file
+from wmtp.storage import ObjectPath, Place, sha256_file
 
 KIND, VERSION = "index of records", 2
 MAX_DIFFICULTY = 2**31 - 1
@@ -52,17 +51,19 @@ _COLUMNS = {
     "split": np.int8,
 }
 _NO_SPLIT, _TRAIN, _OTHER_SPLIT = 0, 1, 2
+_ROWS, _BYTES = 1 << 16, 1 << 16
+"""Rows that are looked up, and bytes of lines that are decoded, at once."""
 
 
-def default_folder(path: Path) -> Path:
+def default_folder(path: Place) -> Place:
     """Where the index of a file is unless somebody says otherwise: beside it."""
     return path.with_name(f"{path.name}.index")
 
 
-def build_index(path: Path, out: Path, measure: Measure | None = None) -> dict[str, Any]:
+def build_index(path: Place, out: Place, measure: Measure | None = None) -> dict[str, Any]:
     """Read a records file once and write its index; what is in it, as counts.
 
-    Holds some 200 bytes for every problem, and nothing for rows.
+    Holds some 200 bytes for every problem, and nothing for rows; for every column of an index in a store up to 8 MiB.
 
     Args:
         measure: how rows are measured in tokens; without it, in characters alone.
@@ -107,12 +108,12 @@ class Index:
         DataError: no index, a damaged one, or one of another file or content.
     """
 
-    def __init__(self, path: Path, folder: Path | None = None) -> None:
+    def __init__(self, path: Place, folder: Place | None = None) -> None:
         self.path, self.folder = path, folder or default_folder(path)
         self._columns = open_folder(self.folder, KIND, VERSION, f"make it with: wmtp data index {path}")
         self._arrays = self._columns.arrays
         self._check()
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._file: int | ObjectPath = path if isinstance(path, ObjectPath) else os.open(path, os.O_RDONLY)
 
     def __enter__(self) -> Index:
         return self
@@ -120,7 +121,8 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        if isinstance(self._file, int):
+            os.close(self._file)
 
     def __len__(self) -> int:
         return len(self._arrays["offset"])
@@ -175,7 +177,7 @@ class Index:
 
     def tokens(self, rows: Integers, encoder: Encoder) -> Iterator[Tokens]:
         """What `encoder.tokens` gives for some rows, from the ids that are kept."""
-        return token_lengths.kept_tokens(self._arrays, rows, len(encoder.before))
+        return token_lengths.kept_tokens(self._columns, rows, len(encoder.before))
 
     @property
     def _lengths(self) -> Mapping[str, Any] | None:
@@ -196,21 +198,37 @@ class Index:
         return map(self.name, range(len(self._arrays["name_end"])))
 
     def read(self, rows: Sequence[int] | Integers) -> Iterator[Record]:
-        """The records of some rows, counted from 0, in the order asked for; each is read by itself.
+        """The records of some rows, counted from 0, in the order asked for; on a disk nothing else is read.
 
         Raises:
-            DataError: a line is not what was indexed.
+            DataError: a line is not what was indexed, or cannot be read.
+            StorageError: the store's.
         """
-        places = np.asarray(rows, np.int64)
-        columns = [self._arrays[name][places].tolist() for name in ("offset", "size", "crc")]
-        for row, offset, size, crc in zip(places.tolist(), *columns, strict=True):
-            line = os.pread(self._descriptor, size, offset)
+        rows_N = np.asarray(rows, np.int64)
+        try:
+            for start in range(0, len(rows_N), _ROWS):
+                for lines in self._lines(rows_N[start : start + _ROWS]):
+                    yield from map(parse, decode_lines(lines))
+        except OSError as problem:
+            raise _unreadable(self.path, problem) from problem
+
+    def _lines(self, rows_N: Integers) -> Iterator[list[bytes]]:
+        """The lines of some rows, as many as are decoded at once."""
+        start_N, size_N, crc_N = (self._arrays[name][rows_N] for name in ("offset", "size", "crc"))
+        lines, held = list[bytes](), 0
+        read = read_pieces(self._file, start_N, start_N + size_N)
+        for row, start, crc, line in zip(rows_N.tolist(), start_N.tolist(), crc_N.tolist(), read, strict=True):
             if crc32(line) != crc:
                 raise DataError(
-                    f"row {row} of {self.path}, at byte {offset}, is not what it was when {self.folder} was made; make "
+                    f"row {row} of {self.path}, at byte {start}, is not what it was when {self.folder} was made; make "
                     f"the index anew: wmtp data index {self.path}"
                 )
-            yield parse(json.loads(line))  # the CRC says that it was decoded, with all checks, for the index
+            lines.append(line)
+            held += len(line)
+            if held >= _BYTES:
+                yield lines
+                lines, held = [], 0
+        yield lines
 
     def _check(self) -> None:
         about, now = self._columns.about, _state(self.path)
@@ -220,7 +238,8 @@ class Index:
                 f"{self.folder} is the index of a file of {about['bytes']:,} bytes; {self.path} has {now['bytes']:,}; "
                 f"{remedy}"
             )
-        if now["mtime_ns"] != about["mtime_ns"] and sha256_file(self.path) != about["sha256"]:
+        untouched = all(about.get(name) == value for name, value in now.items())
+        if not untouched and sha256_file(self.path) != about["sha256"]:
             raise DataError(f"{self.folder} is the index of another content than {self.path} has now; {remedy}")
 
 
@@ -250,14 +269,19 @@ class _Problems:
         self._waiting = []
 
 
-def _state(path: Path) -> dict[str, int]:
+def _state(path: Place) -> dict[str, int | str]:
+    """What is another when a file was written to."""
     try:
+        if isinstance(path, ObjectPath):
+            return {"bytes": path.stat().st_size, "tag": path.store.tag(path.key) or ""}
         status = path.stat()
     except OSError as problem:
-        raise DataError(
-            f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read"
-        ) from problem
+        raise _unreadable(path, problem) from problem
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _unreadable(path: Place, problem: OSError) -> DataError:
+    return DataError(f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read")
 
 
 def _measured(
@@ -278,7 +302,7 @@ def _measured(
         yield waiting.popleft(), measured
 
 
-def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[Record, tuple[int, ...]]]:
+def _lines(path: Place, digest: Any, problems: _Problems) -> Iterator[tuple[Record, tuple[int, ...]]]:
     """The record and the columns of each row; `digest` is given every byte."""
     try:
         with path.open("rb") as file:
@@ -298,12 +322,10 @@ def _lines(path: Path, digest: Any, problems: _Problems) -> Iterator[tuple[Recor
                     yield record, (offset, len(line), crc32(line), *facts)
                 offset += len(line)
     except OSError as problem:
-        raise DataError(
-            f"cannot read the data file {path}: {problem.strerror or problem}; name a file that can be read"
-        ) from problem
+        raise _unreadable(path, problem) from problem
 
 
-def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[Record, tuple[int, ...]]:
+def _row(path: Place, number: int, line: bytes, problems: _Problems) -> tuple[Record, tuple[int, ...]]:
     try:
         record = parse(decode_line(line))
         _, split = official_split(record)
@@ -319,7 +341,7 @@ def _row(path: Path, number: int, line: bytes, problems: _Problems) -> tuple[Rec
     return record, (problems.number(record.problem_id), correct, record.difficulty, *lengths, place)
 
 
-def _require_lines(path: Path, start: bytes) -> None:
+def _require_lines(path: Place, start: bytes) -> None:
     """Raise `DataError` unless rows can be found again by their position."""
     if start.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
         raise DataError(

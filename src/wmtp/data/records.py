@@ -65,12 +65,12 @@ def parse(row: Any) -> Record:
     """
     if not isinstance(row, dict):
         raise BadRow(f"expected a JSON object, got {_kind(row)}")
-    unknown = sorted(set(row) - set(_FIELDS))
-    if unknown:
+    if not row.keys() <= _FIELDS.keys():
+        unknown = min(row.keys() - _FIELDS.keys())
         raise BadRow(
-            f"unknown field {_kind(unknown[0])}; a record has {', '.join(_FIELDS)} (map others with data.*.fields)"
+            f"unknown field {_kind(unknown)}; a record has {', '.join(_FIELDS)} (map others with data.*.fields)"
         )
-    values: dict[str, Any] = {name: check(row[name], name) for name, check in _FIELDS.items() if name in row}
+    values: dict[str, Any] = {name: _FIELDS[name](value, name) for name, value in row.items()}
     for name in ("prompt", "response"):
         if name not in values:
             raise BadRow(f"field {name!r} is missing; a record has prompt and response (map others with data.*.fields)")
@@ -92,7 +92,8 @@ def _text(value: Any, name: str) -> str:
 
 def _unicode(value: str, name: str) -> str:
     try:
-        value.encode()
+        if not value.isascii():  # told at once
+            value.encode()
     except UnicodeEncodeError as problem:
         raise BadRow(f"field {name!r} holds half of a surrogate pair: it must be valid Unicode text") from problem
     return value

@@ -146,15 +146,24 @@ def within_groups(groups: Integers, priority: Integers) -> tuple[Integers, Integ
 
 
 def unique_pairs(facts: RowFacts, group_R: Integers, priority_R: Integers) -> Integers:
-    """(correct, incorrect) rows of the same group, each row in at most one pair, matched in the order of priorities."""
-    sides = []
-    good, bad = (np.flatnonzero(facts.correct_R == label) for label in (1, 0))
+    """(correct, incorrect) rows of the same group, each row in at most one pair, matched in the order of priorities.
+
+    Args:
+        priority_R: a permutation.
+    """
+    bits = len(priority_R).bit_length()
+    key_R = (group_R << bits) | priority_R  # sorted, they are by group, in it by priority; and tell the row
+    row_P = np.empty_like(priority_R)
+    row_P[priority_R] = np.arange(len(priority_R))
+    keys = [np.sort(key_R[facts.correct_R == label]) for label in (1, 0)]
+    groups = [key_N >> bits for key_N in keys]
     size = int(group_R.max(initial=-1)) + 1
-    both_G = np.minimum(np.bincount(group_R[good], minlength=size), np.bincount(group_R[bad], minlength=size))
-    for rows in (good, bad):
-        order, place = within_groups(group_R[rows], priority_R[rows])
-        kept = order[place < both_G[group_R[rows][order]]]
-        sides.append(rows[kept])
+    counts = [np.bincount(group_N, minlength=size) for group_N in groups]
+    both_G, sides = np.minimum(*counts), []
+    for key_N, group_N, count_G in zip(keys, groups, counts, strict=True):
+        end_G = np.cumsum(count_G) - count_G + both_G
+        kept = key_N[np.arange(len(key_N)) < end_G[group_N]]
+        sides.append(row_P[kept & ((1 << bits) - 1)])
     return np.stack(sides, axis=1)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.data.cache import token_code_version
-from wmtp.data.columns import ColumnWriter
+from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.records import Record
 from wmtp.data.sampling import Integers
 from wmtp.data.text import Encoder, Tokens, check_template
@@ -102,9 +102,10 @@ def lengths(arrays: Mapping[str, NDArray[Any]], max_length: int) -> tuple[NDArra
     return length_R, np.maximum(length_R - start_R, np.int32(0))
 
 
-def kept_tokens(arrays: Mapping[str, NDArray[Any]], rows: Integers, before: int) -> Iterator[Tokens]:
+def kept_tokens(columns: Columns, rows: Integers, before: int) -> Iterator[Tokens]:
     """What `Encoder.tokens` gave for some rows; `before` is the number of tokens that a BOS takes."""
-    for row in rows.tolist():
-        ids = arrays["id"][int(arrays["id_end"][row - 1]) if row else 0 : int(arrays["id_end"][row])]
-        start = int(arrays["start"][row])
-        yield Tokens(ids.tolist(), None if start == _NO_TOKEN else start - before, bool(arrays["straddles"][row]))
+    end_R, start_R, straddles_R = (columns.arrays[name] for name in ("id_end", "start", "straddles"))
+    begin_N = np.where(rows > 0, end_R[rows - 1], 0)
+    for row, ids in zip(rows.tolist(), columns.pieces("id", begin_N, end_R[rows]), strict=True):
+        start = int(start_R[row])
+        yield Tokens(ids.tolist(), None if start == _NO_TOKEN else start - before, bool(straddles_R[row]))

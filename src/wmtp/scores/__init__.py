@@ -13,9 +13,10 @@ is found by its content (`row_key`), so any subset of the rows, in any order and
 from __future__ import annotations
 
 from wmtp.scores.card import CARD, CODE, Card, ColumnCard, read_card
+from wmtp.scores.in_store import score_writer
 from wmtp.scores.rows import Of, Span, judged_spans_of, row_key, span_in, spans_of
 from wmtp.scores.stored import StoredScores
-from wmtp.scores.writing import ScoreFile
+from wmtp.scores.writing import ScoreFile, ScoreWriter
 
 __all__ = [
     "CARD",
@@ -24,11 +25,13 @@ __all__ = [
     "ColumnCard",
     "Of",
     "ScoreFile",
+    "ScoreWriter",
     "Span",
     "StoredScores",
     "judged_spans_of",
     "read_card",
     "row_key",
+    "score_writer",
     "span_in",
     "spans_of",
 ]

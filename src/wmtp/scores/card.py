@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wmtp.errors import DataError, first_line
+from wmtp.storage import Place
 
 CARD = "scores.json"
 CODE = 1
@@ -53,7 +53,7 @@ class Card(BaseModel):
     """Of the other files; empty while they are being made."""
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Place) -> Card:
     """The card of a folder of scores.
 
     Raises:
@@ -72,14 +72,14 @@ def read_card(folder: Path) -> Card:
         ) from problem
 
 
-def check_key(folder: Path, card: Card, wanted: Key) -> None:
+def check_key(folder: Place, card: Card, wanted: Key) -> None:
     """Raise `DataError` naming the first key whose value is another than the run's."""
     for name, value in wanted.items():
         if card.key.get(name) != value:
             raise _other(folder, name, card.key.get(name), value)
 
 
-def check_column(folder: Path, card: Card, name: str, wanted: ColumnCard) -> None:
+def check_column(folder: Place, card: Card, name: str, wanted: ColumnCard) -> None:
     """Raise `DataError` unless the folder has this column, from this model, with at least so many scores a token."""
     column = card.columns.get(name)
     if column is None:
@@ -99,7 +99,7 @@ def _named(column: ColumnCard) -> str:
     return f"{column.source} ({column.model[:12]})"
 
 
-def _other(folder: Path, name: str, theirs: object, ours: object) -> DataError:
+def _other(folder: Place, name: str, theirs: object, ours: object) -> DataError:
     return DataError(
         f"the scores in {folder} were made with another {name}: {theirs!r}, the run has {ours!r}; {_AGAIN}"
     )

@@ -1,10 +1,11 @@
-"""Reading stored scores: mapped into memory, found by the content of a row."""
+"""Reading stored scores: mapped into memory (from a store, fetched into it), found by the content of a row."""
 
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections.abc import Iterable
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wmtp.data.batches import Batch
+from wmtp.data.columns import fetched
 from wmtp.data.stored import blocks
 from wmtp.data.text import Row
 from wmtp.errors import DataError
 from wmtp.scores.card import ColumnCard, Key, check_column, check_key, read_card
 from wmtp.scores.rows import judged_spans_of, span_in, spans_of
-from wmtp.storage import sha256_file
+from wmtp.storage import ObjectPath, Place, sha256_file
 
 INDEX = "index.npy"
+_HEADER = 1 << 16
+"""Bytes that the header of an `.npy` file has at most, and some."""
 
 
 def column_file(name: str) -> str:
@@ -40,14 +44,11 @@ class StoredScores:
         DataError: no scores, scores of something else (the message names what differs), or damaged files.
     """
 
-    def __init__(self, folder: Path, key: Key, name: str, wanted: ColumnCard) -> None:
+    def __init__(self, folder: Place, key: Key, name: str, wanted: ColumnCard) -> None:
         self.folder, card = folder, read_card(folder)
         check_key(folder, card, key)
         check_column(folder, card, name, wanted)
-        for file in (INDEX, column_file(name)):
-            if not (folder / file).is_file() or sha256_file(folder / file) != card.sha256.get(file):
-                raise DataError(f"{folder / file} is missing or damaged: it is not what was written; score again")
-        index, self._scores = (_mapped(folder / file) for file in (INDEX, column_file(name)))
+        index, self._scores = (_checked(folder / file, card.sha256.get(file)) for file in (INDEX, column_file(name)))
         self._keys, self._starts = index["key"], index["start"]
         self._width, self._of = wanted.width, wanted.of
 
@@ -100,6 +101,26 @@ class StoredScores:
         return key
 
 
-def _mapped(path: Path) -> NDArray[Any]:
-    """A file's array, mapped; as a plain one, since slices of `np.memmap` cost ten times as much."""
-    return np.asarray(np.load(path, mmap_mode="r"))
+def _checked(path: Place, sha256: str | None) -> NDArray[Any]:
+    """A file's array; mapped, as a plain one, since slices of `np.memmap` cost ten times as much. From a store all of
+    it is in memory.
+
+    Raises:
+        DataError: it is not what was written.
+    """
+    if path.is_file():
+        if isinstance(path, ObjectPath):
+            content = fetched(path)
+            if hashlib.sha256(content).hexdigest() == sha256:
+                return _array(content)
+        elif sha256_file(path) == sha256:
+            return np.asarray(np.load(path, mmap_mode="r"))
+    raise DataError(f"{path} is missing or damaged: it is not what was written; score again")
+
+
+def _array(content: bytearray) -> NDArray[Any]:
+    """What an `.npy` file holds, without a copy."""
+    header = BytesIO(content[:_HEADER])
+    np.lib.format.read_magic(header)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    return np.frombuffer(content, dtype, offset=header.tell()).reshape(shape)

@@ -3,6 +3,8 @@
 What a batch gave lies in `parts/`, in a file of its own that begins with the SHA-256 of the rest: a torn one is known
 and made again. At the end the parts are put behind one another in the columns, and each goes once its copy is on the
 disk, so that little lies there twice; `scores.json` comes last, and without it there are no scores.
+
+A `ScoreFile` is on a disk; `wmtp.scores.in_store` has the same for a store.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import BytesIO
@@ -25,7 +28,7 @@ from wmtp.errors import UsageError, WmtpError, first_line
 from wmtp.scores.card import CARD, Card, read_card
 from wmtp.scores.rows import Span
 from wmtp.scores.stored import INDEX, column_file
-from wmtp.storage import fsync_folder, sha256_file, write_atomic
+from wmtp.storage import Place, fsync_folder, sha256_file, write_atomic
 
 ENTRY = np.dtype([("key", "u1", (16,)), ("start", "<i8")])
 TWICE = 64 * 2**20
@@ -33,7 +36,7 @@ TWICE = 64 * 2**20
 _DIGEST = 32
 
 
-class ScoreFile:
+class ScoreWriter(ABC):
     """A folder of scores in the making.
 
     Args:
@@ -41,11 +44,10 @@ class ScoreFile:
         batches: the rows of every batch, in order.
     """
 
-    def __init__(self, folder: Path, card: Card, batches: Sequence[Sequence[Span]]) -> None:
+    def __init__(self, folder: Place, card: Card, batches: Sequence[Sequence[Span]]) -> None:
         self.folder, self.card, self.batches = folder, card, batches
         self._parts = folder / "parts"
         self._about = self._parts / "about.json"
-        self._columns = [_column(folder, card, name) for name in card.columns]
         self._starts = [0, *accumulate(sum(span.length for span in batch) for batch in batches)]
         """Tokens before each batch, and all of them."""
 
@@ -70,46 +72,135 @@ class ScoreFile:
             raise WmtpError(
                 f"cannot write scores to {self.folder}: {first_line(problem)}; run it again to go on"
             ) from problem
-        return [n for n in range(len(self.batches)) if self._read(n) is None and not self._moved(n)]
+        return self._missing()
 
     def write(self, number: int, scores: Mapping[str, NDArray[Any]]) -> None:
         """What a batch gave: per column `[tokens of its spans, C]`.
 
         Raises:
-            WmtpError: a score that the number format cannot hold, or a disk that does not take it.
+            WmtpError: a score that the number format cannot hold, or a disk or store that does not take it.
         """
         with np.errstate(over="ignore"):  # told below
             columns = [scores[name].astype(self.card.dtype) for name in self.card.columns]
         if not all(np.isfinite(column).all() for column in columns):
             raise WmtpError(f"a score is too large for {self.card.dtype}: use --dtype float32, in another folder")
         payload = b"".join(column.tobytes() for column in columns)
+        self._put(number, hashlib.sha256(payload).digest() + payload)
+
+    def finish(self) -> Card:
+        """Put the columns together and publish the card; without anything to do where that is done already.
+
+        Raises:
+            WmtpError: a batch is missing, or the disk or store does not take it; the parts are kept.
+        """
+        try:
+            if not (self.folder / CARD).exists():
+                card = self.card.model_copy(update={"sha256": self._put_together()})
+                write_atomic(self.folder / CARD, json.dumps(card.model_dump(), indent=2) + "\n")
+            self._clear()
+        except OSError as problem:
+            raise WmtpError(
+                f"cannot write scores to {self.folder}: {problem.strerror or problem}; run it again to go on"
+            ) from problem
+        return read_card(self.folder)
+
+    @abstractmethod
+    def _missing(self) -> list[int]:
+        """The batches that have no scores yet."""
+
+    @abstractmethod
+    def _put(self, number: int, content: bytes) -> None:
+        """Keep what a batch gave."""
+
+    @abstractmethod
+    def _put_together(self) -> dict[str, str]:
+        """Index and columns from the parts; the SHA-256 of each file."""
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """Remove the parts."""
+
+    def _name(self, number: int) -> str:
+        """Of a part."""
+        return f"{number:08}.part"
+
+    def _of_part(self, number: int, content: bytes) -> list[NDArray[Any]] | None:
+        """The columns of a batch; None if they are torn."""
+        digest, payload = content[:_DIGEST], content[_DIGEST:]
+        if hashlib.sha256(payload).digest() != digest:
+            return None
+        tokens, columns, start = sum(span.length for span in self.batches[number]), [], 0
+        for column in self.card.columns.values():
+            size = tokens * column.width * np.dtype(self.card.dtype).itemsize
+            numbers = np.frombuffer(payload[start : start + size], dtype=self.card.dtype)
+            columns.append(numbers.reshape(tokens, column.width))
+            start += size
+        return columns
+
+    def _lost(self, number: int) -> WmtpError:
+        return WmtpError(f"{self._parts / self._name(number)} is missing or damaged; run the command again to go on")
+
+    def _index(self) -> NDArray[Any]:
+        """Where the scores of each row start, by the rows' keys."""
+        spans = [span for batch in self.batches for span in batch]
+        starts = [0, *accumulate(span.length for span in spans)]
+        entries = np.zeros(len(spans), dtype=ENTRY)
+        for place, i in enumerate(sorted(range(len(spans)), key=lambda i: spans[i].key)):
+            entries[place] = (np.frombuffer(spans[i].key, dtype=np.uint8), starts[i])
+        return entries
+
+    def _header(self, name: str) -> bytes:
+        """What the `.npy` file of a column begins with."""
+        dtype, width, header = np.dtype(self.card.dtype), self.card.columns[name].width, BytesIO()
+        shape = (self.card.tokens, width)
+        about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, about)
+        return header.getvalue()
+
+    def _check(self, found: Card) -> None:
+        """Raise `UsageError` if what is there is not what is to be made."""
+        before, now = (card.model_dump(exclude={"sha256"}) for card in (found, self.card))
+        for nested in ("key", "columns"):
+            before |= {f"{nested}.{name}": value for name, value in before.pop(nested).items()}
+            now |= {f"{nested}.{name}": value for name, value in now.pop(nested).items()}
+        different = ", ".join(name for name in {**before, **now} if before.get(name) != now.get(name))
+        if different:
+            raise UsageError(
+                f"{self.folder} has scores of something else ({different}); remove it, or name another with --out"
+            )
+
+
+class ScoreFile(ScoreWriter):
+    """A folder of scores in the making, on a disk. Args: as `ScoreWriter`."""
+
+    def __init__(self, folder: Path, card: Card, batches: Sequence[Sequence[Span]]) -> None:
+        super().__init__(folder, card, batches)
+        self._disk = folder
+        itemsize = np.dtype(card.dtype).itemsize
+        self._columns = [
+            _Column(folder / column_file(name), self._header(name), column.width * itemsize)
+            for name, column in card.columns.items()
+        ]
+
+    def _missing(self) -> list[int]:
+        return [n for n in range(len(self.batches)) if self._read(n) is None and not self._moved(n)]
+
+    def _put(self, number: int, content: bytes) -> None:
         temporary = self._part(number).with_suffix(f".tmp{os.getpid()}")
         try:
-            temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
+            temporary.write_bytes(content)
             temporary.replace(self._part(number))
         except OSError as problem:
             raise WmtpError(
                 f"cannot write {self._part(number)}: {problem.strerror or problem}; run it again to go on"
             ) from problem
 
-    def finish(self) -> Card:
-        """Put the columns together and publish the card; without anything to do where that is done already.
+    def _put_together(self) -> dict[str, str]:
+        files = [self._write_index(), *self._write_columns()]
+        return {file: sha256_file(self._disk / file) for file in files}
 
-        Raises:
-            WmtpError: a batch is missing, or the disk does not take it; the parts are kept.
-        """
-        try:
-            if not (self.folder / CARD).exists():
-                files = [self._write_index(), *self._write_columns()]
-                hashes = {file: sha256_file(self.folder / file) for file in files}
-                card = self.card.model_copy(update={"sha256": hashes})
-                write_atomic(self.folder / CARD, json.dumps(card.model_dump(), indent=2) + "\n")
-            shutil.rmtree(self._parts, ignore_errors=True)
-        except OSError as problem:
-            raise WmtpError(
-                f"cannot write scores to {self.folder}: {problem.strerror or problem}; run it again to go on"
-            ) from problem
-        return read_card(self.folder)
+    def _clear(self) -> None:
+        shutil.rmtree(self._disk / "parts", ignore_errors=True)
 
     def _write_columns(self) -> list[str]:
         """Every column from its parts, which are removed on the way; the names of the files."""
@@ -119,7 +210,7 @@ class ScoreFile:
             for number in (n for n in range(len(self.batches)) if not self._moved(n)):
                 found = self._read(number)
                 if found is None:
-                    raise WmtpError(f"{self._part(number)} is missing or damaged; run the command again to go on")
+                    raise self._lost(number)
                 for file, column, numbers in zip(files, self._columns, found, strict=True):
                     file.seek(column.place(self._starts[number]))
                     file.write(numbers.tobytes())
@@ -129,7 +220,7 @@ class ScoreFile:
                     self._forget(copied, files)
                     copied, size = [], 0
             self._forget(copied, files)
-        fsync_folder(self.folder)
+        fsync_folder(self._disk)
         return [column.path.name for column in self._columns]
 
     def _forget(self, numbers: Sequence[int], files: Sequence[IO[bytes]]) -> None:
@@ -147,47 +238,20 @@ class ScoreFile:
 
     def _write_index(self) -> str:
         """The index; the name of its file."""
-        spans = [span for batch in self.batches for span in batch]
-        starts = [0, *accumulate(span.length for span in spans)]
-        entries = np.zeros(len(spans), dtype=ENTRY)
-        for place, i in enumerate(sorted(range(len(spans)), key=lambda i: spans[i].key)):
-            entries[place] = (np.frombuffer(spans[i].key, dtype=np.uint8), starts[i])
-        temporary = self.folder / f".tmp-{INDEX}"
-        np.save(temporary, entries, allow_pickle=False)
-        _publish(temporary, self.folder / INDEX)
+        temporary = self._disk / f".tmp-{INDEX}"
+        np.save(temporary, self._index(), allow_pickle=False)
+        _publish(temporary, self._disk / INDEX)
         return INDEX
 
     def _part(self, number: int) -> Path:
-        return self._parts / f"{number:08}.part"
+        return self._disk / "parts" / self._name(number)
 
     def _read(self, number: int) -> list[NDArray[Any]] | None:
         """The columns of a batch; None if they are not there or torn."""
         try:
-            content = self._part(number).read_bytes()
+            return self._of_part(number, self._part(number).read_bytes())
         except FileNotFoundError:
             return None
-        digest, payload = content[:_DIGEST], content[_DIGEST:]
-        if hashlib.sha256(payload).digest() != digest:
-            return None
-        tokens, columns, start = sum(span.length for span in self.batches[number]), [], 0
-        for column in self.card.columns.values():
-            size = tokens * column.width * np.dtype(self.card.dtype).itemsize
-            numbers = np.frombuffer(payload[start : start + size], dtype=self.card.dtype)
-            columns.append(numbers.reshape(tokens, column.width))
-            start += size
-        return columns
-
-    def _check(self, found: Card) -> None:
-        """Raise `UsageError` if what is there is not what is to be made."""
-        before, now = (card.model_dump(exclude={"sha256"}) for card in (found, self.card))
-        for nested in ("key", "columns"):
-            before |= {f"{nested}.{name}": value for name, value in before.pop(nested).items()}
-            now |= {f"{nested}.{name}": value for name, value in now.pop(nested).items()}
-        different = ", ".join(name for name in {**before, **now} if before.get(name) != now.get(name))
-        if different:
-            raise UsageError(
-                f"{self.folder} has scores of something else ({different}); remove it, or name another with --out"
-            )
 
 
 class _Column(NamedTuple):
@@ -211,14 +275,6 @@ class _Column(NamedTuple):
     def size(self) -> int:
         """Of the file; 0 where there is none yet."""
         return self.path.stat().st_size if self.path.exists() else 0
-
-
-def _column(folder: Path, card: Card, name: str) -> _Column:
-    """A column in the format of `.npy`."""
-    dtype, width, header = np.dtype(card.dtype), card.columns[name].width, BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (card.tokens, width)}
-    np.lib.format.write_array_header_1_0(header, about)
-    return _Column(folder / column_file(name), header.getvalue(), width * dtype.itemsize)
 
 
 def _publish(temporary: Path, path: Path) -> None:

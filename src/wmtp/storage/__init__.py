@@ -11,6 +11,7 @@ methods; what these lack is a function here. Nothing is cached.
 
 from wmtp.storage.appending import appender
 from wmtp.storage.files import (
+    Sink,
     blocks,
     copy,
     created,
@@ -29,6 +30,7 @@ from wmtp.storage.probe import probe
 __all__ = [
     "ObjectPath",
     "Place",
+    "Sink",
     "Store",
     "Upload",
     "appender",

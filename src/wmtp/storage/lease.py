@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wmtp import outcome
-from wmtp.errors import StorageError, UsageError
+from wmtp.errors import LockedError, StorageError
 from wmtp.storage.objects import ObjectPath
 
 LEASE_S = 30.0
@@ -35,7 +35,7 @@ def held(path: ObjectPath, taken: str) -> Iterator[None]:
         taken: what to say where another process holds it.
 
     Raises:
-        UsageError: that.
+        LockedError: that.
         StorageError: the store's.
     """
     mine = {"owner": secrets.token_hex(8), "machine": _machine(), "pid": os.getpid()}
@@ -67,11 +67,11 @@ def _take_over(path: ObjectPath, first: bytes, taken: str) -> None:
         time.sleep(LEASE_S / BEATS / 2)
         now = _read(path)
         if now is not None and now != found:
-            raise UsageError(f"{taken}: process {who.get('pid')} on {who.get('machine', 'another machine')}")
+            raise LockedError(f"{taken}: process {who.get('pid')} on {who.get('machine', 'another machine')}")
         found = now
     got = path.store.create(path.key, first) if found is None else path.store.replace(path.key, found, first)
     if not got:
-        raise UsageError(taken)
+        raise LockedError(taken)
 
 
 def _read(path: ObjectPath) -> bytes | None:

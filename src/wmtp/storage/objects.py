@@ -44,6 +44,9 @@ class Store(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of an object; None if there is none."""
 
+    def tag(self, key: str) -> str | None:
+        """What is another whenever the content of an object is another; None if there is no object."""
+
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Key and bytes of all objects whose keys start so, in the order of their keys."""
 

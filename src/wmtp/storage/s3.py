@@ -55,9 +55,17 @@ class S3Store:
         self.bucket = bucket
 
     def size(self, key: str) -> int | None:
+        found = self._entry(key)
+        return None if found is None else int(found["Size"])
+
+    def tag(self, key: str) -> str | None:
+        found = self._entry(key)
+        return None if found is None else str(found["ETag"])
+
+    def _entry(self, key: str) -> dict[str, Any] | None:
         # A listing, not HEAD: its refusals say why. The key itself comes before all longer ones.
         found = next(self._pages(key, 1))
-        return next((int(entry["Size"]) for entry in found.get("Contents", ()) if entry["Key"] == key), None)
+        return next((entry for entry in found.get("Contents", ()) if entry["Key"] == key), None)
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         for page in self._pages(prefix):

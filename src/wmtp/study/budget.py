@@ -9,13 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from wmtp.config import Config
 from wmtp.errors import ConfigError, WmtpError
 from wmtp.flops import StepCost
 from wmtp.parts import Parts, build
+from wmtp.storage import Place
 from wmtp.study.settings import BudgetConfig
 from wmtp.tracking import read_journal
 
@@ -90,7 +90,7 @@ def trial(config: Config) -> Config:
     )
 
 
-def steps_in(seconds: float, trial_run: Path) -> int:
+def steps_in(seconds: float, trial_run: Place) -> int:
     """As many steps of a trial's median time as fit into `seconds`.
 
     Raises:

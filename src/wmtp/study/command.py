@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wmtp.errors import UsageError
-from wmtp.storage import write_atomic
+from wmtp.storage import ObjectPath, write_atomic
 from wmtp.study.analysis import figures
 from wmtp.study.results import Result, read_result
 from wmtp.study.running import Launch, Runner, in_child
@@ -71,6 +71,11 @@ def check(study: Study) -> None:
 
 def _make(study: Study) -> None:
     check(study)
+    if isinstance(study.folder, ObjectPath) and study.config.evaluate:
+        raise UsageError(
+            f"evaluate needs the study's folder on a local disk, where samples are written to; got {study.folder}: "
+            "leave evaluate out and run wmtp eval afterwards, or name a local folder with --out"
+        )
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from wmtp.errors import WmtpError, first_line
-from wmtp.storage import write_atomic
+from wmtp.storage import Place, write_atomic
 from wmtp.tracking import read_journal
 
 
@@ -35,7 +34,7 @@ class Result:
     """What of the study's `evaluate` is in the metrics."""
 
 
-def of_run(folder: Path, arm: str, seed: int) -> Result:
+def of_run(folder: Place, arm: str, seed: int) -> Result:
     """The figures of a run folder whose training has ended.
 
     Raises:
@@ -59,7 +58,7 @@ def of_run(folder: Path, arm: str, seed: int) -> Result:
     return Result(arm, seed, last["step"], last["tokens"], seconds, data, metrics, curve)
 
 
-def benchmark_metrics(file: Path) -> dict[str, float | None]:
+def benchmark_metrics(file: Place) -> dict[str, float | None]:
     """`BENCHMARK/SUITE/pass_at_K` of what `wmtp eval` wrote.
 
     Raises:
@@ -78,13 +77,13 @@ def benchmark_metrics(file: Path) -> dict[str, float | None]:
         ) from problem
 
 
-def write_result(file: Path, result: Result) -> None:
+def write_result(file: Place, result: Result) -> None:
     """Store it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(asdict(result), indent=2) + "\n")
 
 
-def read_result(file: Path) -> Result | None:
+def read_result(file: Place) -> Result | None:
     """The stored result; None if there is none.
 
     Raises:

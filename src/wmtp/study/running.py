@@ -9,6 +9,8 @@ tries it again. In the study's folder:
     trials/RUN/         with a budget of seconds: the short run that tells the time of a step
     logs/RUN.log        what its processes printed
     results/RUN.json    its figures
+
+In a store a log is there once its process has ended.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from wmtp.config import Config, dump, load
 from wmtp.errors import Interrupted, UsageError, WmtpError
-from wmtp.storage import write_atomic
+from wmtp.storage import Place, copy, write_atomic
 from wmtp.study.budget import spent, steps_in, steps_within, trial
 from wmtp.study.results import Result, benchmark_metrics, of_run, read_result, write_result
 from wmtp.study.settings import EvaluationConfig, Run, Study
@@ -133,8 +137,9 @@ class Runner:
             return steps_within(config, budget)
         file = self.study.file("trials", run.name)
         _write(file, dump(trial(config)))
-        self._training(run, file, file.with_suffix(""))
-        return steps_in(budget.seconds, file.with_suffix(""))
+        folder = file.with_name(run.name)
+        self._training(run, file, folder)
+        return steps_in(budget.seconds, folder)
 
     # Processes
 
@@ -168,7 +173,7 @@ class Runner:
         result.evaluated.append(evaluation.model_dump())
         write_result(self.study.file("results", run.name), result)
 
-    def _training(self, run: Run, config: Path, folder: Path) -> None:
+    def _training(self, run: Run, config: Place, folder: Place) -> None:
         arguments = ["train", "--config", str(config), "--out", str(folder), "--resume", "auto"]
         self._process(run, arguments, lambda: newest_step(folder), self.options)
 
@@ -176,7 +181,8 @@ class Runner:
         """One command of ours to its end, its output in the run's log."""
         log = self.study.file("logs", run.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        code = self.launch(arguments, log, progress, options)
+        with _on_disk(log) as file:
+            code = self.launch(arguments, file, progress, options)
         if code in STOPPED:
             name = signal.Signals(code - 128).name
             raise Interrupted(f"{name} in {run.name}; its state is saved, and the same command goes on", code - 128)
@@ -185,6 +191,21 @@ class Runner:
             raise WmtpError(f"wmtp {arguments[0]} ended with exit code {code}; the end of {log}:\n  {last}")
 
 
-def _write(file: Path, text: str) -> None:
+@contextmanager
+def _on_disk(log: Place) -> Iterator[Path]:
+    """A log that can be appended to: itself, or a copy that takes its place in the store when the block ends."""
+    if isinstance(log, Path):
+        yield log
+        return
+    with TemporaryDirectory(prefix="wmtp-") as folder:
+        file = Path(folder) / log.name
+        file.write_bytes(log.read_bytes() if log.is_file() else b"")
+        try:
+            yield file
+        finally:
+            copy(file, log)
+
+
+def _write(file: Place, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, text)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from wmtp import config_files
 from wmtp.config import AboveZero, Config, Location, Positive, load
 from wmtp.errors import ConfigError
-from wmtp.storage import resolve
+from wmtp.storage import Place, place
 
 POINTER = "study://"
 """In an arm's config: `study://ARM/final` is the final model of that arm's run of the same seed."""
@@ -150,7 +150,7 @@ class Study:
     """A study in its folder."""
 
     config: StudyConfig
-    folder: Path
+    folder: Place
     arms: dict[str, Arm] = field(default_factory=dict)
     """In an order in which each comes after those that it needs."""
     needs: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -161,11 +161,11 @@ class Study:
         """All runs, seed by seed, so that a study that is cut short has whole seeds."""
         return [Run(arm, seed) for seed in self.config.seeds for arm in self.arms.values()]
 
-    def run_folder(self, name: str) -> Path:
+    def run_folder(self, name: str) -> Place:
         """Of a run."""
         return self.folder / "runs" / name
 
-    def file(self, kind: str, name: str) -> Path:
+    def file(self, kind: str, name: str) -> Place:
         """Of a run: one of `FILES`."""
         return self.folder / kind / (name + FILES[kind])
 
@@ -198,7 +198,7 @@ class Study:
         return str(self.run_folder(f"{arm}-seed{seed}") / rest)
 
 
-def read_study(file: Path, out: str | None) -> Study:
+def read_study(file: Place, out: str | None) -> Study:
     """The study of a file, its arms in order; nothing is written.
 
     Args:
@@ -208,7 +208,7 @@ def read_study(file: Path, out: str | None) -> Study:
         ConfigError: the file, an arm's config, or arms that need one another in a circle.
     """
     config = config_files.load(StudyConfig, [file])
-    folder = (Path("runs") / config.name if out is None else resolve(out)).absolute()
+    folder = (Path("runs") / config.name if out is None else place(out)).absolute()
     arms = {arm.name: arm for name, given in config.arms.items() for arm in _arms(name, given)}
     if len(arms) < sum(1 for name, given in config.arms.items() for _ in _arms(name, given)):
         names = ", ".join(arms)
@@ -230,10 +230,10 @@ def read_study(file: Path, out: str | None) -> Study:
 def _arms(name: str, given: ArmConfig) -> Iterator[Arm]:
     own = [*_overrides(given.config)]
     recipes = tuple(given.recipes)
-    for place, values in enumerate(product(*given.grid.values()), 1):
+    for number, values in enumerate(product(*given.grid.values()), 1):
         point = dict(zip(given.grid, values, strict=True))
         about = ", ".join(f"{key}={json.dumps(value)}" for key, value in point.items())
-        label = f"{name}-{place}" if given.grid else name
+        label = f"{name}-{number}" if given.grid else name
         yield Arm(label, about, given.compare, recipes, (*own, *_overrides(point)))
 
 
@@ -243,7 +243,7 @@ def _overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def _merged(study: StudyConfig, arm: Arm, last: list[str]) -> Config:
-    files = [resolve(file) for file in (*study.recipes, *arm.recipes)]
+    files = [place(file) for file in (*study.recipes, *arm.recipes)]
     length = ["train={steps: 1, epochs: null}"] if study.budget is not None and arm.compare else []
     return load(files, [*_overrides(study.config), *arm.overrides, *length, *last])
 

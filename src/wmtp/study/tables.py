@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from wmtp.storage import Place
 from wmtp.study.settings import Study
 
 MISSING = "-"
 COLUMNS = ("arm", "mean", "difference", "p", "effect")
 
 
-def study_table(figures: Mapping[str, Any], path: Path) -> None:
+def study_table(figures: Mapping[str, Any], path: Place) -> None:
     """Arms, what they spent, what may be said, and what went wrong."""
     console = Console()
     table = Table(title=_title(figures["metric"]))

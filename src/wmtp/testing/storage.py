@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,11 @@ class MemoryStore:
         """See the protocol; so for all others."""
         found = self.objects.get(key)
         return None if found is None else len(found)
+
+    def tag(self, key: str) -> str | None:
+        """A hash."""
+        found = self.objects.get(key)
+        return None if found is None else hashlib.sha256(found).hexdigest()
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         """In the order of keys."""
