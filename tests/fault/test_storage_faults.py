@@ -150,7 +150,7 @@ def test_a_lock_of_a_holder_that_is_gone_is_taken(quick: ObjectPath, machine: st
 
 def test_a_store_that_answers_conditions_with_501_is_refused_before_anything_is_trained(refusing: ObjectPath) -> None:
     with (
-        pytest.raises(StorageError, match="cannot write once .*NotImplemented: .* has no such request") as told,
+        pytest.raises(StorageError, match=r"cannot write once .*NotImplemented: .* has no such request") as told,
         held(refusing / ".lock", "another is here"),
     ):
         pass
