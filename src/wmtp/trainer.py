@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
@@ -29,13 +30,22 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from wmtp import checkpoint, devices, optim, outcome, provenance
+from wmtp import best, checkpoint, devices, optim, outcome, provenance
 from wmtp.config import Config, dump, load
 from wmtp.data.ahead import Ahead
 from wmtp.data.batches import Batch, Batches
 from wmtp.distributed import World, joined, local, whole_state
 from wmtp.early_stopping import EarlyStopping
-from wmtp.errors import CheckpointError, Interrupted, ModelError, NonFiniteError, StorageError, UsageError, first_line
+from wmtp.errors import (
+    CheckpointError,
+    Interrupted,
+    ModelError,
+    NonFiniteError,
+    StorageError,
+    UsageError,
+    WmtpError,
+    first_line,
+)
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
 from wmtp.formats.native import copy_model, save_model
@@ -60,7 +70,9 @@ from wmtp.watchdog import Watchdog
 from wmtp.weight_stats import ALARMS, PATIENCE, streaks_after
 
 MAX_FAILED_SAVES = 3
-"""So many periodic checkpoints in a row may fail before the run does."""
+"""So many in a row, of periodic checkpoints or of best models, end the run."""
+CHECKPOINT, BEST = "a checkpoint", "the best model"
+"""What may fail to be saved, for messages."""
 
 
 class Reporter(Protocol):
@@ -153,9 +165,18 @@ def run(
         UsageError: config, input or folder is wrong (nothing was trained).
         Interrupted: SIGINT or SIGTERM; the state was saved, unless no step had begun.
         NonFiniteError, CheckpointError: see there.
+        StorageError: a store refuses, or does not answer; with exit code 2 only before the first step.
         TrackingError: the store of runs is required, and does not answer or has not everything.
     """
-    reporter = reporter or Silent()
+    with ExitStack() as lock:  # held until the final model is registered
+        result, tracking = _train(config, out, resume, reporter or Silent(), lock)
+        return replace(result, tracked=tracking.finish())
+
+
+def _train(
+    config: Config, out: str | Place | None, resume: str | None, reporter: Reporter, lock: ExitStack
+) -> tuple[RunResult, Tracking]:
+    """From nothing to the last step; `lock` is given that of the run folder."""
     device = devices.pick(config.device)
     watchdog = Watchdog(
         config.train.watchdog_s, rank=int(os.environ.get("RANK", "0")), grace_s=config.train.watchdog_grace_s
@@ -176,7 +197,7 @@ def run(
             raise Interrupted("stopped before the first step; nothing was written", received)
 
         def occupy() -> None:
-            held.enter_context(only_trainer(folder))
+            lock.enter_context(only_trainer(folder))
             since = _saved(folder) - before
             if since:
                 raise CheckpointError(
@@ -189,9 +210,19 @@ def run(
         loop = Loop(parts, folder, reporter, start, watchdog, rollouts)
         tracking = Tracking(config, folder, reporter.note)
         world.first(lambda: tracking.start(loop.progress.step))
-        with tracking:
+        with tracking, _begun():
             result = loop.run(stop)
-    return replace(result, tracked=tracking.finish())
+    return result, tracking
+
+
+@contextmanager
+def _begun() -> Iterator[None]:
+    """Once training began, a store that refuses has failed: its settings were good before, and may be again."""
+    try:
+        yield
+    except StorageError as problem:
+        problem.exit_code = 1
+        raise
 
 
 def _saved(folder: Place) -> set[str]:
@@ -358,7 +389,7 @@ class Loop:
         self.checkpoints = folder / "checkpoints"
         self.progress = Progress()
         self.run_id = self.world.first(self._find_run_id)
-        self.failed_saves, self.under_way = 0, False
+        self.failed_saves, self.under_way = Counter[str](), False
         self.stopping = self._early_stopping()
         self.ahead = Ahead(lambda n: self._batches(parts.data.train, n), parts.steps, self.config.data.workers)
         self.saver = checkpoint.Saver(
@@ -397,6 +428,7 @@ class Loop:
         found: str = provenance.read(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
         if self.checkpoints.is_dir():
             checkpoint.remove_litter(self.checkpoints)
+        best.clear_up(self.folder)
         return found
 
     def _journal(self) -> Journal | NoJournal:
@@ -554,11 +586,19 @@ class Loop:
         return EarlyStopping(**given)
 
     def _select(self, metrics: dict[str, float]) -> None:
-        """Keep this step's model in `best/` if no earlier one told held-out pairs apart better."""
+        """Keep this step's model if no earlier one told held-out pairs apart better."""
         found, before = (metrics["value/pair_accuracy"], metrics["loss/weighted"]), self.progress.selected
         if before is None or (found[0], -found[1]) > (before[0], -before[1]):
-            self.progress.selected = found
-            self._save_model("best")
+            write = self._writer("best")
+            if self._try(lambda: self._keep_best(write), BEST):
+                self.progress.selected, self.failed_saves[BEST] = found, 0
+
+    def _keep_best(self, write: Callable[[Place], Place]) -> None:
+        """Raises `CheckpointError` if it could not be written; then the best one before it is still there."""
+        try:
+            self.world.first(lambda: best.keep(self.folder, self.progress.step, write))
+        except WmtpError as problem:
+            raise CheckpointError(str(problem)) from problem
 
     # Checkpoints
 
@@ -582,8 +622,8 @@ class Loop:
             self._settle()
             self.under_way = self._try(lambda: self._save(journal))
 
-    def _try(self, attempt: Callable[[], Any]) -> bool:
-        """A checkpoint that fails (a full disk, say) costs a checkpoint, not the run: those before it are untouched.
+    def _try(self, attempt: Callable[[], Any], what: str = CHECKPOINT) -> bool:
+        """A save that fails (a full disk, say) costs a save, not the run: those before it are untouched.
 
         Raises:
             CheckpointError: too many failed in a row.
@@ -592,31 +632,41 @@ class Loop:
             attempt()
             return True
         except CheckpointError as problem:
-            self.failed_saves += 1
-            if self.failed_saves >= MAX_FAILED_SAVES:
+            self.failed_saves[what] += 1
+            if self.failed_saves[what] >= MAX_FAILED_SAVES:
                 raise
-            self.reporter.note(f"step {self.progress.step}: a checkpoint was not written: {problem}; training goes on")
+            self.reporter.note(f"step {self.progress.step}: {what} was not written: {problem}; training goes on")
             return False
 
     def _settle(self) -> None:
         """Until no save is under way; a failure is told."""
         if self._try(self.saver.wait) and self.under_way:
-            self.failed_saves = 0
+            self.failed_saves[CHECKPOINT] = 0
         self.under_way = False
 
     def _save_final(self) -> None:
         """`final/`: the last step's model, or the best."""
         if self.config.checkpoint.select == "best":
-            self.world.first(lambda: copy_model(self.folder / "best", self.folder / "final"))
+            self.world.first(self._copy_best)
         else:
-            self._save_model("final")
+            write = self._writer("final")
+            self.world.first(lambda: write(self.folder / "final"))
 
-    def _save_model(self, name: str) -> None:
-        """A model folder, put together from all ranks, written by the first."""
+    def _copy_best(self) -> Place:
+        found = best.find(self.folder)
+        if found is None:
+            raise CheckpointError(
+                f"no best model of {self.folder} could be written, so there is none to copy; the last step's is in its "
+                "newest checkpoint: wmtp export --model CHECKPOINT"
+            )
+        return copy_model(found, self.folder / "final")
+
+    def _writer(self, what: str) -> Callable[[Place], Place]:
+        """What writes the model of this step, put together from all ranks, into a folder, on one rank."""
         parts = self.parts
-        self.watchdog.beat(name)
+        self.watchdog.beat(what)
         tensors = whole_state(parts.model, self.world)
-        self.world.first(lambda: save_model(parts.model, self.folder / name, parts.tokenizer, tensors=tensors))
+        return lambda folder: save_model(parts.model, folder, parts.tokenizer, tensors=tensors)
 
     def _save(self, journal: Journal | NoJournal, *, wait: bool = False) -> Place:
         """The same, after the journal of its steps: what a resumed run does not repeat must be there.

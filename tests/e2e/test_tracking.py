@@ -19,8 +19,9 @@ from tests_recipe import with_few_rows
 
 from wmtp import delivery, load_model, run_tracking, trainer
 from wmtp.config import Config, load
-from wmtp.errors import ConfigError, TrackingError
+from wmtp.errors import ConfigError, TrackingError, UsageError
 from wmtp.run_tracking import Tracked
+from wmtp.runfolder import only_trainer
 from wmtp.tracking import read_journal
 from wmtp.tracking.delivered import Delivered, read_delivered
 from wmtp.tracking.mlflow_store import RETRIES, MlflowStore
@@ -250,7 +251,6 @@ def use(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_tracking, "store_of", lambda config, tracking: fake)
     monkeypatch.setattr(delivery, "store_of", lambda config, tracking: fake)
     monkeypatch.setattr("wmtp.tracking.sink.START_S", 0.01)
-    monkeypatch.setattr("wmtp.tracking.sink.END_S", 0.01)
 
 
 @pytest.mark.parametrize("hangs", [True, False])
@@ -260,7 +260,7 @@ def test_a_store_that_hangs_or_refuses_holds_up_no_step_and_sync_sends_everythin
     fake = Fake(hangs=hangs)
     use(fake, monkeypatch)
     folder = tmp_path / "run"
-    result = run(config_for(recipe, tmp_path / "mlflow.db"), out=folder)
+    result = run(config_for(recipe, tmp_path / "mlflow.db", "tracking.end_s=0.01"), out=folder)
     assert (result.steps, fake.answered) == (4, 0)  # every step was done while the store had answered nothing
     assert f"`wmtp track sync {folder}` sends what is missing" in str(tracked(result).problem)
     assert f"`wmtp track register {folder}` does that" in str(tracked(result).problem)
@@ -273,10 +273,29 @@ def test_a_store_that_hangs_or_refuses_holds_up_no_step_and_sync_sends_everythin
     fake.free.set()
 
 
+def test_nobody_else_can_take_the_run_folder_until_the_final_model_is_registered(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    class Registers(Fake):
+        def register(self, *arguments: Any) -> Any:
+            with pytest.raises(UsageError, match="another process is training") as told, only_trainer(tmp_path / "run"):
+                pass
+            tried.append(str(told.value))
+
+    store = Registers()
+    store.free.set()
+    use(store, monkeypatch)
+    result = run(config_for(recipe, tmp_path / "mlflow.db", "train.steps=2"), out=tmp_path / "run")
+    assert len(tried) == 1
+    assert tracked(result).problem is None
+
+
 def test_a_run_folder_that_vanishes_is_told_and_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake()
     fake.free.set()
-    sink = Sink(tmp_path / "gone", fake, RunCard("key", "name"), Delivered("u", "e"), [], flush_s=0.01)
+    sink = Sink(tmp_path / "gone", fake, RunCard("key", "name"), Delivered("u", "e"), [], flush_s=0.01, end_s=30)
     sink.start()
     sink.close("FINISHED")
     assert "gone" in str(sink.problem)

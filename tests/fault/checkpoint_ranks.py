@@ -33,6 +33,7 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 from wmtp.checkpoint import Saver, load, save, saving
 from wmtp.checkpoint import folder as checkpoint_folder
 from wmtp.errors import CheckpointError
+from wmtp.storage import Place, place, write_atomic
 
 Report = dict[str, Any]
 
@@ -110,17 +111,17 @@ def expected(steps: int) -> dict[str, Any]:
 # Scenarios: (folder, rank, ranks, group) -> report
 
 
-def save_sharded(folder: Path, rank: int, ranks: int, group: Any) -> Report:
+def save_sharded(folder: Place, rank: int, ranks: int, group: Any) -> Report:
     model, optimizer = build(1, ranks)
     train(model, optimizer, 3)
     own = {"random": {"cpu": torch.full((4,), rank), "rank": rank}}
     with Saver(folder, group=group) as saver:
         path = saver.save(3, parts_of(model, optimizer), {"run": "r"}, per_rank=own)
         train(model, optimizer, 1)  # the snapshot does not see it
-    return {"path": path.name, "files": sorted(os.listdir(path))}
+    return {"path": path.name, "files": sorted(file.name for file in path.iterdir())}
 
 
-def load_sharded(folder: Path, rank: int, ranks: int, group: Any) -> Report:
+def load_sharded(folder: Place, rank: int, ranks: int, group: Any) -> Report:
     model, optimizer = build(2, ranks)
     templates = {**parts_of(model, optimizer), "objective": None, "progress": None}
     found = load(folder / "step_00000003", templates, group=group)
@@ -143,16 +144,16 @@ def load_whole(folder: Path, rank: int, ranks: int, group: Any) -> Report:
     return {"same": same(found, expected(3)["model"]), "plain": plain, "tied": tied}
 
 
-def killed_in_mid_save(victim: int, folder: Path, rank: int, ranks: int, group: Any) -> Report:
+def killed_in_mid_save(victim: int, folder: Place, rank: int, ranks: int, group: Any) -> Report:
     """One rank dies in the middle of writing step 2."""
     mesh = init_device_mesh("cpu", (ranks,))
     state = {"p": {"v": distribute_tensor(torch.arange(100_000.0), mesh, [Shard(0)])}}
     save(folder, 1, state, {}, group=group)
     original = saving.write_tensors
 
-    def write(path: Path, contents: Any) -> tuple[int, str]:
+    def write(path: Place, contents: Any) -> tuple[int, str]:
         if rank == victim:
-            path.write_bytes(b"half")
+            write_atomic(path, b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         return original(path, contents)
 
@@ -278,7 +279,8 @@ def snapshot(folder: Path, rank: int, ranks: int, group: Any) -> Report:
 
 def rank_main(request: dict[str, Any], rank: int) -> None:
     scenario: Any = globals()[request["name"]]
-    ranks, folder, out = request["ranks"], Path(request["folder"]), Path(request["out"])
+    os.environ.update(request["environment"])
+    ranks, folder, out = request["ranks"], place(request["folder"]), Path(request["out"])
     group, timeout = None, timedelta(seconds=60)
     if ranks > 1:
         store = dist.FileStore(str(out / "store"), ranks)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from wmtp.checkpoint import list_steps, load, newest, remove_litter, save
+from wmtp.storage import ObjectPath, Place
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
@@ -36,11 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment) as process,
     ):
 
-        def run(name: str, ranks: int, folder: Path, *arguments: Any, died: dict[int, int] | None = None) -> list[Any]:
+        def run(name: str, ranks: int, folder: Place, *arguments: Any, died: dict[int, int] | None = None) -> list[Any]:
             assert process.stdin is not None
             assert process.stdout is not None
             out = tmp_path_factory.mktemp("out")
             request = {"name": name, "ranks": ranks, "folder": str(folder), "out": str(out), "arguments": arguments}
+            request["environment"] = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             codes = json.loads(process.stdout.readline())
@@ -61,7 +63,7 @@ def saved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]
     return folders
 
 
-def never(path: Path, reason: str) -> None:
+def never(path: Place, reason: str) -> None:
     raise AssertionError(f"{path} was reported bad: {reason}")
 
 
@@ -131,6 +133,25 @@ def test_a_rank_killed_in_mid_save_leaves_the_previous_checkpoint_as_the_newest(
     assert names(tmp_path) == [first.name]
     save(tmp_path, 2, {"p": {"v": torch.ones(2)}}, {})
     assert [path.name for path in list_steps(tmp_path)] == ["step_00000001", "step_00000002"]
+
+
+def test_ranks_save_into_a_store_and_any_number_goes_on_from_there(run: Run, s3: ObjectPath) -> None:
+    run("save_sharded", 2, s3)
+    for to in (1, 2):
+        for report in run("load_sharded", to, s3):
+            assert report["restored"]
+            assert report["continued"]
+            assert (report["own"] is None) == (to == 1)
+
+
+def test_a_rank_killed_in_mid_save_leaves_the_previous_checkpoint_in_a_store_too(run: Run, s3: ObjectPath) -> None:
+    (report,) = run("killed_in_mid_save", 2, s3, 1, died={1: -signal.SIGKILL})
+    assert "lost touch with the others: one died" in report["error"]
+    first = s3 / "step_00000001"
+    assert newest(s3, on_bad=never) == first
+    assert torch.equal(load(first).parts["p"]["v"], torch.arange(100_000.0))
+    save(s3, 3, {"p": {"v": torch.ones(2)}}, {})
+    assert list_steps(s3) == list(s3.iterdir()) == [first, s3 / "step_00000003"]
 
 
 def test_a_full_disk_on_one_rank_is_told_on_all_and_leaves_nothing(run: Run, tmp_path: Path) -> None:

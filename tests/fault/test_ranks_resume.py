@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+
+from wmtp.formats.remote import tensors_of
+from wmtp.storage import ObjectPath, Place, matches
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
 LIMIT_S = 240
 
 
-def start(out: Path, *extra: str, fault: str = "", warnings: str = "") -> subprocess.Popen[str]:
+def start(out: Place, *extra: str, fault: str = "", warnings: str = "") -> subprocess.Popen[str]:
     """`wmtp train` with two ranks."""
     command = [sys.executable, "-m", "wmtp", "train", "--recipe", str(RECIPE), "--out", str(out), *extra]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WMTP_FAULT": fault, "PYTHONWARNINGS": warnings}
@@ -32,20 +34,20 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def train(out: Path, *extra: str, **options: Any) -> tuple[int, str]:
+def train(out: Place, *extra: str, **options: Any) -> tuple[int, str]:
     return finish(start(out, *extra, **options))
 
 
-def weights(run: Path) -> dict[str, Any]:
-    return {f"{f.name}/{k}": v for f in sorted((run / "final").glob("*.safetensors")) for k, v in load_file(f).items()}
+def weights(run: Place) -> dict[str, Any]:
+    return {f"{f.name}/{k}": v for f in matches(run / "final", "*.safetensors") for k, v in tensors_of(f).items()}
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Place) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss/nll"] for line in lines]
 
 
-def assert_equal(run: Path, other: Path) -> None:
+def assert_equal(run: Place, other: Place) -> None:
     ours, theirs = weights(run), weights(other)
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in ours)
@@ -79,6 +81,17 @@ def test_a_killed_rank_costs_nothing(undisturbed: Path, tmp_path: Path) -> None:
     assert "rank 1" in errors
     assert_equal(tmp_path / "run", undisturbed)
     assert not [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.exhaustive  # what a dead rank leaves in a store, always: test_checkpoint_ranks.py
+def test_a_killed_rank_costs_nothing_in_a_store(undisturbed: Path, s3: ObjectPath) -> None:
+    code, errors = train(s3 / "run", "--ranks", "2", "--restarts", "3", fault="step_begin:7:kill9@1")
+    assert code == 0, errors
+    assert "rank 1" in errors
+    assert_equal(s3 / "run", undisturbed)
+    kept = {path.name for path in (s3 / "run" / "checkpoints").iterdir()}
+    assert kept == {path.name for path in (undisturbed / "checkpoints").iterdir()}
+    assert not (s3 / "run" / ".lock").exists()
 
 
 def test_two_ranks_that_are_stopped_save_and_go_on(undisturbed: Path, tmp_path: Path) -> None:

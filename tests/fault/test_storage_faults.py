@@ -14,7 +14,7 @@ from s3_server import BUCKET, Proxy, Server
 
 from wmtp.cli import run_command
 from wmtp.errors import StorageError, UsageError
-from wmtp.storage import ObjectPath, copy, created, held, lease, place, sha256_file, write_atomic
+from wmtp.storage import ObjectPath, copy, created, held, is_gone, lease, place, probe, sha256_file, write_atomic
 from wmtp.storage import s3 as client
 from wmtp.testing import memory_storage
 
@@ -129,6 +129,16 @@ def test_of_two_holders_the_second_is_refused_while_the_first_lives(quick: Objec
     assert not quick.exists()
 
 
+def test_a_process_is_gone_when_it_has_ended_and_was_waited_for_and_not_before() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not is_gone(child.pid)
+    child.communicate()
+    assert is_gone(child.pid)
+    assert is_gone(2**70)
+    assert not is_gone(os.getpid())
+    assert not is_gone(1)
+
+
 @pytest.mark.parametrize("machine", ["", "elsewhere"])
 def test_a_lock_of_a_holder_that_is_gone_is_taken(quick: ObjectPath, machine: str) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -136,6 +146,23 @@ def test_a_lock_of_a_holder_that_is_gone_is_taken(quick: ObjectPath, machine: st
     left_by(dead.pid, machine or lease._machine(), quick)
     with held(quick, "another is here"):
         assert b"other" not in quick.read_bytes()
+
+
+def test_a_store_that_answers_conditions_with_501_is_refused_before_anything_is_trained(refusing: ObjectPath) -> None:
+    with (
+        pytest.raises(StorageError, match=r"cannot write once .*NotImplemented: .* has no such request") as told,
+        held(refusing / ".lock", "another is here"),
+    ):
+        pass
+    assert told.value.exit_code == 2
+    with pytest.raises(StorageError, match="has no such request"):
+        probe(refusing)
+    assert not refusing.exists()
+
+
+def test_a_store_that_ignores_conditions_is_found_out_by_the_probe(rclone: ObjectPath) -> None:
+    assert probe(rclone) == ["created once"]
+    assert not rclone.exists()
 
 
 def test_a_store_that_is_gone_is_told_by_who_waits_for_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:

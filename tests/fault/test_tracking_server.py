@@ -1,24 +1,16 @@
-"""A real MLflow server that is killed in mid-run.
-
-It needs the whole of MLflow, which tests do not install: name a Python that has it in WMTP_MLFLOW.
-"""
+"""A real MLflow server that is killed in mid-run."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow_server import NO_PYTHON, PYTHON, free_port, server
 
 from wmtp import trainer
 from wmtp.config import load
@@ -28,7 +20,6 @@ from wmtp.tracking import read_journal
 from wmtp.tracking.mlflow_store import MlflowStore
 from wmtp.trainer import run
 
-PYTHON = os.environ.get("WMTP_MLFLOW", "")
 RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
 STEPS = 8
 
@@ -36,62 +27,19 @@ pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.slow,
     pytest.mark.fault,
-    pytest.mark.skipif(not PYTHON, reason="WMTP_MLFLOW names no Python with the whole of MLflow"),
+    pytest.mark.skipif(not PYTHON, reason=NO_PYTHON),
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow with SQLAlchemy 2.1
 ]
 
 
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[Callable[[], None]]:
-    """A server on this port with its database and artifacts in `folder`; gives what kills it."""
-    command = [
-        *(PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-
-    def kill() -> None:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    try:
-        until(lambda: answers(port), process)
-        yield kill
-    finally:
-        kill()
-
-
-def until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        if ready():
-            return
-        assert process.poll() is None, "the server ended"
-        time.sleep(0.25)
-    raise AssertionError("the server did not answer")
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+def client(port: int) -> Any:
+    return MlflowStore(f"http://127.0.0.1:{port}", "wmtp", artifacts="", timeout_s=30, upload_timeout_s=30)._connected()
 
 
 def points_in(port: int, run_id: str) -> Counter[tuple[str, int]]:
-    uri = f"http://127.0.0.1:{port}"
-    client = MlflowStore(uri, "wmtp", artifacts="", timeout_s=30, upload_timeout_s=30)._connected()
-    names = client.get_run(run_id).data.metrics
-    return Counter((m.key, m.step) for name in names for m in client.get_metric_history(run_id, name))
+    store = client(port)
+    names = store.get_run(run_id).data.metrics
+    return Counter((m.key, m.step) for name in names for m in store.get_metric_history(run_id, name))
 
 
 def points_logged(folder: Path) -> Counter[tuple[str, int]]:
@@ -133,6 +81,7 @@ def test_a_server_killed_in_mid_run_costs_nothing_and_gets_every_point_once_and_
         model = register_later(folder).model
         assert register_later(folder).model == model
         assert points_in(port, str(sent.run_id)) == points_logged(folder)
+        assert client(port).get_run(sent.run_id).info.status == "FINISHED"
         assert model is not None
         assert (model.name, model.version) == ("wmtp_baseline", "1")
         assert model.stored_bytes == size_of(folder / "final")

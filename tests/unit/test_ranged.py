@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from wmtp import ranged
+from wmtp.errors import StorageError
 from wmtp.formats.remote import tensors_of, write_tensors
 from wmtp.ranged import DTYPES, RangedTensors
 from wmtp.storage import ObjectPath, write_atomic
@@ -92,3 +93,15 @@ def test_a_file_that_is_cut_or_nonsense_is_an_error_and_not_a_tensor(path: Objec
     write_atomic(path, change(content))
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError, json.JSONDecodeError)):
         RangedTensors(path)
+
+
+def test_weights_that_are_replaced_while_they_are_read_are_an_error_and_never_a_mixture(
+    path: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranged, "RANGE", 64)
+    write_atomic(path, save({"t": torch.zeros(100)}))
+    opened = RangedTensors(path)
+    write_atomic(path, save({"t": torch.ones(100)}))
+    for read in (lambda: opened.get_tensor("t"), lambda: opened.get_slice("t")[:5], lambda: list(opened.read())):
+        with pytest.raises(StorageError, match="was replaced while it was read"):
+            read()

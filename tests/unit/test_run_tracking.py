@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wmtp import run_tracking
-from wmtp.config import Config, load
+from wmtp import delivery, run_tracking
+from wmtp.config import Config, dump, load
+from wmtp.delivery import sync
 from wmtp.errors import TrackingError, UsageError
 from wmtp.redaction import without_credentials
 from wmtp.run_tracking import Tracking, store_of
 from wmtp.tracking import Journal
-from wmtp.tracking.delivered import JOURNAL, Delivered
+from wmtp.tracking.delivered import JOURNAL, Delivered, read_delivered
 from wmtp.tracking.points import Point, Tail, points_of
-from wmtp.tracking.sink import deliver
+from wmtp.tracking.sink import Sink, deliver
+from wmtp.tracking.store import RunCard
 
 RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
 
@@ -29,18 +32,23 @@ class Here:
 
     def __init__(self) -> None:
         self.points: list[Point] = []
+        self.status = ""
+        self.refuses = False
 
     def open(self, card: Any, run_id: str | None) -> str:
+        self.status = "RUNNING"
         return run_id or "run"
 
     def log(self, run_id: str, points: Sequence[Point]) -> None:
+        if self.refuses:
+            raise TrackingError("here refuses")
         self.points.extend(points)
 
     def attach(self, run_id: str, files: Any) -> None:
         pass
 
     def end(self, run_id: str, how: Any) -> None:
-        pass
+        self.status = how
 
 
 @pytest.fixture
@@ -88,6 +96,66 @@ def test_a_resumed_run_sends_no_line_that_is_cut_and_every_line_that_follows(tmp
 
 def points_of_journal(folder: Path) -> list[Point]:
     return [point for point in points_of(Tail(folder / JOURNAL, 0).read()) if point.name.endswith("loss")]
+
+
+def test_a_sync_that_fails_leaves_no_run_that_seems_to_go_on_and_the_next_sends_the_rest(
+    tmp_path: Path, store: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "store_of", lambda config, tracking: store)
+    monkeypatch.setattr(delivery, "check_installed", lambda config: None)
+    folder = run_folder(tmp_path)
+    (folder / "config.yaml").write_text(dump(config()))
+    with Journal(folder / JOURNAL) as journal:
+        log(journal, range(1, 4), 100)
+    Delivered("elsewhere", "all", ended="KILLED").write(folder)  # a store that was tried first
+    store.refuses = True
+    with pytest.raises(TrackingError, match="refuses"):
+        sync(folder)
+    assert (store.status, store.points) == ("KILLED", [])
+    store.refuses = False
+    assert [sync(folder)[1], sync(folder)[1]] == [3, 0]
+    assert store.status == "KILLED"
+
+
+class Hanging(Here):
+    """It answers when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.free = threading.Event(), threading.Event()
+
+    def log(self, run_id: str, points: Sequence[Point]) -> None:
+        self.reached.set()
+        self.free.wait()
+        super().log(run_id, points)
+
+
+@pytest.mark.parametrize("folder_hangs", [False, True])
+def test_the_end_waits_for_a_store_and_a_folder_that_hang_no_longer_than_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_hangs: bool
+) -> None:
+    """How the run ended is written down though the store has not answered; what it answers later is not."""
+    folder, store, write = run_folder(tmp_path), Hanging(), Delivered.write
+    with Journal(folder / JOURNAL) as journal:
+        log(journal, range(1, 4), 100)
+    sink = Sink(folder, store, RunCard("key", "name"), Delivered("here", "all"), [], flush_s=0.01, end_s=0.2)
+    monkeypatch.setattr("wmtp.tracking.sink.START_S", 0.01)
+    sink.start()
+    store.reached.wait()
+    if folder_hangs:
+        monkeypatch.setattr(Delivered, "write", lambda self, to: (store.free.wait(), write(self, to)))
+    sink.close("KILLED")
+    assert sink.problem is not None
+    assert "here did not answer within 0.2 s (tracking.end_s)" in sink.problem
+    assert sink.delivered.ended == "KILLED"
+    found = read_delivered(folder)
+    assert found is not None
+    assert (found.run_id, found.lines, found.ended) == ("run", 0, None if folder_hangs else "KILLED")
+    store.free.set()
+    sink._thread.join()
+    after = read_delivered(folder)
+    assert after is not None
+    assert (after.lines, after.sending) == (0, 3)
 
 
 @pytest.mark.parametrize("required", [False, True])

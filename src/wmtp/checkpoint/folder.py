@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 
 from wmtp.errors import CheckpointError, StorageError, WmtpError, first_line
 from wmtp.faults import fault
-from wmtp.storage import ObjectPath, Place, fsync_folder, remove_objects, sha256_file
+from wmtp.storage import ObjectPath, Place, fsync_folder, is_gone, remove_objects, sha256_file
 
 FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -225,19 +225,12 @@ def _litter(folder: Path) -> list[tuple[Path, str, str]]:
     if not folder.is_dir():
         return []
     matches = [(path, _HIDDEN.fullmatch(path.name)) for path in folder.iterdir()]
-    return [(path, found[1], found[2]) for path, found in matches if found and not _is_other_process(int(found[3]))]
+    return [(path, found[1], found[2]) for path, found in matches if found and _is_over(int(found[3]))]
 
 
-def _is_other_process(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # alive, and another user's
-    return True
+def _is_over(pid: int) -> bool:
+    """Whether that process works on its folders no more; this one does not when it asks."""
+    return pid == os.getpid() or is_gone(pid)
 
 
 def _step_of(path: Place) -> int:

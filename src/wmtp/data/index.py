@@ -273,7 +273,8 @@ def _state(path: Place) -> dict[str, int | str]:
     """What is another when a file was written to."""
     try:
         if isinstance(path, ObjectPath):
-            return {"bytes": path.stat().st_size, "tag": path.store.tag(path.key) or ""}
+            found = path.stat()
+            return {"bytes": found.st_size, "version": found.version or ""}
         status = path.stat()
     except OSError as problem:
         raise _unreadable(path, problem) from problem

@@ -7,6 +7,7 @@ methods; what these lack is a function here. Nothing is cached.
     paths      locations and places          files    writing, reading, hashing
     objects    a store behind paths          s3       the store that boto3 reaches
     appending  lines that come               lease    a lock in a store          probe    can a store be used
+    processes  whose litter is whose
 """
 
 from wmtp.storage.appending import appender
@@ -23,14 +24,16 @@ from wmtp.storage.files import (
     write_atomic,
 )
 from wmtp.storage.lease import held
-from wmtp.storage.objects import ObjectPath, Store, Upload
+from wmtp.storage.objects import ObjectPath, Snapshot, Store, Upload
 from wmtp.storage.paths import Place, place, resolve, safe_join
 from wmtp.storage.probe import probe
+from wmtp.storage.processes import is_gone
 
 __all__ = [
     "ObjectPath",
     "Place",
     "Sink",
+    "Snapshot",
     "Store",
     "Upload",
     "appender",
@@ -40,6 +43,7 @@ __all__ = [
     "drop_torn_line",
     "fsync_folder",
     "held",
+    "is_gone",
     "matches",
     "place",
     "probe",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wmtp.errors import WmtpError
-from wmtp.storage.objects import ObjectPath, uploaded
+from wmtp.storage.objects import ObjectPath, Snapshot, uploaded
 from wmtp.storage.paths import Place
 
 _BLOCK = 2**16
@@ -64,19 +64,19 @@ def blocks(path: Place) -> Iterator[bytes | bytearray]:
             while block := stream.read(_BLOCK * 16):
                 yield block
         return
-    size, under_way = path.stat().st_size, deque[Future[bytearray]]()
+    snapshot, under_way = path.snapshot(), deque[Future[bytearray]]()
     with ThreadPoolExecutor(AHEAD, "wmtp-read") as threads:
-        for start in range(0, size, BLOCK):
+        for start in range(0, snapshot.size, BLOCK):
             if len(under_way) == AHEAD:
                 yield under_way.popleft().result()
-            under_way.append(threads.submit(_range, path, start, min(BLOCK, size - start)))
+            under_way.append(threads.submit(_range, snapshot, start, min(BLOCK, snapshot.size - start)))
         while under_way:
             yield under_way.popleft().result()
 
 
-def _range(path: ObjectPath, start: int, count: int) -> bytearray:
+def _range(snapshot: Snapshot, start: int, count: int) -> bytearray:
     block = bytearray(count)
-    path.store.read_into(path.key, start, memoryview(block))
+    snapshot.read_into(start, memoryview(block))
     return block
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from wmtp import outcome
 from wmtp.errors import LockedError, StorageError
 from wmtp.storage.objects import ObjectPath
+from wmtp.storage.processes import is_gone
 
 LEASE_S = 30.0
 BEATS = 6
@@ -92,15 +93,7 @@ def _holder(content: bytes | None) -> dict[str, object]:
 def _is_dead(who: dict[str, object]) -> bool:
     """Whether a process of this machine is gone; of another one nothing is known."""
     pid = who.get("pid")
-    if who.get("machine") != _machine() or not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
-    return False
+    return who.get("machine") == _machine() and isinstance(pid, int) and is_gone(pid)
 
 
 def _machine() -> str:

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import IO, Any, Literal, NoReturn, Protocol, overload
 
-from wmtp.errors import UsageError
+from wmtp.errors import StorageError, UsageError
 
 READ_BLOCK = 4 << 20
 """Bytes that a reader asks for at once."""
@@ -41,11 +41,8 @@ class Store(Protocol):
         StorageError: the store refuses, or is not reached after all attempts.
     """
 
-    def size(self, key: str) -> int | None:
-        """Bytes of an object; None if there is none."""
-
-    def tag(self, key: str) -> str | None:
-        """What is another whenever the content of an object is another; None if there is no object."""
+    def status(self, key: str) -> Status | None:
+        """What is known of an object without reading it; None if there is none."""
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Key and bytes of all objects whose keys start so, in the order of their keys."""
@@ -56,8 +53,12 @@ class Store(Protocol):
     def get(self, key: str) -> bytes:
         """A whole object, for small ones."""
 
-    def read_into(self, key: str, start: int, view: memoryview) -> None:
-        """Fill memory with the bytes from `start` on, which must be there."""
+    def read_into(self, key: str, start: int, view: memoryview, version: str | None = None) -> None:
+        """Fill memory with the bytes from `start` on, which must be there; they are of one version of the object.
+
+        Raises:
+            StorageError: that version is not the one that is named; it was replaced.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Make or replace an object, a small one."""
@@ -149,7 +150,7 @@ class ObjectPath:
 
     def is_file(self) -> bool:
         """Whether there is such an object."""
-        return bool(self.key) and self.store.size(self.key) is not None
+        return bool(self.key) and self.store.status(self.key) is not None
 
     def is_dir(self) -> bool:
         """Whether anything is in this folder."""
@@ -160,9 +161,14 @@ class ObjectPath:
         return self.is_file() or self.is_dir()
 
     def stat(self) -> Status:
-        """Its size. Raises `FileNotFoundError`."""
-        size = self.store.size(self.key)
-        return Status(size) if size is not None else _missing(self)
+        """Its size and version. Raises `FileNotFoundError`."""
+        found = self.store.status(self.key)
+        return found if found is not None else _missing(self)
+
+    def snapshot(self) -> Snapshot:
+        """The object as it is now, to be read by ranges. Raises `FileNotFoundError`."""
+        found = self.stat()
+        return Snapshot(self, found.st_size, found.version)
 
     def iterdir(self) -> Iterator[ObjectPath]:
         """What is in this folder."""
@@ -214,20 +220,40 @@ class ObjectPath:
 
 @dataclass(frozen=True)
 class Status:
-    """What `ObjectPath.stat` tells."""
+    """What is known of an object without reading it."""
 
     st_size: int
+    version: str | None = None
+    """Differs from that of another content under the same key; None where the store does not say."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One version of an object: whatever is read is of this one."""
+
+    path: ObjectPath
+    size: int
+    version: str | None
+
+    def read_into(self, start: int, view: memoryview) -> None:
+        """Fill memory with the bytes from `start` on. Raises `StorageError` if the object was replaced meanwhile."""
+        self.path.store.read_into(self.path.key, start, view, self.version)
 
 
 def _missing(path: ObjectPath) -> NoReturn:
     raise FileNotFoundError(errno.ENOENT, "no such object", str(path))
 
 
+def replaced(name: str) -> StorageError:
+    """What a reader is told whose object became another one."""
+    return StorageError(f"{name} was replaced while it was read; what was read is not used: try again when it is whole")
+
+
 class _Reader(io.RawIOBase):
     """Bytes of an object as they are asked for; each read is one range, tried again by the store if it is cut off."""
 
     def __init__(self, path: ObjectPath) -> None:
-        self._path, self._size, self._at = path, path.stat().st_size, 0
+        self._snapshot, self._at = path.snapshot(), 0
 
     def readable(self) -> bool:
         return True
@@ -237,14 +263,14 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._size - self._at))
+        count = max(0, min(len(view), self._snapshot.size - self._at))
         if count:
-            self._path.store.read_into(self._path.key, self._at, view[:count])
+            self._snapshot.read_into(self._at, view[:count])
             self._at += count
         return count
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._snapshot.size}[whence]
         self._at = max(0, start + offset)
         return self._at
 

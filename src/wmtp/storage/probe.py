@@ -23,7 +23,7 @@ def probe(folder: ObjectPath) -> list[str]:
     path.store.put(path.key, content)
     try:
         part = bytearray(16)
-        path.store.read_into(path.key, 8, memoryview(part))
+        path.snapshot().read_into(8, memoryview(part))
         if path.read_bytes() != content or part != content[8:24]:
             raise StorageError(f"{path} does not read back as it was written")
         created_twice = path.store.create(path.key, content[::-1])

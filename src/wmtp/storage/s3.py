@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import lru_cache
@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 from wmtp.errors import StorageError, UsageError
 from wmtp.redaction import HIDDEN, without_credentials
+from wmtp.storage.objects import Status, replaced
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ _PASSING = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable",
 _PASSING |= {"IncompleteBody", "BadDigest", "OperationAborted", "ConditionalRequestConflict"}
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed"}
+_BEYOND = {"416", "InvalidRange"}
 _CREDENTIALS = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "ExpiredTokenException",
     "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed",
@@ -54,18 +56,11 @@ class S3Store:
     def __init__(self, bucket: str) -> None:
         self.bucket = bucket
 
-    def size(self, key: str) -> int | None:
-        found = self._entry(key)
-        return None if found is None else int(found["Size"])
-
-    def tag(self, key: str) -> str | None:
-        found = self._entry(key)
-        return None if found is None else str(found["ETag"])
-
-    def _entry(self, key: str) -> dict[str, Any] | None:
+    def status(self, key: str) -> Status | None:
         # A listing, not HEAD: its refusals say why. The key itself comes before all longer ones.
         found = next(self._pages(key, 1))
-        return next((entry for entry in found.get("Contents", ()) if entry["Key"] == key), None)
+        there = (entry for entry in found.get("Contents", ()) if entry["Key"] == key)
+        return next((Status(int(entry["Size"]), _version(entry)) for entry in there), None)
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         for page in self._pages(prefix):
@@ -92,18 +87,22 @@ class S3Store:
 
         return self._try("read", key, work)
 
-    def read_into(self, key: str, start: int, view: memoryview) -> None:
+    def read_into(self, key: str, start: int, view: memoryview, version: str | None = None) -> None:
         done = 0
         if not len(view):
             return
 
         def work(client: Any) -> None:
-            nonlocal done
+            nonlocal done, version
             wanted = f"bytes={start + done}-{start + len(view) - 1}"
             answer = client.get_object(Bucket=self.bucket, Key=key, Range=wanted)
-            if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
+            if not str(answer.get("ContentRange")).startswith(f"bytes {start + done}-"):  # not each answers with 206
                 raise StorageError(f"{self._named(key)}: the server does not answer ranges of an object")
             with closing(answer["Body"]) as body:
+                found = _version(answer)
+                if version and found and found != version:
+                    raise replaced(self._named(key))
+                version = version or found
                 while done < len(view):
                     piece = body.read(min(SLICE, len(view) - done))
                     if not piece:
@@ -118,7 +117,7 @@ class S3Store:
 
     def create(self, key: str, data: bytes) -> bool:
         try:
-            self._ask("write", key, "put_object", Key=key, Body=data, IfNoneMatch="*")
+            self._ask("write once", key, "put_object", Key=key, Body=data, IfNoneMatch="*")
         except _Taken:
             return self.get(key) == data  # the answer to an attempt that had succeeded may have been lost
         return True
@@ -133,7 +132,7 @@ class S3Store:
             return bool(found in (old, new))  # new: the answer to an attempt that had succeeded was lost
 
         try:
-            return self._try("write", key, work)
+            return self._try("write on condition", key, work)
         except _Taken:
             return self.get(key) == new  # an attempt that had no answer may have come late
         except FileNotFoundError:
@@ -199,6 +198,8 @@ class S3Store:
             raise _Taken from problem
         if code in _MISSING or code == "NoSuchUpload":
             raise FileNotFoundError(errno.ENOENT, "no such object", self._named(key)) from problem
+        if code in _BEYOND:  # it was as long as that when it was listed
+            raise replaced(self._named(key)) from problem
         if code == "NoSuchBucket":
             why = f"there is no bucket {self.bucket!r} at {_endpoint()}; make it, or mend the location"
         elif code in _CREDENTIALS or isinstance(problem, (NoCredentialsError, PartialCredentialsError)):
@@ -208,6 +209,8 @@ class S3Store:
             )
         elif code in _REGION:
             why = f"{code}; the bucket is in another region than AWS_REGION says"
+        elif code in ("501", "NotImplemented"):
+            why = f"{code}: {_endpoint()} has no such request, and runs need one that has it (docs/operations.md)"
         elif code in ("403", "AccessDenied", "AllAccessDisabled"):
             why = f"{code}: {_endpoint()} does not let these credentials do that"
         else:
@@ -252,7 +255,7 @@ class _Upload:
                 MultipartUpload={"Parts": self._done},
             )  # fmt: skip
         except FileNotFoundError:  # no such upload: the answer to an attempt that had succeeded was lost
-            if self._store.size(self._key) != self._size:
+            if (self._store.status(self._key) or Status(-1)).st_size != self._size:
                 raise StorageError(f"the upload of {self._store._named(self._key)} was dropped by the server") from None
 
     def abort(self) -> None:
@@ -354,6 +357,11 @@ def _may_pass(problem: Exception) -> bool:
         return True
     status = str(_answer(problem).get("ResponseMetadata", {}).get("HTTPStatusCode"))
     return _code(problem) in _PASSING or status in _ALWAYS
+
+
+def _version(entry: Mapping[str, Any]) -> str | None:
+    """The ETag of an answer or an entry of a listing."""
+    return str(entry.get("ETag") or "").strip('"') or None
 
 
 def _code(problem: Exception) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from wmtp.storage.objects import STORES, ObjectPath, store
+from wmtp.storage.objects import STORES, ObjectPath, Status, replaced, store
 
 
 @contextmanager
@@ -28,17 +28,14 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self._writes: Counter[str] = Counter()
+        """By key; the version of an object is the last one's number."""
         self._alone = threading.Lock()
 
-    def size(self, key: str) -> int | None:
+    def status(self, key: str) -> Status | None:
         """See the protocol; so for all others."""
         found = self.objects.get(key)
-        return None if found is None else len(found)
-
-    def tag(self, key: str) -> str | None:
-        """A hash."""
-        found = self.objects.get(key)
-        return None if found is None else hashlib.sha256(found).hexdigest()
+        return None if found is None else Status(len(found), str(self._writes[key]))
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         """In the order of keys."""
@@ -55,25 +52,31 @@ class MemoryStore:
             raise FileNotFoundError(errno.ENOENT, "no such object", key)
         return self.objects[key]
 
-    def read_into(self, key: str, start: int, view: memoryview) -> None:
+    def read_into(self, key: str, start: int, view: memoryview, version: str | None = None) -> None:
         """Some of it."""
-        view[:] = self.get(key)[start : start + len(view)]
+        found = self.get(key)
+        if version not in (None, str(self._writes[key])) or start + len(view) > len(found):
+            raise replaced(key)
+        view[:] = found[start : start + len(view)]
 
     def put(self, key: str, data: bytes) -> None:
         """Make or replace."""
-        self.objects[key] = bytes(data)
+        self._keep(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         """Make, unless it is there."""
         with self._alone:
-            return self.objects.setdefault(key, data) is data
+            if key in self.objects:
+                return False
+            self._keep(key, data)
+            return True
 
     def replace(self, key: str, old: bytes, new: bytes) -> bool:
         """Compare and set."""
         with self._alone:
             if self.objects.get(key) != old:
                 return False
-            self.objects[key] = new
+            self._keep(key, new)
             return True
 
     def upload(self, key: str) -> MemoryUpload:
@@ -87,6 +90,10 @@ class MemoryStore:
 
     def abandon(self, prefix: str) -> None:
         """Nothing is left behind here."""
+
+    def _keep(self, key: str, data: bytes) -> None:
+        self._writes[key] += 1
+        self.objects[key] = bytes(data)
 
 
 class MemoryUpload:

@@ -96,11 +96,12 @@ def read_delivered(folder: Place) -> Delivered | None:
 
 
 def delivered_to(folder: Place, uri: str, experiment: str) -> Delivered:
-    """What this store has of a run: as it was written down, or nothing, if that was of another store."""
+    """What this store has of a run: as it was written down, or nothing but how it ended, if that was of another."""
     found = read_delivered(folder)
-    if found is None or (found.uri, found.experiment) != (uri, experiment):
+    if found is None:
         return Delivered(uri, experiment)
-    return found
+    same = (found.uri, found.experiment) == (uri, experiment)
+    return found if same else Delivered(uri, experiment, ended=found.ended)
 
 
 def cut_back(folder: Place, keep_until: int) -> None:

@@ -8,19 +8,19 @@ is tried again, and `wmtp track sync` sends it later.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from wmtp.errors import TrackingError, WmtpError
 from wmtp.redaction import without_credentials
 from wmtp.storage import Place
-from wmtp.tracking.delivered import JOURNAL, Delivered
+from wmtp.tracking.delivered import FILE, JOURNAL, Delivered
 from wmtp.tracking.points import Tail, points_of
 from wmtp.tracking.store import Ended, RunCard, Store
 
 START_S = 60.0
 """Longest wait for a store's first answer, before step 1; a store's own time-outs are shorter."""
-END_S = 30.0
-"""Longest wait for the last log points, after the last step."""
 MAX_PAUSE_S = 60.0
 """Between two attempts at a store that does not answer."""
 
@@ -59,6 +59,7 @@ class Sink:
         delivered: what the store has so far; kept up to date here.
         files: copied into the store once.
         flush_s: seconds between two looks at the journal.
+        end_s: longest wait, in seconds, for all that `close` does.
     """
 
     def __init__(
@@ -70,15 +71,20 @@ class Sink:
         files: Sequence[Place],
         *,
         flush_s: float,
+        end_s: float,
     ) -> None:
         self.folder, self.store, self.card, self.delivered = folder, store, card, delivered
-        self.flush_s = flush_s
+        self.flush_s, self.end_s = flush_s, end_s
         self.problem: str | None = "the store has not answered yet"
         """Why the store has not everything that is in the journal; None if it has."""
         self._tail = Tail(folder / JOURNAL, delivered.lines)
         self._open, self._files = False, list(files)
         self._answered, self._ending = threading.Event(), threading.Event()
-        self._writing, self._given_up = threading.Lock(), False
+        self._writing, self._given_up = threading.Lock(), threading.Event()
+        self._written = replace(delivered)
+        """As it is in the run folder; its lists are replaced there, never changed."""
+        self._unnoted: str | None = None
+        """Why the end of the run could not be written down."""
         self._thread = threading.Thread(target=self._work, name="wmtp-tracking", daemon=True)
 
     def start(self) -> None:
@@ -87,25 +93,39 @@ class Sink:
         self._answered.wait(START_S)
 
     def close(self, how: Ended) -> None:
-        """Never raises. Send what is left; returns when that is done or has failed once more, or after `END_S`.
+        """Never raises. Send what is left, and how the run ended; returns when that is done or has failed once more, or
+        after `end_s`, whatever hangs: the store, or the run folder where it is in a store too.
 
-        A store that hangs is left alone; what it answers later is not written down.
+        How the run ended is written down beside that. A store that hangs is left alone; what it answers later is not
+        written down.
         """
+        deadline = time.monotonic() + self.end_s
         self.delivered.ended = how
+        noting = threading.Thread(target=self._note_end, args=(how,), name="wmtp-tracking-end", daemon=True)
+        noting.start()
         self._ending.set()
-        self._thread.join(END_S)
-        if self._thread.is_alive():
-            with self._writing:
-                self._given_up = True
-            self.problem = f"{self.store.uri} did not answer within {END_S:g} s"
+        asked = {self.store.uri: self._thread, str(self.folder / FILE): noting}
+        for thread in asked.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        late = [name for name, thread in asked.items() if thread.is_alive()]
+        if late:
+            self._given_up.set()
+            self.delivered = replace(self._written, ended=how)
+            self.problem = f"{late[0]} did not answer within {self.end_s:g} s (tracking.end_s)"
+        elif self._unnoted is not None:
+            self.problem = self._unnoted
+
+    def _note_end(self, how: Ended) -> None:
         try:
-            self.delivered.write(self.folder)
+            with self._writing:
+                if not self._given_up.is_set():
+                    self._put(replace(self._written, ended=how))
         except WmtpError as problem:
-            self.problem = str(problem)
+            self._unnoted = str(problem)
 
     def _work(self) -> None:
         failures, last = 0, False
-        while not last and not self._given_up:
+        while not last and not self._given_up.is_set():
             last = self._ending.is_set()
             try:
                 self._attempt(last)
@@ -133,6 +153,10 @@ class Sink:
 
     def _write(self) -> None:
         with self._writing:
-            if self._given_up:
+            if self._given_up.is_set():
                 raise TrackingError(f"{self.store.uri} answered too late")
-            self.delivered.write(self.folder)
+            self._put(replace(self.delivered))
+
+    def _put(self, delivered: Delivered) -> None:
+        delivered.write(self.folder)
+        self._written = delivered
