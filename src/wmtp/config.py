@@ -579,9 +579,16 @@ class ValueObjectiveConfig(_Part):
     returns_share: Within = 0.5
     """Of combined: (1 - share) * pairwise + share * lambda_return."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _monte_carlo_is_lam_1(cls, given: Any) -> Any:
+        """Written into the config that a run keeps, so that it can be read again."""
+        is_so = isinstance(given, dict) and given.get("loss") == "monte_carlo"
+        return {"lam": 1.0} | given if is_so else given
+
     @model_validator(mode="after")
     def _is_used(self) -> ValueObjectiveConfig:
-        if self.loss == "monte_carlo" and "lam" in self.model_fields_set and self.lam != 1.0:
+        if self.loss == "monte_carlo" and self.lam != 1.0:
             raise ValueError("loss 'monte_carlo' is lam = 1; leave lam out, or use lambda_return")
         if self.loss != "combined" and self.returns_share != 0.5:
             raise ValueError("returns_share does nothing but in loss 'combined'; leave it out")
@@ -701,7 +708,7 @@ class TrainConfig(_Part):
     watchdog_s: Annotated[float, Field(gt=0.0)] | None = None
     """End the process, with all stacks, after so many seconds without a step, evaluation or save; default: never."""
     watchdog_grace_s: Annotated[float, Field(gt=0.0)] = 600.0
-    """The same until the first step, which loads and compiles."""
+    """Added to that for the first of each kind of work, which loads and compiles."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

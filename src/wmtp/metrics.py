@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wmtp.ranks import Reduce, alone
+from wmtp.ranks import Reduce
 
 
 class Meter:
@@ -44,7 +44,7 @@ class Meter:
 
     def reduced(self, reduce: Reduce) -> dict[str, Tensor]:
         """The sums over all ranks, added in one go; the extremes become those of all ranks."""
-        if reduce is alone:
+        if reduce.size == 1:
             return dict(self.sums)
         flat = torch.cat([value.flatten().double() for value in self.sums.values()])
         parts = torch.split(reduce(flat), [value.numel() for value in self.sums.values()])

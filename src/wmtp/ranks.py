@@ -10,6 +10,11 @@ from torch import Tensor
 class Reduce(Protocol):
     """Figures over all ranks; every rank must ask for the same ones in the same order."""
 
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        ...
+
     def __call__(self, total: Tensor) -> Tensor:
         """Sum of a tensor over all ranks."""
         ...
@@ -25,6 +30,8 @@ class Reduce(Protocol):
 
 class Alone:
     """The `Reduce` of a single process."""
+
+    size = 1
 
     def __call__(self, total: Tensor) -> Tensor:
         """The tensor itself."""

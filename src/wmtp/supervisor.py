@@ -440,7 +440,12 @@ def _kill_job(child: subprocess.Popen[bytes], folder: Path, ranks: int) -> None:
     until = time.monotonic() + KILL_S
     if child.poll() is None:
         child.kill()
-        child.wait(timeout=KILL_S)
+        try:
+            child.wait(timeout=KILL_S)
+        except subprocess.TimeoutExpired:
+            raise WmtpError(
+                f"process {child.pid} of the job cannot be killed; end it before you start the job again"
+            ) from None
     while left := (_members(folder) if _on_linux() else []):
         for pid in left:
             _signal(os.kill, pid)

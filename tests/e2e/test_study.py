@@ -306,6 +306,7 @@ def test_a_budget_of_tokens_is_that_of_the_journal(tmp_path: Path) -> None:
 def test_a_budget_of_seconds_is_measured_by_a_short_run(done: tuple[Study, Any], tmp_path: Path) -> None:
     config = trial(done[0].run_config(done[0].runs[0]))
     assert (config.train.steps, config.train.log_every, config.checkpoint.every) == (12, 1, None)
+    assert config.tracking is None
     times = [9.0, 9.0, 2.0, 1.0, 2.0, 3.0]
     lines = [{"step": step, "split": "train", "time/step_s": time} for step, time in enumerate(times, 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

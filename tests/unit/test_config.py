@@ -19,6 +19,7 @@ from wmtp.arms import build_scheme, head_coefficients, scheme_options
 from wmtp.config import Config, load
 from wmtp.errors import ConfigError
 from wmtp.schedule import Schedule
+from wmtp.study.budget import trial
 from wmtp.weighting import SCHEMES
 
 SOURCE = Path(door.__file__).parent
@@ -213,6 +214,21 @@ def test_a_schedule_without_steps_spans_the_run(tmp_path: Path) -> None:
     assert isinstance(config.objective, door.MTPObjectiveConfig)
     scheme: Any = build_scheme(config.objective.weighting, seed=0, steps=9)
     assert scheme.ratio == Schedule(0.8, 0.4, 9, "cosine")
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "lambda_return", "monte_carlo", "combined"])
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_critics_config_is_read_back_as_it_was_written(tmp_path: Path, loss: str, select: str) -> None:
+    config = loaded(
+        tmp_path,
+        f"objective={{kind: value, loss: {loss}}}",
+        f"checkpoint.select={select}",
+        "data.validation_fraction=0.5",
+    )
+    again = tmp_path / "again.yaml"
+    for one in (config, trial(config)):
+        again.write_text(door.dump(one))
+        assert load([again]) == one
 
 
 def test_a_nested_weighting_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from wmtp.statistics import bootstrap, holm, signed_rank
 from wmtp.study.analysis import ALPHA, curve, figures, sentence
 from wmtp.study.results import Result
 from wmtp.study.settings import Arm, MetricConfig, Study, StudyConfig
-from wmtp.study.tables import markdown
+from wmtp.study.tables import MISSING, markdown
 
 LOWER = MetricConfig()
 HIGHER = MetricConfig(name="embedded/base/pass_at_1", better="higher")
@@ -143,6 +143,12 @@ def test_markdown_has_every_arm_and_every_sentence() -> None:
     assert {line.count("|") for line in lines if line.startswith("|")} == {8}
     assert all(f"- {row['sentence']}" in lines for row in found["arms"] if "sentence" in row)
     assert "| 2.9500 [2.5000, 3.4000] | -0.5500 [-0.6000, -0.5000] |" in "\n".join(lines)
+
+
+def test_what_nobody_counted_of_an_arm_is_missing_in_the_table() -> None:
+    found = figures(study(), RESULTS, {})
+    found["arms"][0]["spent"]["flops"] = None
+    assert markdown(found).splitlines()[4].endswith(f"| {MISSING} |")
 
 
 def test_a_figure_that_is_no_number_is_left_out() -> None:

@@ -42,7 +42,9 @@ class Saved:
 def saved_by(folder: Place) -> Saved | None:
     """Of a run folder; None if there is no checkpoint that says how many there were."""
     steps = matches(folder / "checkpoints", "step_*")
-    manifests = [found for step in steps if (found := _json(step / "manifest.json"))]
+    manifests = [
+        found for step in steps if (found := _json(step / "manifest.json")) and found.keys() >= {"files", "facts"}
+    ]
     sizes = [sum(entry["size"] for entry in manifest["files"].values()) for manifest in manifests]
     saves = manifests[-1]["facts"].get("saves", 0) if manifests else 0
     if not saves or not sizes[-1]:

@@ -82,10 +82,12 @@ def trial(config: Config) -> Config:
     """The first steps of a run, to see how long they take."""
     train = {"steps": TRIAL_STEPS, "epochs": None, "log_every": 1, "early_stopping": None}
     train |= {"eval_every": None, "eval_batches": 1}
+    keeps_nothing = {"every": None, "save_final": False, "select": "last"}
     return config.model_copy(
         update={
             "train": config.train.model_copy(update=train),
-            "checkpoint": config.checkpoint.model_copy(update={"every": None, "save_final": False}),
+            "checkpoint": config.checkpoint.model_copy(update=keeps_nothing),
+            "tracking": None,
         }
     )
 

@@ -40,10 +40,7 @@ def study_table(figures: Mapping[str, Any], path: Place) -> None:
 def markdown(figures: Mapping[str, Any]) -> str:
     """The arms, what may be said and what must be known as Markdown, for a log of experiments."""
     columns = (*COLUMNS, "seeds", "FLOPs")
-    rows = [
-        (*_cells(row), str(len(row["values"])), f"{row['spent']['flops']:.3g}" if row["spent"] else MISSING)
-        for row in figures["arms"]
-    ]
+    rows = [(*_cells(row), str(len(row["values"])), _amount(row["spent"], "flops", ".3g")) for row in figures["arms"]]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
     said = [*(row["sentence"] for row in figures["arms"] if "sentence" in row), *figures["notes"]]
     return f"{_title(figures['metric'])}\n\n{table}\n\n" + "\n".join(f"- {text}" for text in said)
@@ -66,14 +63,17 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _amount(spent: Mapping[str, Any] | None, name: str, form: str) -> str:
+    """What an arm spent of something; an online run's FLOPs are not known."""
+    return MISSING if spent is None or spent.get(name) is None else f"{spent[name]:{form}}"
+
+
 def _spent(figures: Mapping[str, Any]) -> Table:
     table = Table(title="Spent on training, mean over seeds")
     for name in ("arm", "seeds", "steps", "tokens", "FLOPs", "seconds"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for row in figures["arms"]:
-        spent = row["spent"]
-        known = spent or {}
-        cells = [MISSING if known.get(name) is None else f"{known[name]:{form}}" for name, form in _FORMS.items()]
+        cells = [_amount(row["spent"], name, form) for name, form in _FORMS.items()]
         table.add_row(row["arm"], str(len(row["values"])), *cells)
     return table
 

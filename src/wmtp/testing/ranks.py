@@ -68,7 +68,7 @@ class OfRank:
     """One thread's `Reduce`."""
 
     def __init__(self, ranks: Ranks, rank: int) -> None:
-        self.ranks, self.rank = ranks, rank
+        self.ranks, self.rank, self.size = ranks, rank, ranks.size
 
     def __call__(self, total: Tensor) -> Tensor:
         """Sum over all ranks."""
