@@ -92,8 +92,7 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     precision = devices.precision(device, config.precision)
     tokenizer = load_tokenizer(config)
     data = build_data(config, tokenizer)
-    if config.train.compile:
-        devices.check_compiler(device)
+    _check_compiler(config, device)
     devices.seed_everything(config.train.seed)
     when: Weights = "now" if weights else "never"
     if weights and how is not None:
@@ -243,6 +242,14 @@ def prepare_model(model: Frozen, *, checkpointing: bool, compiled: bool) -> None
         if not isinstance(model, MTPModel):
             raise ConfigError("train.compile is for objective.kind = mtp; leave it out for a critic")
         model.compile_layers()
+
+
+def _check_compiler(config: Config, device: torch.device) -> None:
+    """Raise `ConfigError` if something is to be compiled and cannot be."""
+    if config.train.compile:
+        devices.check_compiler(device, "train.compile")
+    if isinstance(config.objective, MTPObjectiveConfig) and config.objective.loss == "compiled":
+        devices.check_compiler(device, "objective.loss = compiled")
 
 
 def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from wmtp.decoding.slots import Place, SlotCache, SlotLayer, Slots
+from wmtp.devices import check_compiler
 from wmtp.errors import ModelError
 from wmtp.heads import Branch, TrunkOutput
 from wmtp.model import MTPModel
@@ -152,7 +153,12 @@ def compile_layers(model: MTPModel, backend: str = "inductor") -> None:
 
     Args:
         backend: as `torch.compile` takes it. `inductor` needs a C++ compiler on CPU.
+
+    Raises:
+        ConfigError: `inductor` without a compiler that works.
     """
+    if backend == "inductor":
+        check_compiler(model.unembedding().projection_VD.device, "decoding.compile_layers")
     for layer in (*model.trunk_layers(), *model.heads()):
         layer.compile(dynamic=True, backend=backend)
     _COMPILED.add(model)
