@@ -71,6 +71,8 @@ class World:
     local_size: int = 1
     background: Any = None
     """A gloo group of all ranks for work beside training; collectives of one group must not overlap."""
+    unhurried: Any = None
+    """A gloo group of all ranks whose collectives wait for ever."""
 
     @property
     def leads(self) -> bool:
@@ -122,8 +124,12 @@ class World:
             dist.broadcast_object_list(found, src=0)
         return cast(T, _outcome(found))
 
-    def together(self, do: Callable[[], T]) -> T:
+    def together(self, do: Callable[[], T], *, unhurried: bool = False) -> T:
         """What `do` returns here, if it succeeds on all ranks; else every rank raises the first rank's error.
+
+        Args:
+            unhurried: it, or what was before it, may take some ranks much longer than others: wait as long as they
+                live. One that hangs is for the watchdog.
 
         Raises:
             WmtpError: what `do` raised, with the rank's number where it was not rank 0.
@@ -132,7 +138,7 @@ class World:
         if self.size == 1:
             return cast(T, _outcome(found))
         problems: list[Any] = [None] * self.size
-        dist.all_gather_object(problems, found[1])
+        dist.all_gather_object(problems, found[1], group=self.unhurried if unhurried else None)
         failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
         if failed:
             rank, problem = failed[0]
@@ -166,12 +172,15 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+FOR_EVER = timedelta(days=365)
+
+
 @contextmanager
 def joined(device: torch.device, timeout_s: float) -> Iterator[World]:
     """The world this process is in. Leaves the process group on every way out.
 
     Args:
-        timeout_s: how long a collective may wait for other ranks before it fails.
+        timeout_s: how long a collective may wait for other ranks before it fails, but for those of `World.unhurried`.
 
     Raises:
         ConfigError: the device has no collectives.
@@ -188,8 +197,8 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[World]:
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, timeout=timeout)
     try:
-        background = dist.new_group(backend="gloo", timeout=timeout)
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, background)
+        background, unhurried = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, FOR_EVER))
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, background, unhurried)
     finally:
         dist.destroy_process_group()
 

@@ -38,6 +38,7 @@ from wmtp.model import MTPModel
 from wmtp.objective import Objective
 from wmtp.probing import without_weights
 from wmtp.reward import RewardModel
+from wmtp.rollouts import check_samples
 from wmtp.value import ValueHead, ValueModel
 
 
@@ -104,6 +105,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
+    if isinstance(model, MTPModel) and config.online is not None:
+        check_samples(model)
     steps = number_of_steps(config, len(data.train))
     scorers, objective = build_objective(config, tokenizer, device, steps, when)
     for scorer in scorers:

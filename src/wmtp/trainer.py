@@ -182,6 +182,9 @@ def run(
                 raise CheckpointError(f"another process has saved {max(since)} of {folder} meanwhile: start again")
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
+        if rollouts is not None:
+            assert isinstance(parts.model, MTPModel)
+            rollouts.check(parts.model)
         world.first(occupy)
         watchdog.folder = None if isinstance(folder, ObjectPath) else folder
         loop = Loop(parts, folder, reporter, start, watchdog, rollouts)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from wmtp.decoding.generation import MODES, Continuation, Generation, context_of, eos_of, generate, generate_many
 from wmtp.decoding.sampling import Sampling
 from wmtp.decoding.stopping import Stop, StopStrings
-from wmtp.decoding.trunk import compile_layers
+from wmtp.decoding.trunk import check_cached, compile_layers
 
 __all__ = [
     "MODES",
@@ -21,6 +21,7 @@ __all__ = [
     "Sampling",
     "Stop",
     "StopStrings",
+    "check_cached",
     "compile_layers",
     "context_of",
     "eos_of",
