@@ -729,7 +729,8 @@ class DistributedConfig(_Part):
     cpu_offload: bool = False
     """Keep parameters, gradients and optimiser in the host's memory; for GPUs that cannot hold their share."""
     timeout_s: Annotated[float, Field(gt=0.0)] = 600.0
-    """How long a rank waits for the others before the run fails."""
+    """How long a rank waits for the others before the run fails. For others' samples (`online`) it waits as long as
+    they live and no `train.watchdog_s` ends them."""
 
 
 class CheckpointConfig(_Part):

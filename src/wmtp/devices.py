@@ -4,7 +4,7 @@
     `device: auto`        third         first                            second
     bf16 by autocast      always        where the GPU has it             from macOS 14
     fp64                  yes           yes                              no: fp32 is the widest
-    train.compile calls   g++           the package triton               clang++
+    torch.compile calls   g++           the package triton               clang++
     pinned host memory    no            where a copy to it goes on       no
     ranks                 gloo          gloo and NCCL                    none: one process
     data.workers          0, on every device: threads and processes are for `data.cache`
@@ -20,11 +20,14 @@ import os
 import platform
 import random
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,24 +119,53 @@ class Compiler(NamedTuple):
     """What `torch.compile` calls for a device."""
 
     name: str
-    here: bool
+    problem: str | None
+    """Why it cannot be used; None where nothing is known against it."""
 
 
 def compiler(device: torch.device) -> Compiler:
-    """A C++ compiler (`CXX`, where that is set), on CUDA the package triton."""
+    """A C++ compiler (`CXX`, where that is set), on CUDA the package triton. On Linux the compiler is tried, once."""
     if device.type == "cuda":
-        return Compiler("triton", find_spec("triton") is not None)
+        return Compiler("triton", None if find_spec("triton") is not None else "it is not installed")
     name = os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
-    return Compiler(name, shutil.which(name) is not None)
+    if shutil.which(name) is None:
+        return Compiler(name, "it is not here")
+    return Compiler(name, _trial(name) if platform.system() == "Linux" else None)
 
 
-def check_compiler(device: torch.device) -> None:
-    """Raise ConfigError unless `train.compile` can work on the device."""
+TRIAL = """#include <Python.h>
+#include <omp.h>
+#include <type_traits>
+extern "C" int threads() { static_assert(std::is_pointer_v<PyObject*>); return omp_get_max_threads(); }
+"""
+"""What torch's CPU code begins with: Python's headers, OpenMP, C++17. A part of a second to compile."""
+
+
+@cache
+def _trial(name: str) -> str | None:
+    """What keeps a C++ compiler from making a library of `TRIAL`; None if it makes one."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "trial.cpp"
+        source.write_text(TRIAL)
+        options = ["-shared", "-fPIC", "-fopenmp", "-std=c++17", "-I", sysconfig.get_path("include")]
+        command = [name, *options, str(source), "-o", str(source.with_suffix(".so"))]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as problem:
+            return f"it cannot be run ({problem})"
+    if done.returncode == 0:
+        return None
+    said = next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
+    return f"it cannot make a library with Python's headers and OpenMP ({said.strip().replace(folder + '/', '')})"
+
+
+def check_compiler(device: torch.device, option: str) -> None:
+    """Raise ConfigError unless `torch.compile` can work on the device, which `option` asks for."""
     needed = compiler(device)
-    if not needed.here:
+    if needed.problem is not None:
         raise ConfigError(
-            f"train.compile needs {needed.name} for device = {device.type!r}, which is not here; install it, or leave "
-            "train.compile out"
+            f"{option} needs {needed.name} for device = {device.type!r}, but {needed.problem}; install what is "
+            f"missing, or leave {option} out"
         )
 
 

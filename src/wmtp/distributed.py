@@ -11,6 +11,8 @@ is wrapped, and `World.sum` gives back what it is given.
 
     * and gradients too, where a step has several micro-batches
 
+A head that runs apart from the others is gathered once: it stays from its forward to its backward pass.
+
 The first and the third are for memory: what moves moves in every micro-batch (only the all-reduce between hosts waits
 for the last), so that no rank ever holds whole gradients. The others are for time: gradients travel once a step.
 
@@ -31,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
@@ -68,6 +71,8 @@ class World:
     local_size: int = 1
     background: Any = None
     """A gloo group of all ranks for work beside training; collectives of one group must not overlap."""
+    unhurried: Any = None
+    """A gloo group of all ranks whose collectives wait for ever."""
 
     @property
     def leads(self) -> bool:
@@ -119,8 +124,12 @@ class World:
             dist.broadcast_object_list(found, src=0)
         return cast(T, _outcome(found))
 
-    def together(self, do: Callable[[], T]) -> T:
+    def together(self, do: Callable[[], T], *, unhurried: bool = False) -> T:
         """What `do` returns here, if it succeeds on all ranks; else every rank raises the first rank's error.
+
+        Args:
+            unhurried: it, or what was before it, may take some ranks much longer than others: wait as long as they
+                live. One that hangs is for the watchdog.
 
         Raises:
             WmtpError: what `do` raised, with the rank's number where it was not rank 0.
@@ -129,7 +138,7 @@ class World:
         if self.size == 1:
             return cast(T, _outcome(found))
         problems: list[Any] = [None] * self.size
-        dist.all_gather_object(problems, found[1])
+        dist.all_gather_object(problems, found[1], group=self.unhurried if unhurried else None)
         failed = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
         if failed:
             rank, problem = failed[0]
@@ -163,12 +172,15 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+FOR_EVER = timedelta(days=365)
+
+
 @contextmanager
 def joined(device: torch.device, timeout_s: float) -> Iterator[World]:
     """The world this process is in. Leaves the process group on every way out.
 
     Args:
-        timeout_s: how long a collective may wait for other ranks before it fails.
+        timeout_s: how long a collective may wait for other ranks before it fails, but for those of `World.unhurried`.
 
     Raises:
         ConfigError: the device has no collectives.
@@ -185,8 +197,8 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[World]:
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, timeout=timeout)
     try:
-        background = dist.new_group(backend="gloo", timeout=timeout)
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, background)
+        background, unhurried = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, FOR_EVER))
+        yield World(dist.get_rank(), dist.get_world_size(), local_rank, local_size, background, unhurried)
     finally:
         dist.destroy_process_group()
 
@@ -265,14 +277,14 @@ def shard(
     Args:
         exact: further units, whose parameters are never cast to a lower precision.
         embedding: a unit that is not fetched again for the backward pass, which does not need its parameters.
-        heads: run one after another on the trunk's output; each is fetched while the one before it computes. A model
-            that may have them has a method `trunk`, which needs its parameters as `forward` does.
+        heads: run one after another on the trunk's output; each is fetched while what is before it (the trunk's last
+            layer, or a head) computes. A model that may have them has a method `trunk`, which needs its parameters as
+            `forward` does.
     """
     options: dict[str, Any] = {"mesh": how.mesh, "mp_policy": how.precision, "offload_policy": how.offload}
     for unit in exact:
         fully_shard(unit, **options | {"mp_policy": MixedPrecisionPolicy()})
-    if embedding is not None:
-        fully_shard(embedding, reshard_after_forward=False, **options)
+    first = [] if embedding is None else [fully_shard(embedding, reshard_after_forward=False, **options)]
     apart = (*trunk, *(heads or ()))
     units = [fully_shard(unit, reshard_after_forward=how.reshard_after_forward, **options) for unit in apart]
     root = fully_shard(model, reshard_after_forward=False, **options)
@@ -287,10 +299,10 @@ def shard(
     if heads is None:
         return
     register_fsdp_forward_method(model, "trunk")
-    sharded_heads = units[len(trunk) :]
-    for head, following in zip(sharded_heads, [*sharded_heads[1:], None], strict=True):
-        head.set_modules_to_forward_prefetch([following] if following is not None else [])
-        head.set_modules_to_backward_prefetch([root])  # is there already: nothing to fetch, not the head before
+    for before, head in pairwise(units[max(len(trunk) - 1, 0) :]):
+        before.set_modules_to_forward_prefetch([head])
+    # The root is there already: by itself the first unit would fetch what the micro-batch before ended with.
+    (first or units)[0].set_modules_to_backward_prefetch([root])
 
 
 _REDUCED_EACH: WeakSet[nn.Module] = WeakSet()
@@ -309,24 +321,43 @@ def synchronise(model: nn.Module, last: bool) -> None:
 
 
 @contextmanager
-def head_passes(model: nn.Module, heads: Sequence[nn.Module], last: bool) -> Iterator[None]:
-    """Around the backward passes of single heads, before the trunk's.
+def head_passes(model: nn.Module, units: Sequence[Sequence[nn.Module]], last: bool) -> Iterator[Callable[[int], None]]:
+    """Around the passes of single heads, forward and then backward, before the trunk's backward pass.
 
-    What the heads share (final norm, unembedding) stays gathered and goes on collecting; a head's own gradients are
-    complete after its pass, so they can travel while the next head computes.
+    What the heads share (final norm, unembedding) stays gathered and goes on collecting. A head stays gathered until
+    its own backward pass, which is next; after it the head's gradients are complete, so they travel while the next head
+    computes. Only the head at work may reduce: FSDP2 goes through all units at the end of every backward pass, and at
+    each that may reduce it waits for what is travelling.
+
+    Args:
+        units: the modules at work in each pass.
+
+    Yields:
+        What begins a pass, by its number.
     """
     if not isinstance(model, FSDPModule):
-        yield
+        yield lambda k: None
         return
     model.set_requires_gradient_sync(False)
     model.set_is_last_backward(False)
     model.set_reshard_after_backward(False)
-    for head in heads:
-        if isinstance(head, FSDPModule):
-            head.set_requires_gradient_sync(last or head in _REDUCED_EACH)
-            head.set_requires_all_reduce(last)
-            head.set_reshard_after_backward(True)
-    yield
+    own = [unit for units_of_pass in units for unit in units_of_pass if isinstance(unit, FSDPModule)]
+    given_back = [unit for unit in own if unit in _GIVEN_BACK]
+    for unit in own:
+        unit.set_reshard_after_backward(True)
+    for unit in given_back:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.set_modules_to_backward_prefetch([model])  # is there already; by itself it would fetch the head before
+
+    def begin(k: int) -> None:
+        for unit in own:
+            unit.set_requires_gradient_sync(unit in units[k] and (last or unit in _REDUCED_EACH))
+            unit.set_requires_all_reduce(last)
+
+    yield begin
+    for unit in given_back:
+        unit.set_reshard_after_forward(True, recurse=False)
+        unit.set_modules_to_backward_prefetch([])
     model.set_reshard_after_backward(True)
     synchronise(model, last)
 

@@ -107,11 +107,11 @@ def _attend(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def _compiler(device: torch.device) -> Finding:
-    """Whether what `train.compile` calls is there; compiling itself takes too long to be tried."""
-    needed, name = devices.compiler(device), f"{device.type}: train.compile"
-    if needed.here:
-        return Finding("devices", name, "ok", f"{needed.name} is here; not tried")
-    return Finding("devices", name, "absent", f"{needed.name} is not here", f"install {needed.name}")
+    """Whether what `torch.compile` calls can be used; a program of torch's takes too long to be tried."""
+    needed, name = devices.compiler(device), f"{device.type}: torch.compile"
+    if needed.problem is None:
+        return Finding("devices", name, "ok", f"{needed.name} is here")
+    return Finding("devices", name, "absent", f"{needed.name}: {needed.problem}", "install what is missing")
 
 
 def _fallback() -> Finding:

@@ -15,7 +15,8 @@ On a second visit (`seen`) the maximum and `others` are known: neither is looked
 The row weight is known when a chunk is visited, so loss and gradient come from one visit and the logits are
 dropped before the next chunk. `backward` only multiplies the stored gradients, in place, by the incoming scalar. A row
 without a target never meets the unembedding; a row with weight 0 is looked at (its nll is a metric) but does
-no gradient work. Peak extra memory: C*V (logits) + V*D (dprojection) + N*D (dhidden).
+no gradient work, in chunks of their own where weights are given. Peak extra memory: C*V (logits) + V*D (dprojection) +
+N*D (dhidden).
 
 Two things keep the time near that of the three products. All passes of the softmax run over a block of rows that stays
 in the cache; and no pass multiplies by weights or divides by totals, since r does both on the D side. As a by-product
@@ -35,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -101,14 +103,16 @@ def linear_nll(
         ValueError: shapes that do not fit, a chunk below 1, or a target outside the vocabulary.
     """
     _check_rows(hidden_ND, projection_VD, target_N, row_weight_N, chunk)
-    rows_N = (target_N != ignore_index).nonzero().squeeze(-1)
-    _check_targets(target_N[rows_N], projection_VD.shape[0])
-    weight_N = None if row_weight_N is None else row_weight_N.detach().to(accumulator(hidden_ND.dtype))[rows_N]
-    unembedding = Unembedding(projection_VD, bias_V, softcap)
-    done = _rows_nll([hidden_ND[rows_N]], unembedding, [target_N[rows_N]], [weight_N], chunk, gradient_norms)
+    valid_N = target_N != ignore_index
+    _check_targets(target_N[valid_N], projection_VD.shape[0])
+    weight_N = torch.ones_like(target_N) if row_weight_N is None else row_weight_N.detach()
+    weight_N = weight_N.to(accumulator(hidden_ND.dtype))
+    index = _order(valid_N, weight_N)
+    job = _Job([target_N[index]], [weight_N[index]], Unembedding(projection_VD, bias_V, softcap), chunk, gradient_norms)
+    done = _rows_nll(job, [_rows_of(hidden_ND, index)])
 
     def spread(value_R: Tensor) -> Tensor:
-        return value_R.new_zeros(target_N.shape).index_copy_(0, rows_N, value_R)
+        return value_R.new_zeros(target_N.shape).index_copy_(0, index, value_R)
 
     norm_N = spread(done.norm_R) if gradient_norms else None
     return RowLoss(done.weighted_sum, spread(done.nll_R), spread(done.correct_R), norm_N)
@@ -147,21 +151,21 @@ def fused_loss(
     if seen is not None and not torch.is_grad_enabled():
         return replace(seen, weighted_sum=(scale_BTK * seen.nll_BTK).sum(), weight_total=scale_BTK.sum())
     visited_BTK = valid_BTK if seen is None else scale_BTK != 0
-    index_K = [visited_BTK[:, :, k].flatten().nonzero().squeeze(-1) for k in range(len(hidden_K))]
+    index_K = [_order(visited_BTK[:, :, k].flatten(), scale_BTK[:, :, k].flatten()) for k in range(len(hidden_K))]
     given: list[Weight] = [scale_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)]
     made_R: list[Tensor] = []
     if weight_of is not None:
         given = [_on_the_way(weight_of, k, index, scale_BTK, made_R) for k, index in enumerate(index_K)]
-    done = _rows_nll(
-        [_rows_of(h.flatten(0, 1), index) for h, index in zip(hidden_K, index_K, strict=True)],
-        unembedding,
+    job = _Job(
         [target_BTK[:, :, k].flatten()[index] for k, index in enumerate(index_K)],
         given,
+        unembedding,
         chunk,
         gradient_norms and seen is None,
         _picked(seen, index_K),
         compiled,
     )
+    done = _rows_nll(job, [_rows_of(h.flatten(0, 1), index) for h, index in zip(hidden_K, index_K, strict=True)])
     made_BTK = None
     if weight_of is not None:
         made_BTK = _scatter(torch.cat(made_R) if made_R else done.nll_R.new_zeros(0), index_K, target_BTK)
@@ -186,8 +190,8 @@ def fused_loss(
     )
 
 
-Weight = Tensor | Callable[[slice, Tensor, Tensor | None], Tensor] | None
-"""Row weights of one head: given, made from rows' nll and gradient norms, or 1."""
+Weight = Tensor | Callable[[slice, Tensor, Tensor | None], Tensor]
+"""Row weights of one head: given, or made from rows' nll and gradient norms."""
 
 
 def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, made_R: list[Tensor]) -> Weight:
@@ -201,9 +205,16 @@ def _on_the_way(weight_of: RowWeight, k: int, index: Tensor, scale_BTK: Tensor, 
     return weight
 
 
+def _order(visited_N: Tensor, weight_N: Tensor) -> Tensor:
+    """Places of the rows to visit, those of weight 0 at the end: no chunk has both kinds."""
+    trained_N = weight_N != 0
+    return torch.cat([(visited_N & trained_N).nonzero(), (visited_N & ~trained_N).nonzero()]).squeeze(-1)
+
+
 def _rows_of(value_ND: Tensor, index: Tensor) -> Tensor:
-    """Those rows; all of them without a copy."""
-    return value_ND if len(index) == len(value_ND) else value_ND[index]
+    """Those rows; all of them in their own order without a copy."""
+    every = torch.arange(len(value_ND), device=index.device)
+    return value_ND if index.equal(every) else value_ND[index]
 
 
 def _picked(seen: LossSum | None, index_K: list[Tensor]) -> list[Tensor] | None:
@@ -244,6 +255,36 @@ def _check_targets(target_R: Tensor, vocabulary: int) -> None:
         raise ValueError(f"target_N holds {low} to {high}, some outside the vocabulary of {vocabulary}")
 
 
+class _Job(NamedTuple):
+    """What is to be made of some heads' hidden rows."""
+
+    target_K: list[Tensor]
+    weight_K: Sequence[Weight]
+    """Given ones have their zeros at the end."""
+    unembedding: Unembedding
+    chunk: int | None
+    norms: bool
+    seen_K: list[Tensor] | None = None
+    """Of each row, what an earlier visit found (`_Softmax.found_R2`)."""
+    compiled: bool = False
+
+    def chunks(self, k: int) -> list[tuple[slice, bool]]:
+        """Head k's rows as they are visited together, and whether they do gradient work."""
+        weight, count = self.weight_K[k], len(self.target_K[k])
+        trained = int(torch.count_nonzero(weight)) if isinstance(weight, Tensor) else count
+        projection_VD = self.unembedding.projection_VD
+        most = self.chunk or default_chunk(projection_VD.shape[0], projection_VD.device.type)
+        parts = [(slices(0, trained, most), True), (slices(trained, count, most), False)]
+        return [(rows, works) for part, works in parts for rows in part]
+
+
+def slices(first: int, end: int, most: int) -> list[slice]:
+    """The fewest pieces of at most `most`, which differ in size by as little as can be."""
+    pieces = -(-(end - first) // most)
+    bounds = [first + (end - first) * i // pieces for i in range(pieces)]
+    return [slice(start, stop) for start, stop in pairwise([*bounds, end])]
+
+
 class _Rows(NamedTuple):
     """What a pass over all rows of all heads gives, one head after another."""
 
@@ -256,40 +297,16 @@ class _Rows(NamedTuple):
     """Empty in a lower precision: rows meet other rows in a second visit, and their logits may be rounded otherwise."""
 
 
-def _rows_nll(
-    hidden_K: list[Tensor],
-    unembedding: Unembedding,
-    target_K: list[Tensor],
-    weight_K: Sequence[Weight],
-    chunk: int | None,
-    norms: bool,
-    seen_K: list[Tensor] | None = None,
-    compiled: bool = False,
-) -> _Rows:
-    device = unembedding.projection_VD.device.type
-    chunk = chunk or default_chunk(unembedding.projection_VD.shape[0], device)
+def _rows_nll(job: _Job, hidden_K: list[Tensor]) -> _Rows:
+    projection_VD, bias_V = job.unembedding.projection_VD, job.unembedding.bias_V
+    device = projection_VD.device.type
     if not torch.is_grad_enabled():  # autograd's needs_input_grad tells of the inputs, not of the mode
-        unembedding = unembedding._replace(
-            projection_VD=unembedding.projection_VD.detach(),
-            bias_V=None if unembedding.bias_V is None else unembedding.bias_V.detach(),
-        )
+        projection_VD, bias_V = projection_VD.detach(), None if bias_V is None else bias_V.detach()
         hidden_K = [hidden.detach() for hidden in hidden_K]
     if torch.is_autocast_enabled(device):
         hidden_K = [hidden.to(torch.get_autocast_dtype(device)) for hidden in hidden_K]
     with torch.autocast(device, enabled=False):
-        result = _LinearNLL.apply(  # type: ignore[no-untyped-call]
-            unembedding.projection_VD,
-            unembedding.bias_V,
-            unembedding,
-            chunk,
-            norms,
-            target_K,
-            weight_K,
-            seen_K,
-            compiled,
-            *hidden_K,
-        )
-    return _Rows(*result)
+        return _Rows(*_LinearNLL.apply(job, projection_VD, bias_V, *hidden_K))  # type: ignore[no-untyped-call]
 
 
 class _LinearNLL(torch.autograd.Function):
@@ -297,45 +314,37 @@ class _LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        projection_VD: Tensor,
-        bias_V: Tensor | None,
-        unembedding: Unembedding,
-        chunk: int,
-        norms: bool,
-        target_K: list[Tensor],
-        weight_K: list[Weight],
-        seen_K: list[Tensor] | None,
-        compiled: bool,
-        *hidden_K: Tensor,
+        ctx: Any, job: _Job, projection_VD: Tensor, bias_V: Tensor | None, *hidden_K: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         compute = hidden_K[0].dtype
         accumulate = accumulator(compute)
-        unembedding = unembedding._replace(
+        unembedding = job.unembedding._replace(
             projection_VD=projection_VD.to(compute), bias_V=None if bias_V is None else bias_V.to(accumulate)
         )
-        gradients = _Gradients(projection_VD, bias_V, hidden_K, ctx.needs_input_grad, accumulate)
-        most = min(chunk, max((len(target) for target in target_K), default=0))
+        gradients = _Gradients(projection_VD, bias_V, hidden_K, ctx.needs_input_grad[1:], accumulate)
+        chunks_K = [job.chunks(k) for k in range(len(hidden_K))]
+        most = max((rows.stop - rows.start for chunks in chunks_K for rows, _ in chunks), default=0)
         buffer_CV = projection_VD.new_empty((most, projection_VD.shape[0]), dtype=compute)
         total = torch.zeros((), dtype=accumulate, device=projection_VD.device)
         seen: list[_Visited] = []
-        for k, (hidden, target, weight) in enumerate(zip(hidden_K, target_K, weight_K, strict=True)):
-            for start in range(0, len(target), chunk):
-                rows = slice(start, min(start + chunk, len(target)))
+        for k, (hidden, target, weight) in enumerate(zip(hidden_K, job.target_K, job.weight_K, strict=True)):
+            for rows, works in chunks_K[k]:
                 # Into one buffer: fresh pages for each chunk would cost more than the softmax.
-                logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - start])
-                wanted = gradients.wanted(k)
-                before = None if seen_K is None else seen_K[k][rows]
-                if compiled and compute != accumulate and isinstance(weight, Tensor) and wanted and not norms:
+                logits_CV = torch.mm(hidden[rows], unembedding.projection_VD.T, out=buffer_CV[: rows.stop - rows.start])
+                wanted = works and gradients.wanted(k)
+                before = None if job.seen_K is None else job.seen_K[k][rows]
+                if job.compiled and compute != accumulate and isinstance(weight, Tensor) and wanted and not job.norms:
                     visited = _compiled_visit(logits_CV, target[rows], unembedding, weight[rows])
                 else:
-                    visited = _visit(logits_CV, target[rows], unembedding, weight, start, wanted, norms, before)
+                    visited = _visit(
+                        logits_CV, target[rows], unembedding, weight, rows.start, wanted, job.norms, before
+                    )
                 total += (visited.weight_C * visited.nll_C).sum()
                 if wanted:
                     gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
                 seen.append(visited._replace(product_CD=None))
         ctx.gradients = gradients.finished()
-        ctx.dtypes = (projection_VD.dtype, None if bias_V is None else bias_V.dtype)
+        ctx.dtypes = [None if each is None else each.dtype for each in (projection_VD, bias_V, *hidden_K)]
         none = total.new_zeros(0)
         nll_R = torch.cat([none, *(v.nll_C for v in seen)])
         correct_R = torch.cat([none.bool(), *(v.correct_C for v in seen)])
@@ -348,20 +357,12 @@ class _LinearNLL(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the fused loss gives its gradients away in backward; it cannot run twice")
-        scaled = [None if gradient is None else gradient.mul_(grad_total) for gradient in ctx.gradients]
+        scaled = [
+            None if gradient is None else gradient.mul_(grad_total).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        ]
         ctx.gradients = None
-        dprojection, dbias, *dhidden_K = scaled
-        projection_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if dprojection is None else dprojection.to(projection_dtype),
-            None if dbias is None else dbias.to(bias_dtype),
-            *[None] * (HIDDEN - 2),
-            *dhidden_K,
-        )
-
-
-HIDDEN = 9
-"""Which argument of `_LinearNLL` is the first hidden state."""
+        return (None, *scaled)
 
 
 class _Visited(NamedTuple):
@@ -551,14 +552,12 @@ enough that starting the threads for each pass does not show."""
 
 def _blocks(count: int, like_CV: Tensor) -> list[slice]:
     """Rows that the passes of the softmax visit together: a cache load on a CPU, the whole chunk elsewhere."""
-    size = max(1, CACHE_BYTES // (4 * like_CV.shape[1])) if like_CV.device.type == "cpu" else max(1, count)
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    most = CACHE_BYTES // (4 * like_CV.shape[1]) if like_CV.device.type == "cpu" else count
+    return slices(0, count, max(1, most))
 
 
 def _weights_of(weight: Weight, rows: slice, nll_R: Tensor, norm_R: Tensor | None) -> Tensor:
     """The weights of some rows."""
-    if weight is None:
-        return torch.ones_like(nll_R)
     return weight[rows] if isinstance(weight, Tensor) else weight(rows, nll_R, norm_R)
 
 
@@ -579,7 +578,7 @@ class _Gradients:
         self.dbias = None
         if needed[1] and bias_V is not None:
             self.dbias = torch.zeros_like(bias_V, dtype=accumulate)
-        pairs = zip(hidden_K, needed[HIDDEN:], strict=True)
+        pairs = zip(hidden_K, needed[2:], strict=True)
         self.dhidden_K = [torch.zeros_like(hidden) if needs else None for hidden, needs in pairs]
 
     def wanted(self, k: int) -> bool:

@@ -7,8 +7,9 @@ moment is read from its source (torch 2.13, `torch/distributed/fsdp/_fully_shard
     fetch      one flat buffer of the unit, gathered from all ranks, then copied out into parameters. On the way
                forward the flat buffer stays until the next unit is there; on the way back the unit before is fetched
                while this one computes
-    free       FULL_SHARD and HYBRID_SHARD free a unit after its forward and fetch it again; all free it after its
-               backward pass. What the heads share stays for the whole step
+    free       FULL_SHARD and HYBRID_SHARD free a unit after its forward and fetch it again (but not a head whose
+               backward pass is next: the walk does, which is never the peak); all free it after its backward pass.
+               What the heads share stays for the whole step
     reduce     gradients are copied into one flat buffer, which stays until the next unit's are
     NO_SHARD   a mesh of one piece: "fetching" copies the parameters, "reducing" copies the gradients
 

@@ -256,9 +256,12 @@ class MTPModel(nn.Module):
         if self.value_head is not None:
             self.value_head.requires_grad_(True)
 
-    def apart(self) -> list[nn.Module]:
-        """The modules that run on their own between the trunk's forward and backward pass: heads, and a value head."""
-        return [*self.heads(), *([] if self.value_head is None else [self.value_head])]
+    def passes(self) -> list[list[nn.Module]]:
+        """The modules that run for each head between the trunk's forward and backward pass; a value head for head 1."""
+        first = [self.branch.layer] if self.family == "parallel" else []
+        if self.value_head is not None:
+            first.append(self.value_head)
+        return [first, *([head] for head in self.extra_heads)]
 
     def unembedding(self) -> Unembedding:
         """The shared map from final hidden states to logits, as tensors."""

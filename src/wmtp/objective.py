@@ -245,8 +245,9 @@ class MTPObjective:
         if cut is None:
             return self._backward_together(model, trunk, batch, plan, scale, reduce, precision)
         meter = Meter()
-        with head_passes(model, model.apart(), last):
+        with head_passes(model, model.passes(), last) as begin:
             for k in range(model.num_heads):
+                begin(k)
                 if k == model.num_heads - 1 and not cut.hidden_BTD.requires_grad:
                     synchronise(model, last)  # no backward pass of the trunk follows
                 with precision():

@@ -38,6 +38,7 @@ from wmtp.model import MTPModel
 from wmtp.objective import Objective
 from wmtp.probing import without_weights
 from wmtp.reward import RewardModel
+from wmtp.rollouts import check_samples
 from wmtp.value import ValueHead, ValueModel
 
 
@@ -92,8 +93,7 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     precision = devices.precision(device, config.precision)
     tokenizer = load_tokenizer(config)
     data = build_data(config, tokenizer)
-    if config.train.compile:
-        devices.check_compiler(device)
+    _check_compiler(config, device)
     devices.seed_everything(config.train.seed)
     when: Weights = "now" if weights else "never"
     if weights and how is not None:
@@ -105,6 +105,8 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     prepare_model(model, checkpointing=config.train.activation_checkpointing, compiled=config.train.compile)
     if isinstance(model, MTPModel) and isinstance(config.objective, MTPObjectiveConfig):
         _check_loss(config, model, device)
+    if isinstance(model, MTPModel) and config.online is not None:
+        check_samples(model)
     steps = number_of_steps(config, len(data.train))
     scorers, objective = build_objective(config, tokenizer, device, steps, when)
     for scorer in scorers:
@@ -243,6 +245,14 @@ def prepare_model(model: Frozen, *, checkpointing: bool, compiled: bool) -> None
         if not isinstance(model, MTPModel):
             raise ConfigError("train.compile is for objective.kind = mtp; leave it out for a critic")
         model.compile_layers()
+
+
+def _check_compiler(config: Config, device: torch.device) -> None:
+    """Raise `ConfigError` if something is to be compiled and cannot be."""
+    if config.train.compile:
+        devices.check_compiler(device, "train.compile")
+    if isinstance(config.objective, MTPObjectiveConfig) and config.objective.loss == "compiled":
+        devices.check_compiler(device, "objective.loss = compiled")
 
 
 def _check_loss(config: Config, model: MTPModel, device: torch.device) -> None:

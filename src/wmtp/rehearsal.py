@@ -167,12 +167,12 @@ def _helped(autocast: bool) -> Iterator[AbstractContextManager[Any]]:
     Gives the context of forward passes."""
     original = {(place, name): getattr(place, name) for place, name in PRODUCTS}
     helped = original | {(F, "scaled_dot_product_attention"): _attention}
-    real, context = torch.autocast, _Autocast()
+    real, ours = torch.autocast, _Autocast()
     try:
         for (place, name), function in helped.items():
-            setattr(place, name, context.lowering(function) if autocast else function)
-        torch.autocast = lambda *_, **__: context  # type: ignore[misc, assignment]
-        yield context
+            setattr(place, name, ours.lowering(function) if autocast else function)
+        torch.autocast = ours  # type: ignore[misc, assignment]
+        yield ours("meta")
     finally:
         torch.autocast = real  # type: ignore[misc]
         for (place, name), function in original.items():
@@ -182,20 +182,18 @@ def _helped(autocast: bool) -> Iterator[AbstractContextManager[Any]]:
 class _Autocast:
     """What `torch.autocast` does, on a device that it refuses even to be switched off on.
 
-    Like the real one it keeps the bf16 copy of a trained parameter until the outermost context ends.
+    Like the real one it keeps the bf16 copy of a trained parameter until the outermost region ends. Outside of all
+    regions products are in bf16 too: there a backward pass computes again what a region computed first.
     """
 
     def __init__(self) -> None:
-        self.depth = 0
+        self.regions: list[bool] = []
+        """Whether each open region is switched on, the innermost last."""
         self.copies: dict[int, Tensor] = {}
 
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1
-        if self.depth == 0:
-            self.copies.clear()
+    def __call__(self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **_: Any) -> _Region:
+        """A region, asked for as the real one is."""
+        return _Region(self, enabled)
 
     def lowering(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function of bf16 numbers."""
@@ -206,13 +204,29 @@ class _Autocast:
         return product
 
     def _lowered(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32 or not all(self.regions[-1:]):
             return value
-        if not (self.depth and value.requires_grad and value.is_leaf):
+        if not (self.regions and value.requires_grad and value.is_leaf):
             return value.to(torch.bfloat16)
         if id(value) not in self.copies:
             self.copies[id(value)] = value.to(torch.bfloat16)
         return self.copies[id(value)]
+
+
+@dataclass(frozen=True)
+class _Region:
+    """May be entered again, and within itself."""
+
+    autocast: _Autocast
+    enabled: bool
+
+    def __enter__(self) -> None:
+        self.autocast.regions.append(self.enabled)
+
+    def __exit__(self, *_: object) -> None:
+        self.autocast.regions.pop()
+        if not self.autocast.regions:
+            self.autocast.copies.clear()
 
 
 def _attention(

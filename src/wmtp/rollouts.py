@@ -26,9 +26,9 @@ from wmtp.data.batches import Batch, Batches, filler
 from wmtp.data.groups import group_of
 from wmtp.data.orders import Sequential, by_length
 from wmtp.data.text import Row
-from wmtp.decoding import Continuation, Sampling, generate_many
+from wmtp.decoding import Continuation, Sampling, check_cached, generate_many
 from wmtp.distributed import World, gathered
-from wmtp.errors import WmtpError
+from wmtp.errors import ModelError, WmtpError
 from wmtp.model import MTPModel
 from wmtp.questions import Question
 from wmtp.record_tests import program_in
@@ -100,6 +100,15 @@ class Rollouts:
         self.asked, self.questions, self.tokenizer = asked, questions, tokenizer
         self.sandbox, self.world, self.ask = sandbox, world, ask
 
+    def check(self, model: MTPModel) -> None:
+        """Find out before the first step whether the policy can be decoded. All ranks must ask.
+
+        Raises:
+            ModelError: an architecture whose caches or masks WMTP does not understand.
+        """
+        with gathered(model):
+            self.world.together(lambda: check_samples(model))
+
     def draw(self, model: MTPModel, step: int, precision: Callable[[], AbstractContextManager[Any]]) -> Drawn:
         """The samples of a step (counted from 1). All ranks must ask.
 
@@ -114,7 +123,7 @@ class Rollouts:
         with gathered(model), precision():
             continuations = self._generate(model, questions, [first + place for place in places])
         generated = time.perf_counter()
-        answers = self.world.together(lambda: self._judge(list(places), questions, continuations))
+        answers = self.world.together(lambda: self._judge(list(places), questions, continuations), unhurried=True)
         judged = time.perf_counter()
         seconds = {"time/generation_s": generated - started, "time/judging_s": judged - generated}
         metrics = self._metrics(answers)
@@ -202,6 +211,16 @@ class Rollouts:
             "online/undecided": (drawn - decided) / drawn,
             "online/weak_trust": weak / drawn,
         }
+
+
+def check_samples(model: MTPModel) -> None:
+    """Raise `ModelError` unless a policy can be decoded; of one without weights, as far as its config tells."""
+    try:
+        check_cached(model)
+    except ModelError as problem:
+        raise ModelError(
+            f"online: this policy cannot sample what it trains on: {problem}. Leave `online` out, or take another model"
+        ) from problem
 
 
 def groups_of(answers: Sequence[Answer]) -> dict[int, list[Answer]]:

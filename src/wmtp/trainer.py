@@ -205,6 +205,9 @@ def _train(
                 )
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
+        if rollouts is not None:
+            assert isinstance(parts.model, MTPModel)
+            rollouts.check(parts.model)
         world.first(occupy)
         watchdog.folder = None if isinstance(folder, ObjectPath) else folder
         loop = Loop(parts, folder, reporter, start, watchdog, rollouts)

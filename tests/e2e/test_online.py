@@ -17,7 +17,7 @@ from tests_recipe import RECIPE
 
 from wmtp.cli import run_command
 from wmtp.config import load
-from wmtp.errors import ConfigError
+from wmtp.errors import ConfigError, ModelError
 from wmtp.sandbox import Sandbox
 from wmtp.study.budget import steps_within
 from wmtp.study.settings import BudgetConfig
@@ -158,6 +158,20 @@ def test_what_cannot_be_is_refused_with_a_reason(reason: str, folder: Path, wmtp
     code, _, err = wmtp_command(*arguments(folder, "never", ONLINE, *WRONG[reason]))
     assert code == 2
     assert reason in err
+    assert not (folder / "never").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_policy_that_cannot_be_decoded_is_refused_before_anything_is_written(
+    more: list[str], folder: Path, wmtp_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(model: Any) -> None:
+        raise ModelError("it has layers of another kind")
+
+    monkeypatch.setattr("wmtp.rollouts.check_cached", check)
+    code, _, err = wmtp_command(*arguments(folder, "never", GRPO, ONLINE, *more))
+    assert code == 2
+    assert "online: this policy cannot sample what it trains on: it has layers of another kind" in err
     assert not (folder / "never").exists()
 
 

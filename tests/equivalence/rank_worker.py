@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsdp_events import recorded, units_of
 
 from wmtp import parts as parts_module
 from wmtp.bench.ranks import state_bytes
@@ -58,7 +59,12 @@ def main(cases_file: str, out: str) -> None:
                 here = world
             streamed.clear()
             drawn.clear()
-            result = train(build(config, here, sharding_of(config, here)), world)
+            parts = build(config, here, sharding_of(config, here))
+            result = train(parts, world)
+            if name == "baseline-FULL_SHARD":
+                result["units"] = units_of(parts.model)
+                with recorded() as result["events"]:
+                    train(parts, world)
             result["streamed"] = len(streamed)
             result["drawn"] = len(drawn)
             if world.leads:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fsdp_events import check_fetched_ahead, check_reduced_behind, micro_batches
 
 from wmtp.config import load
 from wmtp.formats.hf import load_tokenizer, random_causal_lm
@@ -104,7 +105,7 @@ RARE = {
     "critic_returns", "linear", "heads_only", "shuffled", "skip", "grpo", "one_head",
 }  # fmt: skip
 """Arms that differ from others by what ranks have no part in: tried when all tests are asked for."""
-FIXED = {(2, "hybrid", "FULL_SHARD"), (2, "stored", "FULL_SHARD"), (4, "stored", "FULL_SHARD")}
+FIXED = {(2, "hybrid", "FULL_SHARD"), *((n, arm, "FULL_SHARD") for n in CASES for arm in ("baseline", "stored"))}
 """Cases of tests that name none."""
 
 
@@ -288,3 +289,14 @@ def test_the_first_ranks_rows_are_its_share_of_the_one_order(results: dict[int, 
         ):
             assert len(part) == math.ceil(len(one) / ranks)
             assert set(part) <= set(one)
+
+
+@pytest.mark.parametrize("ranks", CASES)
+def test_between_processes_heads_travel_while_others_compute(results: dict[int, dict[str, Any]], ranks: int) -> None:
+    """The order of the calls: gloo returns from each when it is done."""
+    told = results[ranks]["baseline-FULL_SHARD"]
+    found = [names for names in micro_batches(told["events"]) if f"post_backward_reduce ({told['units'][1]})" in names]
+    assert found, "an evaluation has no backward pass"
+    for names in found:
+        check_fetched_ahead(names, told["units"])
+        check_reduced_behind(names, told["units"][1:])

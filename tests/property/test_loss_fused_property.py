@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wmtp.loss import LossSum, Unembedding, plain_gradient_norms, plain_nll, reduce_loss, row_weights
-from wmtp.loss_fused import RowLoss, default_chunk, fused_loss, linear_nll
+from wmtp.loss_fused import RowLoss, default_chunk, fused_loss, linear_nll, slices
 from wmtp.targets import IGNORE
 
 
@@ -136,6 +136,15 @@ def test_every_chunk_size_gives_the_same_numbers(p: Problem) -> None:
     rows = p.target_BTK[:, :, 0].numel()
     for chunk in range(1, rows + 2):
         assert_same(run("fused", replace(p, chunk=chunk)).numbers(), expected, 1e-12)
+
+
+@given(st.integers(0, 50), st.integers(0, 200), st.integers(1, 60))
+def test_slices_are_all_rows_once_in_as_few_and_as_equal_pieces_as_can_be(first: int, count: int, most: int) -> None:
+    pieces = slices(first, first + count, most)
+    sizes = [piece.stop - piece.start for piece in pieces]
+    assert [row for piece in pieces for row in range(piece.start, piece.stop)] == list(range(first, first + count))
+    assert len(sizes) == -(-count // most)
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
 @settings(max_examples=50)

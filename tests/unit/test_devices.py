@@ -16,7 +16,9 @@ import torch
 from wmtp import devices, doctor
 from wmtp.cli import run_command
 from wmtp.config import load
+from wmtp.decoding import compile_layers
 from wmtp.errors import ConfigError, not_on_mps, out_of_memory
+from wmtp.testing import tiny_model
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "tests" / "e2e" / "small_recipe.yaml"
@@ -41,37 +43,38 @@ class Expected:
     kind: str
     bf16: bool
     widest: torch.dtype
-    compiler: tuple[str, bool]
+    compiler: tuple[str, str | None]
+    """Its name, and what is wrong with it."""
 
 
 MACHINES = {
     "a CPU with a compiler": (
         Machine(programs=("g++",)),
-        Expected("cpu", True, torch.float64, ("g++", True)),
+        Expected("cpu", True, torch.float64, ("g++", None)),
     ),
     "a CPU without one": (
         Machine(),
-        Expected("cpu", True, torch.float64, ("g++", False)),
+        Expected("cpu", True, torch.float64, ("g++", "it is not here")),
     ),
     "CUDA with bf16": (
         Machine(cuda=True, cuda_bf16=True, triton=True),
-        Expected("cuda", True, torch.float64, ("triton", True)),
+        Expected("cuda", True, torch.float64, ("triton", None)),
     ),
     "CUDA without bf16": (
         Machine(cuda=True, programs=("g++",)),
-        Expected("cuda", False, torch.float64, ("triton", False)),
+        Expected("cuda", False, torch.float64, ("triton", "it is not installed")),
     ),
     "a Mac": (
         Machine(mps=True, macos=14, programs=("clang++",)),
-        Expected("mps", True, torch.float32, ("clang++", True)),
+        Expected("mps", True, torch.float32, ("clang++", None)),
     ),
     "an older Mac": (
         Machine(mps=True, macos=13, programs=("clang++",)),
-        Expected("mps", False, torch.float32, ("clang++", True)),
+        Expected("mps", False, torch.float32, ("clang++", None)),
     ),
     "a Mac without its GPU": (
         Machine(macos=14, programs=("clang++",)),
-        Expected("cpu", True, torch.float64, ("clang++", True)),
+        Expected("cpu", True, torch.float64, ("clang++", None)),
     ),
 }
 
@@ -92,6 +95,7 @@ def fake(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin" if machine.macos else "Linux")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in machine.programs else None)
     monkeypatch.setattr(devices, "find_spec", lambda name: object() if machine.triton else None)
+    monkeypatch.setattr(devices, "_trial", lambda name: None)
 
 
 def test_auto_takes_the_fastest_kind_that_is_here(expected: Expected) -> None:
@@ -126,20 +130,64 @@ def test_nothing_wider_than_fp32_is_asked_of_a_device_that_has_no_fp64(expected:
 def test_compiling_without_a_compiler_is_refused_before_training(expected: Expected) -> None:
     device = torch.device(expected.kind)
     assert devices.compiler(device) == expected.compiler
-    if expected.compiler[1]:
-        devices.check_compiler(device)
+    if expected.compiler[1] is None:
+        devices.check_compiler(device, "train.compile")
         return
-    with pytest.raises(ConfigError, match=f"train.compile needs .*{expected.compiler[0].split('+')[0]}"):
-        devices.check_compiler(device)
+    with pytest.raises(ConfigError, match=f"train.compile needs .*{expected.compiler[1]}"):
+        devices.check_compiler(device, "train.compile")
 
 
+def program(folder: Path, text: str) -> str:
+    """A program that does what a shell script says."""
+    file = folder / "compiler"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.mark.parametrize("option", ["train.compile=true", "objective.loss=compiled"])
 def test_a_run_that_asks_for_a_missing_compiler_is_told_so_by_a_dry_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    arguments = ["train", "--recipe", str(RECIPE), "--out", str(tmp_path / "run"), "--dry-run", "train.compile=true"]
+    arguments = ["train", "--recipe", str(RECIPE), "--out", str(tmp_path / "run"), "--dry-run", option]
     assert run_command(arguments) == 2
-    assert "train.compile needs no-such-compiler" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{option.split('=')[0]}" in said
+    assert "needs no-such-compiler for device = 'cpu', but it is not here" in said
+
+
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere a compiler is looked for and not tried")
+
+
+@linux
+def test_a_compiler_that_cannot_compile_is_refused_with_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = "trial.cpp:1:10: fatal error: Python.h: No such file or directory"
+    monkeypatch.setenv("CXX", program(tmp_path, f"echo '{said}' >&2; exit 1"))
+    with pytest.raises(ConfigError, match=r"objective.loss = compiled needs .*\(trial.cpp.* Python.h: No such file"):
+        devices.check_compiler(torch.device("cpu"), "objective.loss = compiled")
+
+
+@linux
+def test_layers_are_not_compiled_for_decoding_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", program(tmp_path, "exit 7"))
+    with pytest.raises(ConfigError, match=r"decoding.compile_layers needs .*exit code 7"):
+        compile_layers(tiny_model("llama", 2))
+
+
+@linux
+def test_the_compiler_that_is_here_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    log = tmp_path / "calls"
+    monkeypatch.setenv("CXX", program(tmp_path, f'echo called >> {log}; exec g++ "$@"'))
+    for _ in range(2):
+        devices.check_compiler(torch.device("cpu"), "train.compile")
+    assert log.read_text() == "called\n"
 
 
 MISSING = NotImplementedError(

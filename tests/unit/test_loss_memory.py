@@ -78,6 +78,14 @@ def test_forward_and_backward_hold_at_most_one_chunk_of_logits(
     assert shapes.largest() <= max(CHUNK * V, V * D, B * T * max(K, D))
 
 
+def test_rows_that_weigh_nothing_are_left_out_of_gradients_without_a_copy_of_logits() -> None:
+    hidden_K, unembedding, target = inputs()
+    weight = torch.rand(B, T, K) * (torch.rand(B, T, K) < 0.5)
+    with Shapes() as shapes:
+        fused_loss(hidden_K, unembedding._replace(bias_V=None), target, weight, chunk=CHUNK).weighted_sum.backward()
+    assert {shape for shape in shapes.seen if V in shape} == {(CHUNK, V), (V, D)}
+
+
 def test_the_plain_loss_would_be_caught() -> None:
     hidden_K, unembedding, target = inputs()
     with Shapes() as shapes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from wmtp import rehearsal
 from wmtp.memory import Moment
@@ -54,16 +55,34 @@ def test_every_moment_is_as_large_as_with_real_tensors(
     assert without[-1].before == pytest.approx(real[-1].before, rel=0.1)
 
 
+class Exact(nn.Module):
+    """A module that some architecture keeps out of autocast."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, hidden_BTD: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return self.module(hidden_BTD)
+
+
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_under_autocast_the_copies_of_parameters_are_held_as_with_real_tensors(
-    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+def test_under_autocast_as_much_is_held_in_bf16_as_with_real_tensors(
+    checkpointing: bool, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Copies of parameters too, but for those of modules that autocast is switched off for."""
+
     def peak(model: Any, autocast: bool) -> int:
         prepare_model(model, checkpointing=checkpointing, compiled=False)
         found = rehearse(model, SHAPE, no_loss, 0, head_by_head=True, autocast=autocast)
         return max(moment.activations for moment in found)
 
     model = tiny_model("llama", 3, num_key_value_heads=4, hidden_size=64, intermediate_size=512).train()
+    if exact:
+        for layer in (*model.trunk_layers(), *model.heads()):
+            layer.mlp = Exact(layer.mlp)  # type: ignore[assignment, arg-type]
     without = peak(on_meta(model), True)
     context = torch.autocast("cpu", dtype=torch.bfloat16)
     monkeypatch.setattr(rehearsal, "_helped", lambda autocast: nullcontext(context))

@@ -16,10 +16,11 @@ from wmtp.data.batches import Batch, Batches
 from wmtp.data.orders import Repeated, Sequential
 from wmtp.data.records import Record
 from wmtp.distributed import World
-from wmtp.errors import DataError, WmtpError
+from wmtp.errors import DataError, ModelError, WmtpError
 from wmtp.questions import Question, fingerprint, read_questions
 from wmtp.record_tests import program_in
-from wmtp.rollouts import Ask, Drawn, Rollouts
+from wmtp.rehearsal import on_meta
+from wmtp.rollouts import Ask, Drawn, Rollouts, check_samples
 from wmtp.sandbox import Job, Sandbox, Verdict
 from wmtp.testing import EOS, Ranks, tiny_model, tiny_tokenizer
 
@@ -61,7 +62,7 @@ class Threads(World):
     def largest(self, value: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.of.largest(value))
 
-    def together(self, do: Callable[[], Any]) -> Any:
+    def together(self, do: Callable[[], Any], *, unhurried: bool = False) -> Any:
         return do()
 
 
@@ -185,6 +186,34 @@ def test_a_step_without_contrast_says_so() -> None:
 def test_a_step_that_nobody_can_judge_is_an_error() -> None:
     with pytest.raises(WmtpError, match="step 1: nobody could judge any answer, the first: because"):
         draw(FakeSandbox(lambda program: "sandbox_error"))
+
+
+class Forgetful(torch.nn.Module):
+    """An attention that leaves the cache alone."""
+
+    def __init__(self, attention: torch.nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, *arguments: Any, past_key_values: Any = None, **keywords: Any) -> Any:
+        return self.attention(*arguments, past_key_values=None, **keywords)
+
+
+def test_a_policy_that_cannot_be_decoded_is_refused_before_a_step() -> None:
+    model = copy.deepcopy(MODEL)
+    rollouts(FakeSandbox()).check(model)
+    layer: Any = model.trunk_layers()[0]
+    layer.self_attn = Forgetful(layer.self_attn)
+    with pytest.raises(ModelError, match=r"online: .*does not run with a cache.*Leave `online` out"):
+        rollouts(FakeSandbox()).check(copy.deepcopy(model))
+
+
+def test_a_policy_without_weights_is_refused_where_its_config_says_enough() -> None:
+    model = on_meta(MODEL)
+    check_samples(model)
+    model.base.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    with pytest.raises(ModelError, match="llama has linear_attention layers"):
+        check_samples(model)
 
 
 def test_code_in_a_fence_is_the_program() -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmtp import devices
 from wmtp.bench import measuring
 from wmtp.loss import Unembedding
 from wmtp.loss_backends import BACKENDS, backend_loss, refusal
@@ -294,8 +295,11 @@ def obstacle(variant: str, case: Case, device: torch.device) -> str | None:
         return "norms come with the one visit of known weights"
     if variant == "torch_lce" and not hasattr(nn, "LinearCrossEntropyOptions"):
         return f"torch {torch.__version__} has no chunked linear_cross_entropy"
-    if variant == "wmtp_compiled" and case.dtype != "bfloat16":
-        return "compiling changes nothing but lower precisions"
+    if variant == "wmtp_compiled":
+        if case.dtype != "bfloat16":
+            return "compiling changes nothing but lower precisions"
+        compiler = devices.compiler(device)
+        return None if compiler.problem is None else f"{compiler.name}: {compiler.problem}"
     if variant in BACKENDS:
         width_1D = torch.empty(1, case.width, device=device, dtype=getattr(torch, case.dtype))
         return refusal(variant, Unembedding(width_1D), width_1D.dtype, device)

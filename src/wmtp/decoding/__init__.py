@@ -14,6 +14,7 @@ from wmtp.decoding.compiled import compile_layers
 from wmtp.decoding.generation import MODES, Continuation, Generation, context_of, eos_of, generate, generate_many
 from wmtp.decoding.sampling import Sampling
 from wmtp.decoding.stopping import Stop, StopStrings
+from wmtp.decoding.trunk import check_cached
 
 __all__ = [
     "MODES",
@@ -22,6 +23,7 @@ __all__ = [
     "Sampling",
     "Stop",
     "StopStrings",
+    "check_cached",
     "compile_layers",
     "context_of",
     "eos_of",

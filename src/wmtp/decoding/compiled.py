@@ -6,6 +6,7 @@ import torch
 
 from wmtp.decoding.drafting import drafter_of
 from wmtp.decoding.trunk import COMPILED, CachedTrunk, check_cached, decoding
+from wmtp.devices import check_compiler
 from wmtp.model import MTPModel
 
 ROWS = (3, 1)
@@ -26,8 +27,11 @@ def compile_layers(model: MTPModel, backend: str = "inductor") -> None:
 
     Raises:
         ModelError: an architecture that cannot be decoded.
+        ConfigError: `inductor` without a compiler that works.
     """
     check_cached(model)
+    if backend == "inductor":
+        check_compiler(model.unembedding().projection_VD.device, "decoding.compile_layers")
     for layer in (*model.trunk_layers(), *model.heads()):
         layer.compile(dynamic=True, backend=backend)
     COMPILED.add(model)
