@@ -275,7 +275,7 @@ def score(
     _quiet_libraries()
     with Latest(quiet=as_json) as report:
         folder, card = work(settings, out=out, dtype=dtype, batch_tokens=batch_tokens, report=report)
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": size, **card.model_dump()}))
     else:

@@ -244,7 +244,7 @@ main(sys.argv[2:])
 
 
 def contents(folder: Place) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.mark.exhaustive

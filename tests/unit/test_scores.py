@@ -89,7 +89,7 @@ def finished(folder: Place, rows: list[Row], **options: Any) -> Written:
 
 
 def files(folder: Place) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # what is read

@@ -16,7 +16,7 @@ MESSAGE = ("role", "content")
 """What a message of a conversation has."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
     """One response to one problem."""
 
@@ -79,7 +79,10 @@ def parse(row: Any) -> Record:
             "a record must have tests (Python statements) or cases (inputs and outputs of a program), not both"
         )
     values.setdefault("problem_id", values["prompt"])
-    return Record(**values)
+    values.setdefault("about", {})
+    record = object.__new__(Record)
+    vars(record).update(values)  # as `__init__` does, but not one by one; the class has the other defaults
+    return record
 
 
 def _text(value: Any, name: str) -> str:
