@@ -615,6 +615,7 @@ def test_saving_over_a_model_replaces_all_of_it(folder: Path) -> None:
     ours = model("gpt2", 1)
     save_model(ours, folder)
     assert sorted(p.name for p in folder.iterdir()) == [
+        "SHA256SUMS",
         "config.json",
         "generation_config.json",
         "model.safetensors",

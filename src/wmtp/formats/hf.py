@@ -23,7 +23,8 @@ from wmtp.errors import ModelError
 from wmtp.formats.adapter import add_stored, read_adapter
 from wmtp.formats.kind import kind_of
 from wmtp.formats.remote import at_hand, tensors_of
-from wmtp.formats.scan import check_finite, check_folder
+from wmtp.formats.scan import check_finite, check_floating, check_folder
+from wmtp.formats.sums import check_sum
 from wmtp.storage import ObjectPath, Place, matches, place
 
 
@@ -113,6 +114,10 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     check_loaded(source, info, model.config)
     _check_tied(source, model)
     check_finite(source, model.named_parameters())
+    floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    for path in matches(folder, "model*.safetensors"):
+        check_floating(path, floating)
+        check_sum(path)
     return model
 
 

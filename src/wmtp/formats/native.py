@@ -30,7 +30,8 @@ from wmtp.formats import meta, nextn
 from wmtp.formats.hf import base_of, first_line, folder_of, load_causal_lm
 from wmtp.formats.kind import ADAPTER, CONFIG
 from wmtp.formats.remote import WRITING, copied, published, tensors_of
-from wmtp.formats.scan import check_finite, check_safetensors
+from wmtp.formats.scan import check_finite, check_floating, check_safetensors
+from wmtp.formats.sums import check_sum, write_sums
 from wmtp.model import MTPModel
 from wmtp.storage import ObjectPath, Place, fsync_folder, place
 from wmtp.value import ValueHead, ValueModel
@@ -177,7 +178,9 @@ def _read_into(module: nn.Module, path: Place) -> None:
         module.load_state_dict(tensors_of(path))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as problem:
         raise ModelError(f"{path} does not fit the model: {first_line(problem)}") from problem
+    check_floating(path, dict(module.named_parameters()))
     check_finite(path, module.named_parameters())
+    check_sum(path)
 
 
 def save_model(
@@ -231,6 +234,7 @@ def write_folder(path: str | Place, write: Callable[[Path], None], *, on_disk: b
     try:
         temporary.mkdir(parents=True)
         write(temporary)
+        write_sums(temporary, {})
         _publish(temporary, folder)
     except BaseException as problem:
         shutil.rmtree(temporary, ignore_errors=True)
