@@ -48,9 +48,8 @@ def mimo_config(model: MTPModel, engine: Engine) -> dict[str, Any]:
     rope = getattr(config, "rope_parameters", None) or {}
     unembedding = model.unembedding()
     wrong = {
-        f"it has {model.num_heads} heads, {model.family} (wmtp.load_model(path, num_heads=2) keeps two of a chain)": (
-            model.family != "chain" or model.num_heads != 2
-        ),
+        f"its heads are {model.family}": model.family != "chain",
+        f"it has {model.num_heads} heads (wmtp.load_model(path, num_heads=2) keeps two)": model.num_heads != 2,
         f"its model_type is {config.model_type!r}": config.model_type not in ("qwen2", "llama", "mistral"),
         "its attention has biases that Qwen2's has not": getattr(config, "attention_bias", False),
         "its feed-forward network has biases": getattr(config, "mlp_bias", False),
@@ -66,7 +65,9 @@ def mimo_config(model: MTPModel, engine: Engine) -> dict[str, Any]:
     if found is None and getattr(config, "head_dim", None) not in (None, width):
         found = f"its head_dim is {config.head_dim}, not hidden_size / num_attention_heads"
     if found is not None:
-        raise ModelError(f"MiMo's format holds Qwen2, Llama and Mistral models with one chain head; {found}")
+        raise ModelError(
+            f"MiMo's format holds Qwen2, Llama and Mistral models with one chain head; {found}: take --to wmtp"
+        )
     theta = float(rope.get("rope_theta", 10000.0))
     made = Qwen2Config(
         vocab_size=config.vocab_size,
