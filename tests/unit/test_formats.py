@@ -149,6 +149,19 @@ def test_the_tokenizer_travels_with_the_model(tmp_path: Path) -> None:
     assert again.eos_token_id == ours.eos_token_id
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokenizer_of_a_model_is_what_its_file_says_whatever_the_type_of_the_model(
+    family: str, tmp_path: Path
+) -> None:
+    ours = tiny_tokenizer()
+    tiny_base(family).config.save_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    check_same_tokenizer(ours, again, "the saved model")
+    text = "cafe\u0301 1234567890 def f(x):\n    return \ufb01"
+    assert again(text)["input_ids"] == ours(text)["input_ids"]
+
+
 def test_a_tokenizer_with_several_chat_templates_is_saved_with_all_of_them(tmp_path: Path) -> None:
     ours = tiny_tokenizer()
     ours.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}

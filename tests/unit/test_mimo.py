@@ -117,6 +117,35 @@ def test_config_and_tensors_that_do_not_agree_are_noticed(tmp_path: Path) -> Non
         check_mimo(model, tmp_path, "sglang")
 
 
+TEXTS = ("def f(x):\n    return x + 1\n", "cafe\u0301 \ufb01", "1234567890")
+
+
+def test_a_tokenizer_that_transformers_would_read_as_qwen2s_is_apart_and_is_what_an_engine_is_given(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, told = tiny_tokenizer(), list[str]()
+    save_model(made("llama"), tmp_path / "m", tokenizer)
+    folder = Path(str(export(str(tmp_path / "m"), str(tmp_path / "out"), "vllm-mimo", told.append)))
+    assert not list(folder.glob("tokenizer*.json"))
+    assert told == [f"the engine must be told where the tokenizer is: {folder}/tokenizer (vllm: --tokenizer)"]
+    read = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    assert [read(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def test_qwen2s_own_tokenizer_is_where_engines_look_for_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = made("qwen2")
+    model.base.config.save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "out").mkdir()
+    write_mimo(model, tmp_path / "out", "vllm", AutoTokenizer.from_pretrained(tmp_path / "m"))
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert not (tmp_path / "out" / "tokenizer").exists()
+
+
 # The engines' own code, where its files are.
 
 

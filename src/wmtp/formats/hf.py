@@ -293,7 +293,7 @@ def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
 
 
 def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
-    from transformers import AutoTokenizer, LlamaTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
     sentencepiece = _sentencepiece_of(source, Path(folder))
     alone = sentencepiece is not None and not (Path(folder) / "tokenizer_config.json").is_file()
@@ -302,6 +302,8 @@ def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
             tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if not follows_its_file(tokenizer, Path(folder)):
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as problem:  # the tokenizers library raises bare `Exception`s
         raise ModelError(f"cannot load a tokenizer from {source}: {first_line(problem)}") from problem
     if not getattr(tokenizer, "is_fast", False):
@@ -334,6 +336,24 @@ PROBES = (
 )  # fmt: skip
 """Texts on which readers of one SentencePiece model must agree. None begins with a space: there SentencePiece puts
 another one in front, and transformers' Llama tokenizer does not."""
+NORMALISED = "cafe\u0301 \ufb01 \u00b2"
+"""A text that Unicode normalisation changes."""
+
+
+def follows_its_file(tokenizer: Any, folder: Path) -> bool:
+    """Whether a tokenizer does what the folder's `tokenizer.json` says, where there is one. For some types of models
+    (qwen2) transformers takes the vocabulary from that file and makes the other rules itself."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    if type(tokenizer) is PreTrainedTokenizerFast or not file.is_file():
+        return True
+    said = Tokenizer.from_file(str(file))
+    return all(
+        said.encode(text, add_special_tokens=False).ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (*PROBES, NORMALISED)
+    )
 
 
 def _sentencepiece_of(source: str, folder: Path) -> Any:

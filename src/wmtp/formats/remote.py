@@ -16,7 +16,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +111,15 @@ def write_tensors(path: ObjectPath, tensors: Mapping[str, Tensor], metadata: Map
         end += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for _, tensor in ordered:
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
     digest = hashlib.sha256()
     with created(path) as stream:
-        pieces = (
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data for _, tensor in ordered
-        )
-        for piece in chain([len(text).to_bytes(8, "little") + text], pieces):
+        for piece in pieces():
             digest.update(piece)
             stream.write(piece)
     return digest.hexdigest()
