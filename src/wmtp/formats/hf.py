@@ -295,6 +295,8 @@ def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
 def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
     from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+    if Path(folder).is_dir() and not any(path.is_file() for kind in OF_TOKENIZERS for path in Path(folder).glob(kind)):
+        raise ModelError(f"cannot load a tokenizer from {source}: expected one of {', '.join(OF_TOKENIZERS)} there")
     sentencepiece = _sentencepiece_of(source, Path(folder))
     alone = sentencepiece is not None and not (Path(folder) / "tokenizer_config.json").is_file()
     try:
@@ -329,6 +331,9 @@ def fast_tokenizer(backend: Any) -> Any:
         raise ModelError(f"a tokenizer of a task must have {', '.join(specials.values())}; {lacking[0]} is missing")
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **specials)
 
+
+OF_TOKENIZERS = ("tokenizer*", "vocab*", "*.model")
+"""Names of their files."""
 
 PROBES = (
     "def f(x):\n    return x + 1\n", "two  spaces, a\ttab", "\n\n# comment", "12345 + 6.78e-10", "naïve café, 数学 🙂",
