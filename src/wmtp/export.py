@@ -33,7 +33,7 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
 
     Args:
         source: a checkpoint (`RUN/checkpoints/step_...`), a run folder (its newest checkpoint), or a model folder.
-        note: is told of damaged checkpoints that were passed over.
+        note: is told of damaged checkpoints that were passed over, and of a tokenizer that must be named to an engine.
         target: `wmtp` keeps the heads; `hf` drops all but the first, which leaves the base model; `head:K` is the plain
             model that parallel head K is, K = 1 being `hf`; `meta` is Meta's own format, for Llama models with parallel
             heads; `vllm-medusa` holds linear heads as vLLM reads them, without the model; `vllm-mimo` and `sglang-mimo`
@@ -69,6 +69,8 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         mimo.mimo_config(model, engine)
         folder = write_folder(out, lambda folder: mimo.write_mimo(model, folder, engine, tokenizer))
         mimo.check_mimo(model, folder, engine)
+        if (folder / mimo.TOKENIZER).is_dir():
+            note(f"the engine must be told where the tokenizer is: {folder / mimo.TOKENIZER} (vllm: --tokenizer)")
         if engine == "sglang":
             _check_same(model, load_model(str(folder)), folder)
     else:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_code import engine_file, whole
+from engines import Mimo
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wmtp.errors import ModelError, WmtpError
 from wmtp.export import export
-from wmtp.formats.hf import load_causal_lm
-from wmtp.formats.mimo import Engine, check_mimo, write_mimo
+from wmtp.formats.hf import load_causal_lm, model_config
+from wmtp.formats.mimo import check_mimo, write_mimo
 from wmtp.formats.native import load_model, save_model
 from wmtp.model import MTPModel
 from wmtp.testing import tiny_model, tiny_tokenizer
@@ -36,88 +38,16 @@ def made(family: str, *, num_heads: int = 2, gain: float = 0.3, **options: Any) 
     return model.eval()
 
 
-def norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * hidden / (hidden.square().mean(-1, keepdim=True) + eps).sqrt()
-
-
-class Consumer:
-    """The engines' target model and draft layer, written out plainly from their sources.
-
-    Args:
-        first: the first token's position; the engines count from 0.
-    """
-
-    def __init__(self, folder: Path, engine: Engine, first: int = 0) -> None:
-        self.config = json.loads((folder / "config.json").read_text())
-        self.engine, self.first = engine, first
-        assert self.config["architectures"] == ["MiMoForCausalLM"]
-        self.draft: dict[str, Tensor] = {}
-        self.target: dict[str, Tensor] = {}
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            found = re.match(r"model\.mtp_layers\.(\d+)\.(.*)", name)
-            if found is None:
-                self.target[name] = tensor
-                continue
-            assert int(found[1]) < self.config["num_nextn_predict_layers"]
-            outside = ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm")
-            block = "" if any(part in found[2] for part in outside) else "mtp_block."
-            self.draft[block + found[2]] = tensor
-
-    def layer(self, hidden: Tensor, weights: dict[str, Tensor], begin: str) -> Tensor:
-        """Qwen2DecoderLayer."""
-        config = self.config
-        eps, heads, groups = (config[n] for n in ("rms_norm_eps", "num_attention_heads", "num_key_value_heads"))
-        width, length = config["hidden_size"] // heads, hidden.shape[1]
-
-        def linear(name: str, value: Tensor, bias: bool = False) -> Tensor:
-            return F.linear(value, weights[f"{begin}{name}.weight"], weights[f"{begin}{name}.bias"] if bias else None)
-
-        normed = norm(hidden, weights[f"{begin}input_layernorm.weight"], eps)
-        query, key, value = (
-            linear(f"self_attn.{name}_proj", normed, bias=True).view(1, length, count, width).transpose(1, 2)
-            for name, count in (("q", heads), ("k", groups), ("v", groups))
-        )
-        rates = config["rope_theta"] ** (-torch.arange(0, width, 2) / width)
-        angles = torch.outer(torch.arange(self.first, self.first + length).float(), rates).repeat(1, 2)
-
-        def turned(states: Tensor) -> Tensor:
-            left, right = states.chunk(2, -1)
-            return states * angles.cos() + torch.cat([-right, left], -1) * angles.sin()
-
-        key, value = (states.repeat_interleave(heads // groups, 1) for states in (turned(key), value))
-        mixed = F.scaled_dot_product_attention(turned(query), key, value, is_causal=True)
-        hidden = hidden + linear("self_attn.o_proj", mixed.transpose(1, 2).reshape(1, length, -1))
-        normed = norm(hidden, weights[f"{begin}post_attention_layernorm.weight"], eps)
-        gated = F.silu(linear("mlp.gate_proj", normed)) * linear("mlp.up_proj", normed)
-        return hidden + linear("mlp.down_proj", gated)
-
-    def logits(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the target model, and of the draft layer that reads the token after each."""
-        eps, table = self.config["rms_norm_eps"], self.target["model.embed_tokens.weight"]
-        hidden = table[tokens]
-        for number in range(self.config["num_hidden_layers"]):
-            hidden = self.layer(hidden, self.target, f"model.layers.{number}.")
-        normed = norm(hidden, self.target["model.norm.weight"], eps)
-        before = hidden if self.engine == "vllm" else normed
-        token = table[F.pad(tokens[:, 1:], (0, 1))].clone()
-        token[:, torch.arange(self.first, self.first + tokens.shape[1]) == 0] = 0
-        joined = [norm(before, self.draft["hidden_layernorm.weight"], eps)]
-        joined.append(norm(token, self.draft["token_layernorm.weight"], eps))
-        out = self.layer(F.linear(torch.cat(joined, -1), self.draft["input_proj.weight"]), self.draft, "mtp_block.")
-        drafted = norm(out, self.draft["final_layernorm.weight"], eps)
-        return F.linear(normed, self.target["lm_head.weight"]), F.linear(drafted, self.target["lm_head.weight"])
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_sglangs_equations_on_the_files_are_the_model_and_its_head(family: str, tmp_path: Path) -> None:
     """At positions from 1 on; at position 0 both engines put 0 for the embedding, which moves later ones."""
     model = made(family)
     write_mimo(model, tmp_path, "sglang")
-    got = Consumer(tmp_path, "sglang", first=1).logits(TOKENS)
+    got = Mimo(tmp_path, "sglang", first=1).logits(TOKENS)
     for logits, hidden in zip(got, model(TOKENS), strict=True):
         torch.testing.assert_close(logits[:, :-1], model.project(hidden)[:, :-1], rtol=1e-4, atol=1e-4)
-    target, drafted = Consumer(tmp_path, "sglang").logits(TOKENS)
+    target, drafted = Mimo(tmp_path, "sglang").logits(TOKENS)
     torch.testing.assert_close(target, got[0], rtol=1e-4, atol=1e-4)
     assert (drafted - got[1]).abs().max() > 1e-3
 
@@ -131,7 +61,7 @@ def test_vllms_equations_are_the_head_where_the_final_norms_weight_is_uniform_an
         if gain == 0.0:
             model.final_norm.get_parameter("weight").fill_(1.7)
         write_mimo(model, tmp_path, "vllm")
-        target, drafted = Consumer(tmp_path, "vllm", first=1).logits(TOKENS)
+        target, drafted = Mimo(tmp_path, "vllm", first=1).logits(TOKENS)
         first, second = (model.project(hidden) for hidden in model(TOKENS))
         torch.testing.assert_close(target, first, rtol=1e-4, atol=1e-4)
         away = float((drafted - second)[:, :-1].abs().max() / second.abs().max())
@@ -156,7 +86,7 @@ def test_the_folder_is_read_back_and_transformers_reads_the_base_model(tied: boo
 @pytest.mark.parametrize(
     ("family", "options", "told"),
     [
-        ("llama", {"num_heads": 3}, "it has 3 heads, chain"),
+        ("llama", {"num_heads": 3}, "it has 3 heads"),
         ("qwen3", {}, "model_type is 'qwen3'"),
         ("mistral", {"sliding_window": 4}, "sliding window"),
         ("llama", {"head_dim": 6}, "head_dim is 6"),
@@ -185,3 +115,92 @@ def test_config_and_tensors_that_do_not_agree_are_noticed(tmp_path: Path) -> Non
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(WmtpError, match="does not read back"):
         check_mimo(model, tmp_path, "sglang")
+
+
+TEXTS = ("def f(x):\n    return x + 1\n", "cafe\u0301 \ufb01", "1234567890")
+
+
+def test_a_tokenizer_that_transformers_would_read_as_qwen2s_is_apart_and_is_what_an_engine_is_given(
+    tmp_path: Path,
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, told = tiny_tokenizer(), list[str]()
+    save_model(made("llama"), tmp_path / "m", tokenizer)
+    folder = Path(str(export(str(tmp_path / "m"), str(tmp_path / "out"), "vllm-mimo", told.append)))
+    assert not list(folder.glob("tokenizer*.json"))
+    assert told == [f"the engine must be told where the tokenizer is: {folder}/tokenizer (vllm: --tokenizer)"]
+    read = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    assert [read(text)["input_ids"] for text in TEXTS] == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def test_qwen2s_own_tokenizer_is_where_engines_look_for_it(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model = made("qwen2")
+    model.base.config.save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "out").mkdir()
+    write_mimo(model, tmp_path / "out", "vllm", AutoTokenizer.from_pretrained(tmp_path / "m"))
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert not (tmp_path / "out" / "tokenizer").exists()
+
+
+# The engines' own code, where its files are.
+
+
+def positions() -> Tensor:
+    """From 1 on: at position 0 both engines put 0 for the embedding."""
+    return torch.arange(1, 1 + TOKENS.shape[1])
+
+
+def following() -> Tensor:
+    """The token after each, and 0 behind the last."""
+    return F.pad(TOKENS[0, 1:], (0, 1))
+
+
+def own_tensors(folder: Path) -> list[tuple[str, Tensor]]:
+    return list(load_file(folder / "model.safetensors").items())
+
+
+@torch.no_grad()
+def test_vllms_own_code_makes_the_head_of_the_files(tmp_path: Path) -> None:
+    """Its loader and its draft layer; the final norm's weight is uniform, see above."""
+    model = made("qwen2")
+    model.final_norm.get_parameter("weight").fill_(1.7)
+    write_mimo(model, tmp_path, "vllm")
+    parts = SimpleNamespace(hf_config=model_config(str(tmp_path)))
+    options = SimpleNamespace(model_config=parts, cache_config=None, quant_config=None)
+    with engine_file("vllm", "model_executor/models/mimo_mtp.py") as vllm:
+        draft = vllm.MiMoMTP(vllm_config=options)
+        draft.load_weights(own_tensors(tmp_path))
+        before, _ = Mimo(tmp_path, "vllm", first=1).states(TOKENS)
+        logits = draft.compute_logits(draft(following(), positions(), before[0]))
+    assert whole(draft)
+    torch.testing.assert_close(logits[:-1], model.project(model(TOKENS)[1])[0, :-1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_sglangs_own_code_makes_the_model_and_the_head_of_the_files(tmp_path: Path) -> None:
+    """Its loaders, and its draft layer on the target model's state."""
+    model = made("qwen2")
+    write_mimo(model, tmp_path, "sglang")
+    config = model_config(str(tmp_path))
+    with engine_file("sglang", "srt/models/mimo.py") as sglang:
+        target = sglang.MiMoForCausalLM(config)
+        target.load_weights(own_tensors(tmp_path))
+    assert whole(target)
+    hidden = target.model.embed_tokens(TOKENS[0])
+    for layer in target.model.layers:
+        hidden = layer(positions(), hidden, forward_batch=None)
+    normed = target.model.norm(hidden)
+    first, second = (model.project(hidden)[0] for hidden in model(TOKENS))
+    torch.testing.assert_close(F.linear(normed, target.lm_head.weight), first, rtol=1e-4, atol=1e-4)
+    batch = SimpleNamespace(spec_info=SimpleNamespace(hidden_states=normed))
+    with engine_file("sglang", "srt/models/mimo_mtp.py") as sglang:
+        draft = sglang.MiMoMTP(config)
+        draft.load_weights(own_tensors(tmp_path))
+        hidden = draft.model(following(), positions(), batch)
+    assert whole(draft)
+    logits = F.linear(hidden, draft.lm_head.weight)
+    torch.testing.assert_close(logits[:-1], second[:-1], rtol=1e-4, atol=1e-4)

@@ -22,7 +22,8 @@ from wmtp.adapters import DOWN, UP, adapted_layers, product
 from wmtp.errors import ModelError, first_line
 from wmtp.formats.kind import ADAPTER, read_json
 from wmtp.formats.remote import tensors_of
-from wmtp.formats.scan import check_finite, check_safetensors
+from wmtp.formats.scan import check_finite, check_floating, check_safetensors
+from wmtp.formats.sums import check_sum
 from wmtp.storage import Place
 
 WEIGHTS = "adapter_model.safetensors"
@@ -84,6 +85,7 @@ def add_stored(base: Any, folder: Place, card: AdapterCard) -> None:
     path = folder / WEIGHTS
     check_safetensors(path)
     stored = tensors_of(path)
+    check_floating(path, stored)
     check_finite(path, stored.items())
     layers = {name.removesuffix(end) for name in stored for end in (_DOWN, _UP) if name.endswith(end)}
     if not layers:
@@ -103,6 +105,7 @@ def add_stored(base: Any, folder: Place, card: AdapterCard) -> None:
             f"{path}: {min(stored)} matches nothing in {card.base_model_name_or_path}; base_model_name_or_path must be "
             "the adapter's own model"
         )
+    check_sum(path)
 
 
 def _weight_of(base: Any, path: Place, layer: str) -> tuple[Tensor, bool]:

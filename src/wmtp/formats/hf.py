@@ -23,7 +23,8 @@ from wmtp.errors import ModelError, first_line
 from wmtp.formats.adapter import add_stored, read_adapter
 from wmtp.formats.kind import kind_of
 from wmtp.formats.remote import at_hand, tensors_of
-from wmtp.formats.scan import check_finite, check_folder
+from wmtp.formats.scan import check_finite, check_floating, check_folder
+from wmtp.formats.sums import check_sum
 from wmtp.storage import ObjectPath, Place, matches, place
 
 
@@ -102,6 +103,10 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
         model, info = of_config.from_pretrained(None if remote else locate(source), **remote, dtype=dtype, **STRICT)
     check_loaded(source, info, model)
     _check_tied(source, model)
+    floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    for path in matches(folder, "model*.safetensors"):
+        check_floating(path, floating)
+        check_sum(path)
     return model
 
 
@@ -287,8 +292,10 @@ def load_tokenizer(source: str, *, needs_eos: bool = True) -> Any:
 
 
 def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
-    from transformers import AutoTokenizer, LlamaTokenizer
+    from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
+    if Path(folder).is_dir() and not any(path.is_file() for kind in OF_TOKENIZERS for path in Path(folder).glob(kind)):
+        raise ModelError(f"cannot load a tokenizer from {source}: expected one of {', '.join(OF_TOKENIZERS)} there")
     sentencepiece = _sentencepiece_of(source, Path(folder))
     alone = sentencepiece is not None and not (Path(folder) / "tokenizer_config.json").is_file()
     try:
@@ -296,6 +303,8 @@ def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
             tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            if not follows_its_file(tokenizer, Path(folder)):
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as problem:  # the tokenizers library raises bare `Exception`s
         raise ModelError(
             f"cannot load a tokenizer from {source}: {first_line(problem)}; expected tokenizer.json or tokenizer.model"
@@ -327,12 +336,33 @@ def fast_tokenizer(backend: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **specials)
 
 
+OF_TOKENIZERS = ("tokenizer*", "vocab*", "*.model")
+"""Names of their files."""
+
 PROBES = (
     "def f(x):\n    return x + 1\n", "two  spaces, a\ttab", "\n\n# comment", "12345 + 6.78e-10", "naïve café, 数学 🙂",
     "[[1, 2], {'a': 0}]", "a_b.c(d)[e:f] != g",
 )  # fmt: skip
 """Texts on which readers of one SentencePiece model must agree. None begins with a space: there SentencePiece puts
 another one in front, and transformers' Llama tokenizer does not."""
+NORMALISED = "cafe\u0301 \ufb01 \u00b2"
+"""A text that Unicode normalisation changes."""
+
+
+def follows_its_file(tokenizer: Any, folder: Path) -> bool:
+    """Whether a tokenizer does what the folder's `tokenizer.json` says, where there is one. For some types of models
+    (qwen2) transformers takes the vocabulary from that file and makes the other rules itself."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    if type(tokenizer) is PreTrainedTokenizerFast or not file.is_file():
+        return True
+    said = Tokenizer.from_file(str(file))
+    return all(
+        said.encode(text, add_special_tokens=False).ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (*PROBES, NORMALISED)
+    )
 
 
 def _sentencepiece_of(source: str, folder: Path) -> Any:

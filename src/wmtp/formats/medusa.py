@@ -30,15 +30,13 @@ def medusa_config(model: MTPModel) -> dict[str, Any]:
     """
     unembedding = model.unembedding()
     vocabulary, width = unembedding.projection_VD.shape
-    if model.family != "linear" or model.num_heads == 1:
-        raise ModelError(
-            f"Medusa's files hold linear heads; this model has {model.num_heads} {model.family} ones: take --to wmtp "
-            "or --to hf"
-        )
+    if model.family != "linear":
+        raise ModelError(f"Medusa's files hold linear heads; its heads are {model.family}: take --to wmtp")
+    if model.num_heads == 1:
+        raise ModelError("Medusa's files hold linear heads; it has one head: take --to hf")
     if unembedding.bias_V is not None or unembedding.softcap is not None:
         raise ModelError(
-            "vLLM's Medusa knows neither a bias nor a soft cap of the unembedding; this model has one: take --to wmtp "
-            "or --to hf"
+            "vLLM's Medusa knows neither a bias nor a soft cap of the unembedding; this model has one: take --to wmtp"
         )
     return {
         "model_type": "medusa",

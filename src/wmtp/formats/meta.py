@@ -209,7 +209,7 @@ def _stored(folder: Place) -> dict[str, Tensor]:
 
 
 def _of_torch(path: Path) -> dict[str, Tensor]:
-    check_torch_file(path)
+    held = check_torch_file(path)
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as problem:  # a hostile pickle may raise anything; torch's advice would be to run it
@@ -218,7 +218,11 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
         ) from problem
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ModelError(f"{path} holds a {type(found).__name__}; tensors by name were expected")
-    return {name: check_tensor(path, name, value) for name, value in found.items()}
+    tensors = {name: check_tensor(path, name, value) for name, value in found.items()}
+    needed = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
+    if sum(needed.values()) > held:  # what is mapped goes on into whatever follows in the file
+        raise ModelError(f"{path}: its tensors need {sum(needed.values()):,} bytes, it has {held:,}: download it again")
+    return tensors
 
 
 def _of_safetensors(path: Place) -> dict[str, Tensor]:

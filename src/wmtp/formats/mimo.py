@@ -18,6 +18,7 @@ weight n g / rms(g), n and g being both norms' own: that is what vLLM's files ho
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import ModelError, WmtpError
+from wmtp.formats.hf import follows_its_file
 from wmtp.formats.kind import CONFIG, read_json
 from wmtp.formats.nextn import MIMO, mimo_name
 from wmtp.formats.remote import tensors_of
@@ -34,6 +36,8 @@ from wmtp.storage import Place, matches
 
 Engine = Literal["vllm", "sglang"]
 WITH_BIAS = ("q_proj", "k_proj", "v_proj")
+TOKENIZER = "tokenizer"
+"""Folder of a tokenizer that must be named to the engines."""
 
 
 def mimo_config(model: MTPModel, engine: Engine) -> dict[str, Any]:
@@ -48,9 +52,8 @@ def mimo_config(model: MTPModel, engine: Engine) -> dict[str, Any]:
     rope = getattr(config, "rope_parameters", None) or {}
     unembedding = model.unembedding()
     wrong = {
-        f"it has {model.num_heads} heads, {model.family} (wmtp.load_model(path, num_heads=2) keeps two of a chain)": (
-            model.family != "chain" or model.num_heads != 2
-        ),
+        f"its heads are {model.family}": model.family != "chain",
+        f"it has {model.num_heads} heads (wmtp.load_model(path, num_heads=2) keeps two)": model.num_heads != 2,
         f"its model_type is {config.model_type!r}": config.model_type not in ("qwen2", "llama", "mistral"),
         "its attention has biases that Qwen2's has not": getattr(config, "attention_bias", False),
         "its feed-forward network has biases": getattr(config, "mlp_bias", False),
@@ -67,8 +70,7 @@ def mimo_config(model: MTPModel, engine: Engine) -> dict[str, Any]:
         found = f"its head_dim is {config.head_dim}, not hidden_size / num_attention_heads"
     if found is not None:
         raise ModelError(
-            f"MiMo's format holds Qwen2, Llama and Mistral models with one chain head; {found}: take --to wmtp or "
-            "--to hf"
+            f"MiMo's format holds Qwen2, Llama and Mistral models with one chain head; {found}: take --to wmtp"
         )
     theta = float(rope.get("rope_theta", 10000.0))
     made = Qwen2Config(
@@ -128,7 +130,23 @@ def write_mimo(model: MTPModel, folder: Path, engine: Engine, tokenizer: Any = N
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     save_torch_state_dict(mimo_tensors(model, engine), folder, metadata={"format": "pt"})
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        _write_tokenizer(tokenizer, folder)
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Where the engines look for it; in `TOKENIZER`, if transformers would make another one of it in a folder of
+    Qwen2's. Then they must be told where it is; there is none where they look otherwise."""
+    from transformers import AutoTokenizer
+
+    apart = folder / TOKENIZER
+    tokenizer.save_pretrained(apart)
+    shutil.copy(folder / CONFIG, apart)
+    is_read = follows_its_file(AutoTokenizer.from_pretrained(apart, trust_remote_code=False), apart)
+    (apart / CONFIG).unlink()
+    if is_read:
+        for file in list(apart.iterdir()):
+            file.rename(folder / file.name)
+        apart.rmdir()
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -30,7 +30,8 @@ from wmtp.formats import meta, nextn
 from wmtp.formats.hf import base_of, folder_of, load_causal_lm
 from wmtp.formats.kind import ADAPTER, CONFIG
 from wmtp.formats.remote import WRITING, copied, published, tensors_of
-from wmtp.formats.scan import check_finite, check_safetensors
+from wmtp.formats.scan import check_finite, check_floating, check_safetensors
+from wmtp.formats.sums import check_sum, write_sums
 from wmtp.model import MTPModel
 from wmtp.storage import ObjectPath, Place, fsync_folder, place
 from wmtp.value import ValueHead, ValueModel
@@ -184,7 +185,9 @@ def _read_into(module: nn.Module, path: Place) -> None:
         raise ModelError(
             f"{path} does not fit the model: {first_line(problem)}; use files that were saved together"
         ) from problem
+    check_floating(path, dict(module.named_parameters()))
     check_finite(path, module.named_parameters())
+    check_sum(path)
 
 
 def save_model(
@@ -238,6 +241,7 @@ def write_folder(path: str | Place, write: Callable[[Path], None], *, on_disk: b
     try:
         temporary.mkdir(parents=True)
         write(temporary)
+        write_sums(temporary, {})
         _publish(temporary, folder)
     except (OSError, SafetensorError) as problem:
         raise WmtpError(f"cannot write the model folder {folder}: {first_line(problem)}") from problem

@@ -10,6 +10,7 @@ Temporary files are in memory where the system has a place for that (/dev/shm), 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import ModelError
+from wmtp.formats.sums import write_sums
 from wmtp.ranged import DTYPES, RangedTensors
 from wmtp.storage import ObjectPath, Place, copy, created
 
@@ -100,8 +102,8 @@ def _wide(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 # Writing
 
 
-def write_tensors(path: ObjectPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors object in a stream, one tensor at a time in memory beside those that are given."""
+def write_tensors(path: ObjectPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """A safetensors object in a stream, one tensor at a time in memory beside those that are given; its SHA-256."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -112,10 +114,18 @@ def write_tensors(path: ObjectPath, tensors: Mapping[str, Tensor], metadata: Map
         end += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with created(path) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
         for _, tensor in ordered:
-            stream.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+    digest = hashlib.sha256()
+    with created(path) as stream:
+        for piece in pieces():
+            digest.update(piece)
+            stream.write(piece)
+    return digest.hexdigest()
 
 
 def published(folder: ObjectPath, write: Callable[[Path], None], *, on_disk: bool = False) -> None:
@@ -127,8 +137,9 @@ def published(folder: ObjectPath, write: Callable[[Path], None], *, on_disk: boo
     Args:
         on_disk: the local folder is in TMPDIR, for files that are large.
     """
-    with _temporary(on_disk) as made, _replacing(folder) as written, _weights_into(folder, made, written):
+    with _temporary(on_disk) as made, _replacing(folder) as written, _weights_into(folder, made, written) as sums:
         write(made)
+        write_sums(made, sums)
         small = sorted((path for path in made.rglob("*") if path.is_file()), key=lambda path: path.name in CONFIGS)
         for path in small:
             written.append(folder / path.relative_to(made).as_posix())
@@ -161,19 +172,21 @@ def _replacing(folder: ObjectPath) -> Iterator[list[ObjectPath]]:
 
 
 @contextmanager
-def _weights_into(folder: ObjectPath, made: Path, written: list[ObjectPath]) -> Iterator[None]:
-    """Within it, what `save_file` would write into a local folder goes into the store, and is listed."""
+def _weights_into(folder: ObjectPath, made: Path, written: list[ObjectPath]) -> Iterator[dict[str, str]]:
+    """Within it, what `save_file` would write into a local folder goes into the store, and is listed. Gives the SHA-256
+    of each file by name."""
     from safetensors import torch as library
     from transformers import modeling_utils
 
     def save_file(tensors: dict[str, Tensor], filename: Any, metadata: dict[str, str] | None = None) -> None:
         written.append(folder / Path(filename).relative_to(made).as_posix())
-        write_tensors(written[-1], tensors, metadata)
+        sums[Path(filename).name] = write_tensors(written[-1], tensors, metadata)
 
+    sums: dict[str, str] = {}
     originals = library.save_file, modeling_utils.safe_save_file
     library.save_file = modeling_utils.safe_save_file = save_file
     try:
-        yield
+        yield sums
     finally:
         library.save_file, modeling_utils.safe_save_file = originals
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,20 @@ def check_safetensors(path: Place) -> dict[str, tuple[int, ...]]:
     Raises:
         ModelError: it is, with the file's name.
     """
+    return {name: tuple(entry["shape"]) for name, entry in _entries(path).items()}
+
+
+def check_floating(path: Place, names: Collection[str]) -> None:
+    """Raise `ModelError` that names the first of these tensors of a safetensors file that holds something else than
+    floating-point numbers: libraries would make such of it."""
+    for name, entry in _entries(path).items():
+        dtype = str(entry.get("dtype"))
+        if name in names and not dtype.startswith(("F", "BF")):
+            raise ModelError(f"{path}: {name} is of type {dtype}; floating-point numbers were expected")
+
+
+def _entries(path: Place) -> dict[str, dict[str, Any]]:
+    """What the header of a safetensors file says of each tensor."""
     try:
         size = path.stat().st_size
         with path.open("rb", buffering=2**16) as file:
@@ -47,8 +62,7 @@ def check_safetensors(path: Place) -> dict[str, tuple[int, ...]]:
                 raise ModelError(f"{path} has a header of {length:,} bytes; at most {MOST_HEADER:,} are read")
             header = json.loads(file.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-        deepest = max(map(len, shapes.values()), default=0)
+        deepest = max((len(entry["shape"]) for entry in tensors.values()), default=0)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
         raise ModelError(
             f"{path} is no safetensors file: its header cannot be read ({first_line(problem)}); copy it again"
@@ -57,7 +71,7 @@ def check_safetensors(path: Place) -> dict[str, tuple[int, ...]]:
         raise ModelError(f"{path} lists {len(tensors):,} tensors; at most {MOST_TENSORS:,} are read")
     if deepest > MOST_DIMENSIONS:
         raise ModelError(f"{path} has a tensor of {deepest:,} dimensions; at most {MOST_DIMENSIONS} are read")
-    return shapes
+    return tensors
 
 
 def stored_shapes(folder: Place) -> dict[str, tuple[int, ...]]:
@@ -94,10 +108,12 @@ def check_folder(folder: Place) -> None:
             )
 
 
-def check_torch_file(path: Path) -> None:
-    """Raise `ModelError` unless a `.pth` file is a zip of plain, uncompressed entries and a pickle of bearable size.
+def check_torch_file(path: Path) -> int:
+    """Bytes of the numbers in a `.pth` file, a zip of plain, uncompressed entries that are what their checksums say,
+    and a pickle of bearable size.
 
-    Older `.pth` files, which are bare pickles, are refused too.
+    Raises:
+        ModelError: it is something else; older `.pth` files, which are bare pickles, are too.
     """
     try:
         listed = _zip_directory_bytes(path)
@@ -109,6 +125,8 @@ def check_torch_file(path: Path) -> None:
         raise ModelError(
             f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; save it again with it"
         ) from problem
+    if len(entries) > MOST_TENSORS:
+        raise ModelError(f"{path} is a zip of {len(entries):,} files; at most {MOST_TENSORS:,} are read")
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ModelError(f"{path} is a compressed zip ({packed[0]}); expected one that torch.save wrote")
@@ -117,6 +135,19 @@ def check_torch_file(path: Path) -> None:
     pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
     if pickled > MOST_HEADER:
         raise ModelError(f"{path} has {pickled:,} bytes of pickle beside its tensors; at most {MOST_HEADER:,} are read")
+    damaged = _damaged(path)
+    if damaged is not None:
+        raise ModelError(f"{path}: {damaged} is not what its checksum says: download it again")
+    return sum(entry.file_size for entry in entries if "/data/" in entry.filename)
+
+
+def _damaged(path: Path) -> str | None:
+    """The first entry of a zip that is not what its checksum says. Reads the whole file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (OSError, ValueError, RuntimeError, EOFError, struct.error) as problem:
+        return f"an entry ({problem})"
 
 
 def _zip_directory_bytes(path: Path) -> int:

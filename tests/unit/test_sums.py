@@ -1,0 +1,83 @@
+"""Weights say what they were when they were written: one flipped bit is told, wherever it is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from wmtp.errors import ModelError
+from wmtp.export import export
+from wmtp.formats.native import copy_model, load_model, load_value_model, save_model
+from wmtp.formats.sums import SUMS
+from wmtp.testing import tiny_base, tiny_model, tiny_tokenizer
+from wmtp.value import ValueModel
+
+FILES = ("model.safetensors", "mtp_heads.safetensors")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(str(save_model(tiny_model("llama", 2), tmp_path_factory.mktemp("good") / "m", tiny_tokenizer())))
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(file=st.sampled_from(FILES), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_any_place_is_refused_and_the_folder_named(
+    good: Path, tmp_path: Path, file: str, place: float, bit: int
+) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "m", dirs_exist_ok=True))
+    content = bytearray((good / file).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError, match=str(folder)) as caught:
+        load_model(str(folder))
+    assert caught.value.exit_code == 2
+
+
+def changed(folder: Path, file: str) -> Path:
+    """One number that is as good as the one before."""
+    tensors = load_file(folder / file)
+    next(iter(tensors.values())).view(-1)[0] += 1e-3
+    save_file(tensors, folder / file, metadata={"format": "pt"})
+    return folder
+
+
+def test_a_change_that_was_meant_takes_the_sums_away(good: Path, tmp_path: Path) -> None:
+    for file in FILES:
+        folder = changed(Path(shutil.copytree(good, tmp_path / file)), file)
+        with pytest.raises(ModelError, match=f"{file} is not the file that {SUMS} beside it names.*remove {SUMS}"):
+            load_model(str(folder))
+        (folder / SUMS).unlink()
+        assert load_model(str(folder)).num_heads == 2
+
+
+def test_a_critic_and_an_exported_or_copied_model_have_them_too(good: Path, tmp_path: Path) -> None:
+    critic = save_model(ValueModel(tiny_base()), tmp_path / "critic")
+    with pytest.raises(ModelError, match="is not the file"):
+        load_value_model(str(changed(Path(str(critic)), "value_head.safetensors")))
+    made = {"hf": export(str(good), str(tmp_path / "hf"), "hf"), "copy": copy_model(good, tmp_path / "copy")}
+    for folder in made.values():
+        with pytest.raises(ModelError, match="is not the file"):
+            load_model(str(changed(Path(str(folder)), "model.safetensors")))
+
+
+def test_they_are_read_by_the_tool_of_that_name(good: Path) -> None:
+    tool = shutil.which("sha256sum")
+    if tool is None:
+        pytest.skip("no sha256sum here")
+    done = subprocess.run([tool, "--check", SUMS], cwd=good, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{file}: OK" for file in FILES]
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"\xff\xfe", b"a b\nc"])
+def test_sums_that_cannot_be_read_are_named(good: Path, tmp_path: Path, content: bytes) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "m"))
+    (folder / SUMS).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{SUMS} cannot be read"):
+        load_model(str(folder))
