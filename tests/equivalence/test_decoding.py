@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
@@ -398,7 +398,7 @@ class Letters:
     eos=st.sets(st.integers(0, 63), max_size=5),
     strings=st.lists(st.text("ab .", min_size=2, max_size=4), max_size=2),
 )
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_drafts_change_how_many_forwards_a_text_takes_and_nothing_else(
     heads: str,
     chosen: list[int],
@@ -547,13 +547,40 @@ def everything(model: MTPModel, learnt_prompts: list[list[int]]) -> list[Any]:
     return [*found, *(each.tokens for each in generate_many(model, uneven[:2], batch_rows=2, **options))]
 
 
+def kinds_of_forwards(model: MTPModel, run: Callable[[], Any]) -> set[tuple[Any, ...]]:
+    """Which layers and heads ran over one row or more, one token or more, one slot or more: all that a program asks."""
+    kinds: set[tuple[Any, ...]] = set()
+
+    def note(layer: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        sizes = [arguments[0].shape[:2]]
+        if (mask_BHQS := keywords.get("attention_mask")) is not None:
+            sizes.append(mask_BHQS.shape[-1:])
+        kinds.add((type(layer), *(size == 1 for shape in sizes for size in shape)))
+
+    layers = {*model.trunk_layers(), *model.heads()}
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    run()
+    for handle in handles:
+        handle.remove()
+    return kinds
+
+
+@every_heads
+def test_the_forwards_that_make_the_programs_are_of_every_kind_that_decoding_has(
+    heads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = tiny_model("llama", 3, heads=heads, noise=0.02, vocab_size=32), prompts_of(3, 17, vocabulary=32)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    made = kinds_of_forwards(model, lambda: compile_layers(model))
+    asked = kinds_of_forwards(model, lambda: everything(model, prompts))
+    assert {type(layer) for layer in (*model.trunk_layers(), *model.heads())} == {kind[0] for kind in asked}
+    assert asked <= made
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("family", "heads"),
-    [
-        ("llama", "linear"),
-        *(pytest.param("llama", heads, marks=pytest.mark.exhaustive) for heads in ("parallel", "chain")),
-        *(pytest.param(family, "chain", marks=pytest.mark.exhaustive) for family in ("gemma3", "gpt2")),
-    ],
+    [*(("llama", heads) for heads in HEADS), ("gemma3", "chain"), ("gpt2", "chain")],
 )
 def test_a_model_compiled_for_decoding_says_the_same_and_compiles_nothing_more(family: str, heads: str) -> None:
     """Traced, not generated: it is programs, and attempts to make one, that are counted."""
