@@ -88,15 +88,14 @@ def parse(row: Any) -> Record:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be a string, got {_kind(value)}")
-    if not value.strip():
+    if not value or value.isspace():
         raise BadRow(f"field {name!r} is blank; it must have a text")
-    return _unicode(value, name)
+    return value if value.isascii() else _unicode(value, name)
 
 
 def _unicode(value: str, name: str) -> str:
     try:
-        if not value.isascii():  # told at once
-            value.encode()
+        value.encode()
     except UnicodeEncodeError as problem:
         raise BadRow(f"field {name!r} holds half of a surrogate pair: it must be valid Unicode text") from problem
     return value
