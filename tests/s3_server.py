@@ -146,15 +146,19 @@ class Proxy:
     Args:
         share: of requests that fail, drawn with a seed.
         refused: headers; a request that has one of them is answered with 501.
+        stalled: so many answers to ranges stop in the middle, and the connection stays open.
     """
 
     KINDS = ("503", "before", "lost", "cut")
 
-    def __init__(self, server: Server, share: float, seed: int = 0, refused: Collection[str] = ()) -> None:
+    def __init__(
+        self, server: Server, share: float, seed: int = 0, *, refused: Collection[str] = (), stalled: int = 0
+    ) -> None:
         self.share, self.requests, self.failed = share, 0, 0
         self.gone = False
         """No request is answered any more."""
         self._random, self._alone = random.Random(seed), threading.Lock()
+        self._stalled, self._over = stalled, threading.Event()
         upstream = server.endpoint.removeprefix("http://")
         proxy = self
 
@@ -166,7 +170,7 @@ class Proxy:
                 pass
 
             def _pass_on(self) -> None:
-                fault = proxy._next()
+                fault = proxy._next("Range" in self.headers)
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if fault == "before":
                     return self._hang_up()
@@ -181,9 +185,18 @@ class Proxy:
                 connection.close()
                 if fault == "lost":
                     return self._hang_up()
-                return self._answer(answer.status, headers, content, len(content) // 2 if fault == "cut" else None)
+                half = len(content) // 2 if fault in ("cut", "stalled") else None
+                return self._answer(answer.status, headers, content, half, stall=fault == "stalled")
 
-            def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: int | None) -> None:
+            def _answer(
+                self,
+                status: int,
+                headers: list[tuple[str, str]],
+                content: bytes,
+                cut: int | None,
+                *,
+                stall: bool = False,
+            ) -> None:
                 self.send_response_only(status)
                 for name, value in headers:
                     if name.lower() not in ("transfer-encoding", "connection", "content-length"):
@@ -192,6 +205,9 @@ class Proxy:
                 self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
                 self.end_headers()
                 self.wfile.write(content[:cut])
+                if stall:
+                    self.wfile.flush()
+                    proxy._over.wait()
                 if cut is not None:
                     self._hang_up()
 
@@ -216,11 +232,15 @@ class Proxy:
         """What a client is told."""
         return Server(f"http://127.0.0.1:{self._server.server_address[1]}")
 
-    def _next(self) -> str:
+    def _next(self, of_a_range: bool) -> str:
         with self._alone:
             self.requests += 1
             if self.gone:
                 return "before"
+            if of_a_range and self._stalled:
+                self._stalled -= 1
+                self.failed += 1
+                return "stalled"
             if self._random.random() >= self.share:
                 return ""
             self.failed += 1
@@ -231,6 +251,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

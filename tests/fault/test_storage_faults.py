@@ -14,7 +14,19 @@ from s3_server import BUCKET, Proxy, Server
 
 from wmtp.cli import run_command
 from wmtp.errors import StorageError, UsageError
-from wmtp.storage import ObjectPath, copy, created, held, is_gone, lease, place, probe, sha256_file, write_atomic
+from wmtp.storage import (
+    ObjectPath,
+    blocks,
+    copy,
+    created,
+    held,
+    is_gone,
+    lease,
+    place,
+    probe,
+    sha256_file,
+    write_atomic,
+)
 from wmtp.storage import s3 as client
 from wmtp.testing import memory_storage
 
@@ -100,6 +112,19 @@ def test_a_server_that_fails_a_third_of_requests_gives_and_takes_every_byte(
         s3.store.remove([path.key for path in s3.files()])
         assert not s3.exists()
         assert proxy.failed > 10
+
+
+def test_an_answer_that_stops_in_the_middle_is_given_up_and_asked_for_again(
+    s3: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.001)
+    content = os.urandom(1 << 20)
+    write_atomic(s3 / "x", content)
+    with Proxy(Server(os.environ["AWS_ENDPOINT_URL_S3"]), share=0.0, stalled=2) as proxy:
+        through(proxy.server, monkeypatch)
+        assert b"".join(blocks(s3 / "x")) == content
+        assert proxy.failed == 2
 
 
 # The lock

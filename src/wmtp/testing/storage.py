@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 
 from wmtp.storage.objects import STORES, ObjectPath, Status, replaced, store
 
@@ -28,14 +28,14 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
-        self._writes: Counter[str] = Counter()
-        """By key; the version of an object is the last one's number."""
+        self._versions: dict[str, str] = {}
+        """By key; the same content is the same version, as it is in S3."""
         self._alone = threading.Lock()
 
     def status(self, key: str) -> Status | None:
         """See the protocol; so for all others."""
         found = self.objects.get(key)
-        return None if found is None else Status(len(found), str(self._writes[key]))
+        return None if found is None else Status(len(found), self._versions[key])
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         """In the order of keys."""
@@ -55,7 +55,7 @@ class MemoryStore:
     def read_into(self, key: str, start: int, view: memoryview, version: str | None = None) -> None:
         """Some of it."""
         found = self.get(key)
-        if version not in (None, str(self._writes[key])) or start + len(view) > len(found):
+        if version not in (None, self._versions[key]) or start + len(view) > len(found):
             raise replaced(key)
         view[:] = found[start : start + len(view)]
 
@@ -92,7 +92,7 @@ class MemoryStore:
         """Nothing is left behind here."""
 
     def _keep(self, key: str, data: bytes) -> None:
-        self._writes[key] += 1
+        self._versions[key] = sha256(data).hexdigest()
         self.objects[key] = bytes(data)
 
 
