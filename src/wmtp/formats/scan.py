@@ -144,7 +144,7 @@ def check_tensor(path: Place, name: str, value: object) -> Tensor:
         ModelError: it is something else, or claims more numbers than there are.
     """
     if type(value) not in (Tensor, torch.nn.Parameter) or not isinstance(value, Tensor):
-        raise ModelError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
+        raise ModelError(f"{path}: {name} is something else, expected a tensor")
     if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
         raise ModelError(f"{path}: {name} is no plain tensor of floating-point numbers, as weights must be")
     if not value.is_contiguous() or value.numel() * value.element_size() > value.untyped_storage().nbytes():
