@@ -107,7 +107,7 @@ def check_torch_file(path: Path) -> None:
             entries = archive.infolist()
     except (OSError, ValueError, struct.error, zipfile.BadZipFile, NotImplementedError) as problem:
         raise ModelError(
-            f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; save it again with it"
+            f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; expected one of today's"
         ) from problem
     packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed:
