@@ -10,7 +10,7 @@ from typing import Any
 from wmtp import devices
 from wmtp.data.text import check_template, prompt_ids
 from wmtp.decoding import Generation, Sampling, StopStrings, generate_many
-from wmtp.errors import DataError, UsageError, first_line
+from wmtp.errors import DataError, UsageError
 from wmtp.formats.hf import load_tokenizer
 from wmtp.formats.native import load_model
 from wmtp.storage import Place
@@ -96,7 +96,8 @@ def read_prompts(path: Place) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"cannot read prompts from {path}: {first_line(problem)}; expected JSON Lines") from problem
+        why = problem.strerror if isinstance(problem, OSError) else problem
+        raise DataError(f"cannot read prompts from {path}: {why}; expected JSON Lines") from problem
     prompts = [_prompt(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise DataError(f'{path} has no line with a prompt; expected an object with a text "prompt" in each')

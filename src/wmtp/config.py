@@ -249,7 +249,7 @@ class SamplingConfig(_Part):
         for weights in zip(*(b.ends for b in bins), strict=True):
             if not any(weights):
                 raise ValueError(
-                    "all difficulty bins have weight 0 at one end of the run: nothing could be drawn; give one more"
+                    "all difficulty bins have weight 0 at one end of the run: nothing could be drawn; raise one of them"
                 )
         return self
 

@@ -123,7 +123,7 @@ def _from_checkpoint(path: Place) -> tuple[Model, Any, Config]:
         model.load_state_dict(saved.parts["model"])
     except RuntimeError as problem:
         raise ModelError(
-            f"{path} is a checkpoint of another model than its config says: {first_line(problem)}; use another"
+            f"{path} is a checkpoint of another model than its config says: {first_line(problem)}; name another one"
         ) from problem
     return model, tokenizer, config
 

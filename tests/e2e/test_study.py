@@ -258,7 +258,7 @@ def test_a_failed_run_is_told_and_stops_no_other(tmp_path: Path) -> None:
     assert [run["state"] for run in found["runs"]] == ["failed", "done", "failed"]
     reasons = [run["reason"] for run in found["runs"]]
     assert "wmtp train ended with exit code 2" in reasons[0]
-    assert reasons[2] == "late-seed0 needs broken-seed0, which has no result"
+    assert reasons[2] == "late-seed0 needs broken-seed0, which has no result; run that first"
     assert any("broken-seed0 failed" in line for line in lines)
 
 

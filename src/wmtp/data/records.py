@@ -76,7 +76,7 @@ def parse(row: Any) -> Record:
             raise BadRow(f"field {name!r} is missing; a record has prompt and response (map others with data.*.fields)")
     if values.get("tests") and values.get("cases"):
         raise BadRow(
-            "a record must have tests (Python statements) or cases (inputs and outputs of a program), not both"
+            "a record has tests (Python statements) or cases (inputs and outputs of a program), not both; leave one out"
         )
     values.setdefault("problem_id", values["prompt"])
     values.setdefault("about", {})

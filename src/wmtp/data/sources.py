@@ -128,7 +128,9 @@ def stream_records(
         report.kept += len(found.records)
         yield from found.records
     if not report.kept:
-        raise DataError(f"no usable rows: {report.summary()}; expected rows with prompt and response, say")
+        raise DataError(
+            f"no usable rows: {report.summary()}; expected rows with prompt and response, or those of a known data set"
+        )
 
 
 def _check_split(found: Found, split: str | None, role: str | None, allow_evaluation: bool) -> None:

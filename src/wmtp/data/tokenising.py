@@ -121,5 +121,5 @@ def _alive() -> Iterator[None]:
         yield
     except (EOFError, ConnectionError) as problem:
         raise WmtpError(
-            "a process that tokenises has ended (killed, or out of memory?); run it again, with fewer data.workers"
+            "a process that tokenises has ended (killed, or out of memory?); run it again, with fewer workers"
         ) from problem

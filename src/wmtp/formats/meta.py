@@ -217,7 +217,7 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
             f"{path} holds something else than tensors, or is cut off; nothing in it was run: copy it again"
         ) from problem
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise ModelError(f"{path} holds a {type(found).__name__}; tensors by name were expected")
+        raise ModelError(f"{path} holds something else; tensors by name were expected")
     tensors = {name: check_tensor(path, name, value) for name, value in found.items()}
     needed = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
     if sum(needed.values()) > held:  # what is mapped goes on into whatever follows in the file

@@ -123,7 +123,7 @@ def check_torch_file(path: Path) -> int:
             entries = archive.infolist()
     except (OSError, ValueError, struct.error, zipfile.BadZipFile, NotImplementedError) as problem:
         raise ModelError(
-            f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; save it again with it"
+            f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; expected one of today's"
         ) from problem
     if len(entries) > MOST_TENSORS:
         raise ModelError(f"{path} is a zip of {len(entries):,} files; at most {MOST_TENSORS:,} are read")
@@ -175,7 +175,7 @@ def check_tensor(path: Place, name: str, value: object) -> Tensor:
         ModelError: it is something else, or claims more numbers than there are.
     """
     if type(value) not in (Tensor, torch.nn.Parameter) or not isinstance(value, Tensor):
-        raise ModelError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
+        raise ModelError(f"{path}: {name} is something else, expected a tensor")
     if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
         raise ModelError(f"{path}: {name} is no plain tensor of floating-point numbers, as weights must be")
     if not value.is_contiguous() or value.numel() * value.element_size() > value.untyped_storage().nbytes():

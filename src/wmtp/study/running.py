@@ -101,7 +101,7 @@ class Runner:
         for name in sorted(self.study.needs[run.arm.name]):
             needed = f"{name}-seed{run.seed}"
             if read_result(self.study.file("results", needed)) is None:
-                raise WmtpError(f"{run.name} needs {needed}, which has no result; run that one first (see --list)")
+                raise WmtpError(f"{run.name} needs {needed}, which has no result; run that first")
         config = self._config(run)
         result = read_result(self.study.file("results", run.name))
         if result is None:
