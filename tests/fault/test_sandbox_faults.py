@@ -332,7 +332,7 @@ for name in sys.argv[1:]:
     steps += rules[name]
 steps.append((RETURN, 0, 0, 0x7FFF0000))
 kernel.gain_nothing_by_exec()
-kernel.install_filter(b"".join(struct.pack("=HBBI", *step) for step in steps))
+kernel.Filter(b"".join(struct.pack("=HBBI", *step) for step in steps)).install()
 with Sandbox(workers=1) as sandbox:
     verdict = sandbox.run("def f(x): return x + 1", ["assert f(1) == 2"])
     attack = sandbox.run("import socket\\ndef f(x): return bool(socket.socket())", ["assert f(1)"])

@@ -38,7 +38,7 @@ MAX_SAME_HASH = 64
 """Keys of one container with the same hash."""
 _PLAIN = 2**53
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
-_from_json = json.JSONDecoder().decode
+_from_json = json.JSONDecoder().raw_decode
 
 Encode = Callable[[Any], Any]
 Decode = Callable[[Any], Any]
@@ -373,9 +373,12 @@ def unpack(body: bytes | bytearray) -> Any:
         CodecError: not what `pack` makes.
     """
     try:
-        return _from_json(body.decode("ascii"))
+        message, end = _from_json(body.decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise CodecError(f"malformed message: {type(error).__name__}") from error
+    if end != len(body):
+        raise CodecError("malformed message: more than one")
+    return message
 
 
 def send(fd: int, message: Any) -> None:

@@ -95,6 +95,7 @@ def confine(config: dict[str, Any]) -> State:
     child.limit_once()
     gc.collect()
     gc.freeze()
+    gc.disable()  # for this process, which makes next to no garbage; its children go through theirs
     return state
 
 
@@ -223,13 +224,13 @@ def _check_seccomp(state: State, without: set[str]) -> None:
     state.missing["seccomp"] = reason
 
 
-def make_filter(state: State) -> syscalls.Filter:
+def make_filter(state: State) -> kernel.Filter:
     """Where files are confined otherwise, only what acts on files by path is refused; elsewhere all opening to write.
 
     Landlock before version 3 lets a file be truncated that may only be read.
     """
     confined = state.private_root or state.landlock >= 3
-    return syscalls.build(writable=confined and state.scratch is not None, read_only_opens=not confined)
+    return kernel.Filter(*syscalls.build(writable=confined and state.scratch is not None, read_only_opens=not confined))
 
 
 def _children_list() -> int | None:

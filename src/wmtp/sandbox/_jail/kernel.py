@@ -29,6 +29,8 @@ _RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """Number of file rights that a version of Landlock knows."""
 
 libc = ctypes.CDLL(None, use_errno=True)
+if LINUX:
+    libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def call(number: int, *arguments: object) -> int:
@@ -40,10 +42,9 @@ def call(number: int, *arguments: object) -> int:
     return result
 
 
-def prctl(option: int, *arguments: int | bytes) -> None:
+def prctl(option: int, first: int, second: int = 0) -> None:
     """prctl(2); OSError if it fails."""
-    words = [value if isinstance(value, bytes) else ctypes.c_ulong(value) for value in arguments]
-    if libc.prctl(option, *words, *[ctypes.c_ulong(0)] * (4 - len(words))) < 0:
+    if libc.prctl(option, first, second, 0, 0) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
@@ -81,11 +82,23 @@ def drop_capabilities(machine: str, keep: int = 0) -> None:
     call(_CAPSET[machine], header, ctypes.create_string_buffer(struct.pack("=6I", keep, keep, 0, 0, 0, 0)))
 
 
-def install_filter(code: bytes) -> None:
-    """A seccomp filter for this process and all that come from it."""
-    text = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(text))
-    prctl(_SECCOMP, 2, program)
+class Filter:
+    """A seccomp filter in the kernel's form, made before the fork: a child only writes its own id where `holes` are."""
+
+    def __init__(self, code: bytes, holes: Iterable[int] = ()) -> None:
+        self._code = ctypes.create_string_buffer(code, len(code))
+        self._holes = [ctypes.c_uint32.from_buffer(self._code, offset) for offset in holes]
+        self._program = ctypes.create_string_buffer(
+            struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(self._code))
+        )
+        self._at = ctypes.addressof(self._program)
+
+    def install(self) -> None:
+        """For this process and all that come from it; needs `gain_nothing_by_exec` before."""
+        pid = os.getpid()
+        for hole in self._holes:
+            hole.value = pid
+        prctl(_SECCOMP, 2, self._at)
 
 
 def landlock_version() -> int:

@@ -66,10 +66,12 @@ def _guarded(action: Callable[[], Message]) -> Message:
         return describe(error)
 
 
-def _load(source: str, module: ModuleType) -> Message:
+def _load(source: str, module: ModuleType, offer: bool = False) -> Message:
+    """Runs the program; with `offer` the answer holds the names that it defines."""
+
     def action() -> Message:
         run_code(source, module.__dict__, "<program>")
-        return {"ready": _names(module)}
+        return {"ready": _names(module) if offer else True}
 
     return _guarded(action)
 
@@ -118,7 +120,7 @@ class _Objects:
 def serve(job: Message) -> NoReturn:
     """Loads the program, then answers the tester until it is gone."""
     module, objects = new_module("solution"), _Objects()
-    first = _load(job["source"], module)
+    first = _load(job["source"], module, offer=True)
     _send(RPC_FD, first)
     while "ready" in first:
         try:

@@ -86,18 +86,11 @@ def _checks(writable: bool) -> dict[str, tuple[_Check, ...]]:
     }
 
 
-class Filter(NamedTuple):
-    """A BPF program with holes where the process's own id goes."""
+class Code(NamedTuple):
+    """A BPF program with holes, given as offsets, where the process's own id goes."""
 
-    code: bytes
+    program: bytes
     holes: tuple[int, ...]
-
-    def for_process(self, pid: int) -> bytes:
-        """The program as the kernel takes it."""
-        code = bytearray(self.code)
-        for offset in self.holes:
-            struct.pack_into("=I", code, offset, pid)
-        return bytes(code)
 
 
 def supported() -> str | None:
@@ -119,8 +112,8 @@ def numbers(names: str, machine: str) -> dict[str, int]:
     return {row[0]: int(row[column]) for row in rows if len(row) > column and row[column] != "-"}
 
 
-def build(*, writable: bool, read_only_opens: bool, machine: str | None = None) -> Filter:
-    """The filter for one process.
+def build(*, writable: bool, read_only_opens: bool, machine: str | None = None) -> Code:
+    """What a filter consists of.
 
     Args:
         writable: there is a scratch folder, so files may be made, renamed and removed where files are confined.
@@ -144,7 +137,7 @@ def build(*, writable: bool, read_only_opens: bool, machine: str | None = None) 
         *_search(_segments(actions, refuse)),
     ]
     holes = tuple(8 * at + 4 for at, step in enumerate(code) if step[3] == SELF)
-    return Filter(b"".join(struct.pack("=HBBI", *step[:3], max(0, step[3])) for step in code), holes)
+    return Code(b"".join(struct.pack("=HBBI", *step[:3], max(0, step[3])) for step in code), holes)
 
 
 def _segments(actions: dict[int, _Code], refuse: _Code) -> list[tuple[int, _Code]]:

@@ -17,7 +17,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from . import child, codec, kernel, syscalls
+from . import child, codec, kernel
 from .confine import State, confine, make_filter
 
 CONTROL_FD = 0
@@ -57,7 +57,7 @@ def serve(control: socket.socket, state: State) -> None:
             _empty(state.scratch)
 
 
-def _carry_out_next(control: socket.socket, state: State, code: syscalls.Filter | None) -> bool:
+def _carry_out_next(control: socket.socket, state: State, code: kernel.Filter | None) -> bool:
     """One order; False if there are no more. A function of its own, whose frame ends with it: a child walks the frames
     that it was forked in, and how the child before it ended would be in a local variable."""
     order, fds = _next_order(control)
@@ -122,14 +122,12 @@ class _Running:
         return {"status": status, "cpu_s": self.used_s, "killed": killed}
 
 
-def _fork_all(
-    specs: list[dict[str, Any]], fds: list[int], state: State, code: syscalls.Filter | None
-) -> list[_Running]:
+def _fork_all(specs: list[dict[str, Any]], fds: list[int], state: State, code: kernel.Filter | None) -> list[_Running]:
     children: list[_Running] = []
     rest, parent = list(fds), os.getpid()
     for spec in specs:
         own, rest = rest[: len(spec["fds"])], rest[len(spec["fds"]) :]
-        limits = child.Resources(
+        limits = child.bounds(
             cpu_s=spec["cpu_s"],
             address_bytes=state.base_bytes + spec["memory_bytes"],
             file_bytes=spec["file_bytes"],
