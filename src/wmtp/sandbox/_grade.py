@@ -259,7 +259,7 @@ def _as_input(given: str, number: int) -> bytes:
     try:
         return given.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise DataError(f"the input of case {number} cannot be given to a program: {error}") from error
+        raise DataError(f"the input of case {number} must be text in UTF-8: {error.reason}") from error
 
 
 # --- Ends -------------------------------------------------------------------------------------------------------------
