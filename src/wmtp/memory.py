@@ -156,7 +156,7 @@ def reduced_from_bytes(unit: Unit, layout: Layout) -> int:
 def loss_bytes(
     *, heads: int, positions: int, width: int, vocabulary: int, chunk: int, computed: int, device: str
 ) -> Parts:
-    """What the fused loss of `heads` heads holds beside their hidden states, with C rows of N in a chunk.
+    """What the fused loss of `heads` heads holds beside their hidden states, with at most C rows of N in a chunk.
 
     hidden rows             2 * c * heads * N * D: the rows that have a target, and their gradient
     logits chunk            c * C * V; in bf16 also a fp32 copy of what the softmax is at: on a GPU all C rows, on a

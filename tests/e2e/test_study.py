@@ -270,6 +270,7 @@ def test_a_run_that_was_given_something_else_before_is_not_passed_off(done: tupl
     found = finish(read_study(changed, str(done[0].folder)))
     assert [run["state"] for run in found["runs"]] == ["failed"] * 4
     assert "the study says otherwise now" in found["runs"][0]["reason"]
+    assert [row["values"] for row in found["arms"]] == [{}, {}]
 
 
 def test_one_run_of_a_job_array_waits_for_what_it_needs(done: tuple[Study, Any], tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ class Shapes(TorchDispatchMode):
 
 
 def test_the_loss_holds_what_its_formula_says() -> None:
-    N, D, V, chunk = 24, 8, 50, 16
+    N, D, V, chunk = 48, 8, 50, 16
     hidden = torch.randn(1, N, D, requires_grad=True)
     unembedding = Unembedding(torch.randn(V, D, requires_grad=True), None)
     with Shapes() as shapes:

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from wmtp.errors import ConfigError, UsageError
-from wmtp.study.command import commands, waves
+from wmtp.study.command import commands, table_of, waves
+from wmtp.study.given import give, given_before
+from wmtp.study.results import Result, write_result
 from wmtp.study.settings import Study, read_study
 
 RECIPE = """
@@ -110,3 +112,44 @@ def test_a_pointer_to_no_arm_is_refused(write: Any) -> None:
     other = {"objective": {"weighting": {"scheme": "rho1", "reference": "study://bseline/final"}}}
     with pytest.raises(UsageError, match="study://bseline, which is no arm"):
         write(arms={"baseline": {}, "rho1": {"config": other}})
+
+
+def finished(study: Study, steps: int | None = None) -> Study:
+    """A study whose runs were given their configs, and have results."""
+    for run in study.runs:
+        give(study, run, study.run_config(run, steps))
+        found = Result(run.arm.name, run.seed, 3, 60, 1.0, "rows", {study.config.metric.name: 2.0}, [])
+        write_result(study.file("results", run.name), found)
+    return study
+
+
+def arms_with_values(found: Any) -> list[str]:
+    return [row["arm"] for row in found["arms"] if row["values"]]
+
+
+@pytest.mark.parametrize("other", [{"tokens": 2000}, {"flops": 1000.0}, None])
+def test_runs_of_another_budget_are_refused_and_in_no_figure(other: Any, write: Any) -> None:
+    study = finished(write(budget={"tokens": 1000}), 3)
+    assert arms_with_values(table_of(study)) == ["baseline", "rho1"]
+    changed = write(budget=other, config={"train": {"steps": 3, "epochs": None}})
+    with pytest.raises(UsageError, match=r'says otherwise now \(budget \{"tokens": 1000\}, now'):
+        given_before(changed, changed.runs[0])
+    found = table_of(changed)
+    assert arms_with_values(found) == []
+    assert {run["state"] for run in found["runs"]} == {"failed"}
+    assert "left out, since they had another config or budget" in found["notes"][-1]
+
+
+def test_a_run_that_needs_a_refused_one_is_refused_too(write: Any) -> None:
+    finished(write())
+    others = {"slower": {"config": {"optim": {"lr": 0.5}}}}
+    changed = write(arms={"baseline": {"config": {"optim": {"lr": 0.5}}}, "rho1": {"config": RHO1}, **others})
+    found = table_of(changed)
+    assert [run["state"] for run in found["runs"]] == ["failed", "failed", "open"] * 2
+    assert "baseline-seed3.yaml" in found["runs"][1]["reason"]
+
+
+def test_a_damaged_budget_is_told_by_its_file(write: Any) -> None:
+    study = finished(write())
+    study.file("budgets", "rho1-seed3").write_text("{")
+    assert "rho1-seed3.json is damaged" in table_of(study)["runs"][1]["reason"]

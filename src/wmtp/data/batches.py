@@ -165,8 +165,12 @@ class Batches:
         return max(len(self._items(number)) for number in range(min(2, len(self))))
 
     def rows_of(self, number: int) -> list[int]:
-        """The rows of batch `number`, counted from 0 over all epochs."""
-        rows: list[int] = self._items(number).ravel().tolist()
+        """The rows of batch `number`, counted from 0 over all epochs.
+
+        Raises:
+            IndexError: some were not read, because the run ends before.
+        """
+        rows: list[int] = self._read_items(number).ravel().tolist()
         return rows
 
     def at(
@@ -184,8 +188,9 @@ class Batches:
 
         Raises:
             DataError: `rows` would tear pairs apart.
+            IndexError: as `rows_of`.
         """
-        items = self._items(number)
+        items = self._read_items(number)
         per_item = items.shape[1]
         if rows is not None and rows % per_item:
             raise DataError(f"train.micro_batch_size must be even (rows come in pairs), got {rows}")
@@ -198,6 +203,12 @@ class Batches:
     def _items(self, number: int) -> Integers:
         items = self.order.items(number)
         return items if self._place_R is None else self._place_R[items]
+
+    def _read_items(self, number: int) -> Integers:
+        items = self._items(number)
+        if (items == UNREAD).any():
+            raise IndexError(f"batch {number} has rows that were not read: the run was built for fewer steps")
+        return items
 
     def _groups(self, items: Integers, most_rows: int, most_tokens: int | None) -> list[list[int]]:
         """Rows of the micro-batches, whole items each."""

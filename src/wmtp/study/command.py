@@ -10,6 +10,7 @@ from typing import Any
 from wmtp.errors import UsageError
 from wmtp.storage import ObjectPath, write_atomic
 from wmtp.study.analysis import figures
+from wmtp.study.given import given_before
 from wmtp.study.results import Result, read_result
 from wmtp.study.running import Launch, Runner, in_child
 from wmtp.study.settings import Study
@@ -44,7 +45,14 @@ def table_of(study: Study) -> dict[str, Any]:
 
 
 def _written(study: Study, failed: Mapping[str, str]) -> dict[str, Any]:
-    found = figures(study, results_of(study), failed)
+    """All that the study says; of runs that it says otherwise of now, only that."""
+    results, refused = results_of(study), refusals(study)
+    found = figures(study, [one for name, one in results.items() if name not in refused], {**refused, **failed})
+    left_out = [name for name in results if name in refused]
+    if left_out:
+        found["notes"].append(
+            f"left out, since they had another config or budget than the study says now: {', '.join(left_out)}"
+        )
     write_atomic(study.folder / "study.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     return found
 
@@ -84,10 +92,21 @@ def _make(study: Study) -> None:
         ) from problem
 
 
-def results_of(study: Study) -> list[Result]:
-    """Every stored result."""
-    found = [read_result(study.file("results", run.name)) for run in study.runs]
-    return [result for result in found if result is not None]
+def results_of(study: Study) -> dict[str, Result]:
+    """Every stored result, by run."""
+    found = {run.name: read_result(study.file("results", run.name)) for run in study.runs}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def refusals(study: Study) -> dict[str, str]:
+    """The runs of which the study says otherwise now than an earlier call did, and why."""
+    found = {}
+    for run in study.runs:
+        try:
+            given_before(study, run)
+        except UsageError as problem:
+            found[run.name] = str(problem)
+    return found
 
 
 def plan(study: Study) -> dict[str, Any]:

@@ -5,6 +5,7 @@ without goes on from its checkpoints (`--resume auto`), or starts. A run that fa
 tries it again. In the study's folder:
 
     configs/RUN.yaml    what the run is given; made once, with the steps that its budget allows
+    budgets/RUN.json    that budget; null without one
     runs/RUN/           the run folder
     trials/RUN/         with a budget of seconds: the short run that tells the time of a step
     logs/RUN.log        what its processes printed
@@ -24,10 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from wmtp.config import Config, dump, load
-from wmtp.errors import Interrupted, UsageError, WmtpError
-from wmtp.storage import Place, copy, write_atomic
+from wmtp.config import Config, dump
+from wmtp.errors import Interrupted, WmtpError
+from wmtp.storage import Place, copy
 from wmtp.study.budget import spent, steps_in, steps_within, trial
+from wmtp.study.given import budget_of, give, given_before, write
 from wmtp.study.results import Result, benchmark_metrics, of_run, read_result, write_result
 from wmtp.study.settings import EvaluationConfig, Run, Study
 from wmtp.supervisor import STOPPED, Options, newest_step, supervise
@@ -113,21 +115,12 @@ class Runner:
 
     def _config(self, run: Run) -> Config:
         """The run's config: stored, or made now."""
-        file = self.study.file("configs", run.name)
-        if file.exists():
-            stored = load([file])
-            if stored != self.study.run_config(run, stored.train.steps if self._budgeted(run) else None):
-                raise UsageError(
-                    f"{file} is what an earlier call gave this run, and the study says otherwise now; choose another "
-                    "--out, or remove that file and the run's folder and result to run it anew"
-                )
-            return stored
-        config = self.study.run_config(run, self._steps(run) if self._budgeted(run) else None)
-        _write(file, dump(config))
+        config = given_before(self.study, run)
+        if config is None:
+            steps = None if budget_of(self.study, run) is None else self._steps(run)
+            config = self.study.run_config(run, steps)
+            give(self.study, run, config)
         return config
-
-    def _budgeted(self, run: Run) -> bool:
-        return self.study.config.budget is not None and run.arm.compare
 
     def _steps(self, run: Run) -> int:
         """What the budget allows."""
@@ -136,7 +129,7 @@ class Runner:
         if budget.seconds is None:
             return steps_within(config, budget)
         file = self.study.file("trials", run.name)
-        _write(file, dump(trial(config)))
+        write(file, dump(trial(config)))
         folder = file.with_name(run.name)
         self._training(run, file, folder)
         return steps_in(budget.seconds, folder)
@@ -204,8 +197,3 @@ def _on_disk(log: Place) -> Iterator[Path]:
             yield file
         finally:
             copy(file, log)
-
-
-def _write(file: Place, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, text)

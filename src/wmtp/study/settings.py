@@ -19,7 +19,7 @@ from wmtp.storage import Place, place
 POINTER = "study://"
 """In an arm's config: `study://ARM/final` is the final model of that arm's run of the same seed."""
 
-FILES = {"configs": ".yaml", "trials": ".yaml", "logs": ".log", "results": ".json"}
+FILES = {"configs": ".yaml", "budgets": ".json", "trials": ".yaml", "logs": ".log", "results": ".json"}
 """What a study keeps of each run beside its folder, by kind."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]

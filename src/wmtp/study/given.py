@@ -1,0 +1,54 @@
+"""What an earlier call gave a run, which is not to be passed off as what the study says now."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from wmtp.config import Config, dump, load
+from wmtp.errors import UsageError
+from wmtp.storage import Place, write_atomic
+from wmtp.study.settings import Run, Study
+
+
+def budget_of(study: Study, run: Run) -> dict[str, Any] | None:
+    """The budget of a run; None where it has the recipe's own length."""
+    budget = study.config.budget
+    return budget.model_dump(exclude_none=True) if budget is not None and run.arm.compare else None
+
+
+def given_before(study: Study, run: Run) -> Config | None:
+    """The stored config of a run; None if it was given none yet. A folder without budgets is of an earlier version.
+
+    Raises:
+        UsageError: the study says otherwise now, of the run or of one that it needs.
+    """
+    for name in sorted(study.needs[run.arm.name]):
+        given_before(study, Run(study.arms[name], run.seed))
+    file, of_budget = study.file("configs", run.name), study.file("budgets", run.name)
+    if not file.exists():
+        return None
+    stored, budget = load([file]), budget_of(study, run)
+    try:
+        before = json.loads(of_budget.read_text()) if of_budget.exists() else budget
+    except ValueError as problem:
+        raise UsageError(f"{of_budget} is damaged: {problem}; remove it, if {file} was made for {budget}") from problem
+    if before != budget or stored != study.run_config(run, None if budget is None else stored.train.steps):
+        what = "" if before == budget else f" (budget {json.dumps(before)}, now {json.dumps(budget)})"
+        raise UsageError(
+            f"{file} is what an earlier call gave this run, and the study says otherwise now{what}; choose another "
+            "--out, or remove that file and the run's folder and result to run it anew"
+        )
+    return stored
+
+
+def give(study: Study, run: Run, config: Config) -> None:
+    """Store the config of a run, with the budget that it was made for."""
+    write(study.file("budgets", run.name), json.dumps(budget_of(study, run)) + "\n")
+    write(study.file("configs", run.name), dump(config))
+
+
+def write(file: Place, text: str) -> None:
+    """Write a file of the study, in a folder that need not be there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, text)
