@@ -38,7 +38,7 @@ from typing import Any
 from wmtp import outcome
 from wmtp.bench import measuring
 from wmtp.errors import WmtpError
-from wmtp.storage import sha256_file
+from wmtp.storage import is_gone, sha256_file
 from wmtp.supervisor import Options, newest_step, supervise
 from wmtp.tracking import read_journal
 
@@ -158,15 +158,7 @@ class Killer(threading.Thread):
             self.seen.kills_in_saves += bool(litter(self.run_folder))
 
     def _alive(self, pids: list[int]) -> bool:
-        return all(_alive(pid) for pid in pids)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        return not any(is_gone(pid) for pid in pids)
 
 
 def _modified(file: Path) -> int:
