@@ -32,7 +32,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 def read(path: Place, bounds: list[list[int]]) -> list[bytes]:
     columns = np.array(bounds, np.int64).reshape(-1, 2).T
     if isinstance(path, ObjectPath):
-        return list(read_pieces(path, *columns))
+        return list(read_pieces(path.snapshot(), *columns))
     with path.open("rb") as file:
         return list(read_pieces(file.fileno(), *columns))
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wmtp.data import containers
-from wmtp.data.containers import rows
+from wmtp.data.containers import decode_line, decode_lines, rows
 from wmtp.data.records import BadRow
 from wmtp.errors import DataError, UsageError
 
@@ -211,3 +211,10 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path: Path, monkey
         path.write_bytes(start + b"0" * 50)
         with pytest.raises(UsageError, match=r"pip install 'wmtp\[parquet\]'"):
             read(path)
+
+
+def test_lines_that_are_decoded_together_are_those_that_are_decoded_one_by_one() -> None:
+    plain = [b'{"a": 1}\n', b'{"a": "\xc3\xa9"} \r\n', b"[2]"]
+    odd = [b'\xef\xbb\xbf{"a": 1}\n', '{"b": 2}\u00a0\f\n'.encode()]
+    for lines in (plain, [*plain, odd[0]], [odd[1], *plain], []):
+        assert decode_lines(lines) == [decode_line(line) for line in lines]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from wmtp.data.pieces import read_pieces
 from wmtp.data.sampling import Integers
 from wmtp.errors import DataError, UsageError, WmtpError
-from wmtp.storage import ObjectPath, Place, Sink, blocks, created, fsync_folder, remove_objects, write_atomic
+from wmtp.storage import ObjectPath, Place, Sink, Snapshot, blocks, created, fsync_folder, remove_objects, write_atomic
 
 HEADER = "header.json"
 DTYPES = ("int8", "uint8", "int32", "uint32", "int64", "float64")
@@ -144,6 +144,7 @@ class _Fetched(Mapping[str, NDArray[Any]]):
     def __init__(self, folder: ObjectPath, columns: Mapping[str, tuple[str, int]]) -> None:
         self._folder, self._columns = folder, columns
         self._found: dict[str, NDArray[Any]] = {}
+        self._versions: dict[str, Snapshot] = {}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._found:
@@ -165,8 +166,14 @@ class _Fetched(Mapping[str, NDArray[Any]]):
         """See `Columns.pieces`."""
         dtype = np.dtype(self._columns[name][0])
         places = (bound_N * dtype.itemsize for bound_N in (start_N, end_N))
-        for content in read_pieces(self._folder / _file(name), *places):
+        for content in read_pieces(self._version_of(name), *places):
             yield np.frombuffer(content, dtype)
+
+    def _version_of(self, name: str) -> Snapshot:
+        """That of the first reading, so that all pieces of a column are of one."""
+        if name not in self._versions:
+            self._versions[name] = (self._folder / _file(name)).snapshot()
+        return self._versions[name]
 
 
 def fetched(path: ObjectPath) -> bytearray:

@@ -7,7 +7,6 @@ is a row, and of Parquet and Arrow a batch of the file. The last three need the 
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import io
 import json
@@ -118,8 +117,10 @@ def decode_line(line: bytes) -> Any:
 
 def decode_lines(lines: Sequence[bytes]) -> list[Any]:
     """The JSON values of lines that `decode_line` takes, all at once."""
-    texts = [line.removeprefix(codecs.BOM_UTF8).decode().rstrip() for line in lines]
-    values: list[Any] = json.loads(f"[{','.join(texts)}]")
+    try:
+        values: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:  # a line begins with a byte order mark, or ends with what is no whitespace in JSON
+        return [decode_line(line) for line in lines]
     return values
 
 

@@ -113,7 +113,7 @@ class Index:
         self._columns = open_folder(self.folder, KIND, VERSION, f"make it with: wmtp data index {path}")
         self._arrays = self._columns.arrays
         self._check()
-        self._file: int | ObjectPath = path if isinstance(path, ObjectPath) else os.open(path, os.O_RDONLY)
+        self._file = path.snapshot() if isinstance(path, ObjectPath) else os.open(path, os.O_RDONLY)
 
     def __enter__(self) -> Index:
         return self
@@ -274,7 +274,7 @@ def _state(path: Place) -> dict[str, int | str]:
     try:
         if isinstance(path, ObjectPath):
             found = path.stat()
-            return {"bytes": found.st_size, "version": found.version or ""}
+            return {"bytes": found.st_size, "tag": found.version or ""}
         status = path.stat()
     except OSError as problem:
         raise _unreadable(path, problem) from problem

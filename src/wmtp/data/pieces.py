@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from wmtp.data.sampling import Integers
-from wmtp.storage import ObjectPath
+from wmtp.storage import Snapshot
 
 TOUCHING, NEAR = 0, 1 << 20
 """Bytes that may lie between pieces that come together: on a disk, in a store."""
@@ -25,15 +25,15 @@ AT_ONCE = 8
 """Reads that are on their way from a store."""
 
 
-def read_pieces(file: int | ObjectPath, start_N: Integers, end_N: Integers) -> Iterator[bytes]:
+def read_pieces(file: int | Snapshot, start_N: Integers, end_N: Integers) -> Iterator[bytes]:
     """The bytes from each start to before its end, in the order asked for; fewer where a file on the disk is shorter.
 
     Args:
-        file: a descriptor, or an object.
+        file: a descriptor, or one version of an object.
 
     Raises:
         OSError: it cannot be read.
-        StorageError: the store's.
+        StorageError: the store's; or the object was replaced.
     """
     first_S = _firsts(start_N, end_N, TOUCHING if isinstance(file, int) else NEAR)
     starts, ends = start_N.tolist(), end_N.tolist()
@@ -59,12 +59,12 @@ def _now(descriptor: int, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         yield os.pread(descriptor, end - start, start)
 
 
-def _ahead(path: ObjectPath, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+def _ahead(snapshot: Snapshot, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
     """The content of each span of an object."""
 
     def fetch(start: int, end: int) -> bytes:
         content = bytearray(end - start)
-        path.store.read_into(path.key, start, memoryview(content))
+        snapshot.read_into(start, memoryview(content))
         return bytes(content)
 
     under_way = deque[Future[bytes]]()
