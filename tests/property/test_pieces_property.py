@@ -69,8 +69,8 @@ def test_in_a_store_rows_that_are_near_come_in_one_request_of_a_bounded_size(mon
     asked, read_into = [], MemoryStore.read_into
     monkeypatch.setattr(pieces, "NEAR", 15)
     monkeypatch.setattr(pieces, "MOST", 100)
-    monkeypatch.setattr(MemoryStore, "read_into", lambda self, key, start, view: asked.append(
-        [start, start + len(view)]) or read_into(self, key, start, view))  # fmt: skip
+    monkeypatch.setattr(MemoryStore, "read_into", lambda self, key, start, view, version: asked.append(
+        [start, start + len(view)]) or read_into(self, key, start, view, version))  # fmt: skip
     with memory_storage() as bucket:
         write_atomic(bucket / "x", CONTENT)
         read(bucket / "x", [ROWS[0], ROWS[2], ROWS[5], ROWS[8], ROWS[10], ROWS[12]])

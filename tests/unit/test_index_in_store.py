@@ -22,7 +22,7 @@ from wmtp.data.sources import read_records
 from wmtp.data.text import Encoder
 from wmtp.data.token_lengths import Measure
 from wmtp.dataset import Data, build_data
-from wmtp.errors import DataError, UsageError
+from wmtp.errors import DataError, StorageError, UsageError
 from wmtp.formats.hf import backend_fingerprint, load_tokenizer
 from wmtp.storage import ObjectPath, Place, copy, lease, resolve, write_atomic
 from wmtp.testing import memory_storage
@@ -96,9 +96,9 @@ def test_of_records_and_ids_in_a_store_only_what_is_asked_for_is_fetched(
     fetched: dict[str, int] = {}
     read_into = MemoryStore.read_into
 
-    def counting(self: MemoryStore, key: str, start: int, view: memoryview) -> None:
+    def counting(self: MemoryStore, key: str, start: int, view: memoryview, version: str | None = None) -> None:
         fetched[key] = fetched.get(key, 0) + len(view)
-        read_into(self, key, start, view)
+        read_into(self, key, start, view, version)
 
     monkeypatch.setattr(MemoryStore, "read_into", counting)
     monkeypatch.setattr(pieces, "NEAR", 0)
@@ -136,7 +136,7 @@ def test_a_row_that_changes_after_the_index_was_opened_is_told(local: Path, buck
     path = in_store(local, bucket)
     with Index(path) as index:
         write_atomic(path, local.read_bytes().replace(b"Write", b"Wrote", 1))
-        with pytest.raises(DataError, match=r"row 0 of memory://.*, at byte 0, is not what it was"):
+        with pytest.raises(StorageError, match=r"records.jsonl was replaced while it was read"):
             list(index.read([0]))
         path.unlink()
         with pytest.raises(DataError, match="cannot read the data file"):
