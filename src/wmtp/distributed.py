@@ -312,6 +312,11 @@ _GIVEN_BACK: WeakSet[nn.Module] = WeakSet()
 """Units whose parameters are given back after each forward pass."""
 
 
+_GATHERED_ONCE: WeakSet[nn.Module] = WeakSet()
+"""Heads that have been gathered. In bf16 runs FSDP2 (torch 2.13) fails at the end of a backward pass for a unit that
+never was and may not reduce."""
+
+
 def synchronise(model: nn.Module, last: bool) -> None:
     """Whether the coming backward pass is the last of its step: then gradients travel, where they did not before."""
     if isinstance(model, FSDPModule):
@@ -350,8 +355,10 @@ def head_passes(model: nn.Module, units: Sequence[Sequence[nn.Module]], last: bo
         unit.set_modules_to_backward_prefetch([model])  # is there already; by itself it would fetch the head before
 
     def begin(k: int) -> None:
+        _GATHERED_ONCE.update(units[k])
         for unit in own:
-            unit.set_requires_gradient_sync(unit in units[k] and (last or unit in _REDUCED_EACH))
+            reduces = last or unit in _REDUCED_EACH
+            unit.set_requires_gradient_sync(reduces if unit in units[k] else unit not in _GATHERED_ONCE)
             unit.set_requires_all_reduce(last)
 
     yield begin

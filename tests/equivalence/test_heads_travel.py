@@ -31,10 +31,12 @@ def world() -> Iterator[World]:
     dist.destroy_process_group()
 
 
-def events(world: World, strategy: str, heads: str = "parallel") -> tuple[list[list[str]], list[str]]:
+def events(
+    world: World, strategy: str, heads: str = "parallel", bf16: bool = False
+) -> tuple[list[list[str]], list[str]]:
     """Those of two micro-batches, and the units that are looked at."""
     model, cpu = tiny_model("llama", 3, heads=heads).train(), torch.device("cpu")
-    how = sharding(world, cpu, strategy)
+    how = sharding(world, cpu, strategy, bf16=bf16)
     assert how is not None
     spread(model, how, None, cpu)
     objective, batch = MTPObjective(Uniform()), random_batch()
@@ -53,9 +55,11 @@ def test_a_head_is_gathered_once_while_what_is_before_it_computes(strategy: str,
         check_fetched_ahead(names, units)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("strategy", ["FULL_SHARD", "HYBRID_SHARD", "SHARD_GRAD_OP", "NO_SHARD"])
-def test_a_heads_gradients_travel_while_the_next_head_computes(strategy: str, world: World) -> None:
-    found, (_, *heads) = events(world, strategy)
+def test_a_heads_gradients_travel_while_the_next_head_computes(strategy: str, bf16: bool, world: World) -> None:
+    """From the second time on: see `distributed._GATHERED_ONCE`."""
+    found, (_, *heads) = events(world, strategy, bf16=bf16)
     check_reduced_behind(found[-1], heads)
 
 
