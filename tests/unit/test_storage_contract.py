@@ -22,13 +22,13 @@ from wmtp.errors import StorageError
 from wmtp.storage import ObjectPath, Place, appender, blocks, copy, created, files, place, s3, sha256_file, write_atomic
 from wmtp.testing import memory_storage
 
-MOTO, RCLONE = (pytest.param(name, marks=pytest.mark.exhaustive) for name in ("moto", "rclone"))
-"""What SeaweedFS, through a proxy that refuses conditions too, shows always."""
+MOTO, RCLONE, REFUSING = (pytest.param(name, marks=pytest.mark.exhaustive) for name in ("moto", "rclone", "refusing"))
+"""More S3 servers. SeaweedFS shows the same always; what is said of conditions: tests/fault/test_storage_faults.py."""
 CONTENT, OTHERS = b"a" * 5000, (b"b" * 5000, b"b" * 10, b"b" * 9000)
 """Of a file, and of those that take its place: as long, shorter, longer."""
 
 
-@pytest.fixture(params=["local", "memory", "s3", "refusing", MOTO, RCLONE])
+@pytest.fixture(params=["local", "memory", "s3", MOTO, RCLONE, REFUSING])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """An empty folder."""
     if request.param == "local":
