@@ -181,6 +181,8 @@ def _in_pairs(config: Config) -> bool:
 def _held_out_kind(config: Config, facts: RowFacts, rows: _Rows) -> Kind:
     """Pairs or rows; a critic's held-out rows come as pairs wherever they can, so that they have a pair accuracy.
 
+    Then nothing else is evaluated: docs/math.md (4.2.1).
+
     Raises:
         DataError: a critic would be judged by problems that it is trained on.
     """

@@ -270,6 +270,22 @@ def test_a_record_that_no_line_can_hold_is_left_out_with_the_reason(
     assert report["dropped"] == {"longer than 1,000 bytes": 1}
 
 
+def test_what_is_left_out_by_itself_makes_no_duplicate_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One response too many, one that is too long: the same text comes again where it may stay."""
+    monkeypatch.setattr("wmtp.curation.prepare.LONGEST", 1000)
+    words = " ".join(f"w{i}" for i in range(60))
+    one, other = {"problem_id": "a", "prompt": "Say it."}, {"problem_id": "b", "prompt": "Say it."}
+    rows = [one | {"response": "first"}, one | {"response": words}, other | {"response": words}]
+    report = prepare([write(tmp_path / "a.jsonl", rows)], tmp_path / "a.out.jsonl", Plan(max_solutions=1, near=0.8))
+    assert (report["dropped"], report["problems"]) == ({"more than 1 responses of one verdict to its problem": 1}, 2)
+    long = one | {"response": words, "cases": [["1", "x" * 2000]]}
+    rows = [long, other | {"response": words}]
+    report = prepare([write(tmp_path / "b.jsonl", rows)], tmp_path / "b.out.jsonl", Plan(near=0.8))
+    assert (report["dropped"], report["problems"]) == ({"longer than 1,000 bytes": 1}, 1)
+
+
 def test_a_record_takes_less_than_a_thousand_bytes_of_memory(tmp_path: Path) -> None:
     """Whatever their length: hashes are held, not texts."""
 

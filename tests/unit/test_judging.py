@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from wmtp.data.records import Record
 from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.evaluation.judging import Judged, figures, fingerprint, judge, read_verdicts
 from wmtp.evaluation.problems import Problem, Suite
@@ -38,7 +39,8 @@ class FakeSandbox:
 
 def problem(name: str, suites: tuple[str, ...] = ("base", "plus"), reference: str | None = "good") -> Problem:
     tests = FunctionTests(["assert True"])
-    return Problem(name, "", "", tuple(Suite(suite, tests) for suite in suites), reference=reference)
+    record = Record(name, "Add.", "pass")
+    return Problem(name, "", record, tuple(Suite(suite, tests) for suite in suites), reference=reference)
 
 
 def run(samples: dict[str, list[str]], known: Any = None, sandbox: Any = None, **options: Any) -> tuple[Any, Any, Any]:

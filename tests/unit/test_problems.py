@@ -92,7 +92,7 @@ def test_mbpp_is_asked_as_in_its_paper(tmp_path: Path) -> None:
 
 def test_mbpp_has_its_statement_as_training_records_have_it(tmp_path: Path) -> None:
     found = read_benchmark(write(tmp_path / "a", mbpp(11)))
-    assert found.problems[0].statement == "Write function f11.\nassert f11() == 11"
+    assert found.problems[0].record.prompt == "Write function f11.\nassert f11() == 11"
 
 
 def test_an_example_is_never_shown_its_own_solution(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,3 +47,15 @@ def test_a_model_token_has_the_class_of_its_first_character_that_is_no_space() -
 
 def test_a_token_that_began_in_the_prompt_counts_by_what_it_has_of_the_response() -> None:
     assert token_classes("x = 1", [(-2, 1)]) == ["identifier"]
+
+
+@pytest.mark.parametrize("mark", ["\f", "\v", "\x1c", "\x85", "\u2028"])
+def test_what_ends_a_line_only_for_str_moves_no_class(mark: str) -> None:
+    """Python's own tokenizer ends lines at newlines and carriage returns alone."""
+    code = f"x = '{mark}'\nreturn y\n"
+    assert classes_of(code, "return") == {"keyword"}
+    assert classes_of(code, "y") == {"identifier"}
+
+
+def test_a_token_outside_of_the_program_is_other() -> None:
+    assert token_classes("x = 1", [(4, 5), (5, 9), (4, 9), (-4, 0)]) == ["literal", "other", "literal", "other"]

@@ -137,36 +137,35 @@ class _Sieve:
 
     def made(self, record: Record) -> Made:
         """The record as it is written, or why it is not."""
-        reason, other = self._refused(record)
+        short = replace(record, cases=record.cases[: self._max_cases])
+        row = short.row()
+        reason, other = self._refused(record, row)
         if reason:
             return Made(dropped=reason, name=f"{record.problem_id:.60}{f' as {other:.60}' if other else ''}")
-        record = self._with_fewer_cases(record)
-        row = record.row()
-        if len(json.dumps(row, ensure_ascii=False).encode()) > LONGEST:
-            return Made(dropped=f"longer than {LONGEST:,} bytes", name=f"{record.problem_id:.60}")
+        self.summary["cases_left_out"] += len(record.cases) - len(short.cases)
         return Made([row])
 
-    def _refused(self, record: Record) -> tuple[str, str | None]:
-        """Why the record is left out, if it is, and because of which other problem."""
+    def _refused(self, record: Record, row: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Why the record is left out, if it is, and because of which other problem.
+
+        What is left out by itself comes first, so that nothing is the duplicate of it.
+        """
         shown = self._overlap.find(record)
         if shown is not None:
             return "shares an n-gram of words with a benchmark", shown
+        if len(json.dumps(row, ensure_ascii=False).encode()) > LONGEST:
+            return f"longer than {LONGEST:,} bytes", None
+        key = (record.problem_id, record.is_correct)
+        if self._max_solutions is not None and self._solutions[key] == self._max_solutions:
+            return f"more than {self._max_solutions} responses of one verdict to its problem", None
         reason = self._exact.reason(record)
         if reason:
             return reason, None
         like = self._near.find(record) if self._near else None
         if like is not None:
             return "near duplicate", like
-        key = (record.problem_id, record.is_correct)
-        if self._max_solutions is not None and self._solutions[key] == self._max_solutions:
-            return f"more than {self._max_solutions} responses of one verdict to its problem", None
         self._solutions[key] += 1
         return "", None
-
-    def _with_fewer_cases(self, record: Record) -> Record:
-        cases = record.cases[: self._max_cases]
-        self.summary["cases_left_out"] += len(record.cases) - len(cases)
-        return replace(record, cases=cases)
 
 
 def _summary(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from wmtp.data.records import Record
 from wmtp.data.sources import read_records
+from wmtp.data.text import render
 from wmtp.decoding import MODES
 from wmtp.errors import UsageError
 from wmtp.evaluation.problems import KINDS, Benchmark, read_benchmark
@@ -108,7 +109,7 @@ def _suite(options: Options, folder: Path) -> tuple[dict[str, Any], Path]:
     result: dict[str, Any]
     if options.suite == "speed":
         batches, lengths = _numbers("--batches", options.batches, int), _numbers("--lengths", options.lengths, int)
-        prompts = subject.ids([template.format(prompt=record.prompt) for record in records])
+        prompts = subject.ids([render(record, subject.tokenizer, template)[0] for record in records])
         rows = speed(subject.model, prompts, batches=batches, lengths=lengths, new_tokens=SPEED_TOKENS)
         result = {"new_tokens": SPEED_TOKENS, "rows": rows}
     else:

@@ -28,6 +28,8 @@ HUMANEVAL_STOP = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", *COMMON_STOP
 PLUS_STOP = ('\n"""', "\nassert ", "\nif __name__", "\ndef main(", "\nprint(", *COMMON_STOP)
 MBPP_EXAMPLES = (2, 3, 4)
 """Task ids that the paper puts before a task."""
+NO_ANSWER = "pass"
+"""The response in the record of a problem that has none."""
 MBPP_SECONDS = {123: 30.0}
 """CPU seconds of tasks whose own solution is slow."""
 
@@ -53,8 +55,8 @@ class Problem:
     """As the benchmark names it."""
     prompt: str
     """What a base model is given."""
-    statement: str
-    """The same problem as the prompt of a training record, for a model that was trained with a template."""
+    record: Record
+    """The same problem as a training record, for a model that is to be asked as it was trained."""
     suites: tuple[Suite, ...]
     prefix: str = ""
     """What stands before an answer in the program; empty where an answer is a whole program."""
@@ -162,15 +164,16 @@ def _kind_of(row: Any) -> str:
 
 def _humaneval(row: Mapping[str, Any]) -> Problem:
     prompt, entry = _text(row, "prompt"), _text(row, "entry_point")
+    solution = _text(row, "canonical_solution")
     tests = FunctionTests([_text(row, "test")], setup=prompt, entry_point=entry)
     return Problem(
         id=_text(row, "task_id"),
         prompt=prompt,
-        statement=prompt,
+        record=Record(_text(row, "task_id"), prompt, solution),
         suites=(Suite("base", tests),),
         prefix=prompt,
         stop=HUMANEVAL_STOP,
-        reference=_text(row, "canonical_solution"),
+        reference=solution,
     )
 
 
@@ -182,15 +185,15 @@ def _plus(row: Mapping[str, Any]) -> Problem:
         Suite(which, tests, Limits(cpu_s=seconds, memory_bytes=MEMORY_BYTES))
         for which, tests, seconds in plus_suites(row, human=human)
     )
-    given = prompt if human else prompt.strip() + "\n"
+    given, solution = prompt if human else prompt.strip() + "\n", _text(row, "canonical_solution")
     return Problem(
         id=name,
         prompt=given,
-        statement=given,
+        record=Record(name, given, solution),
         suites=suites,
         prefix=given,
         stop=HUMANEVAL_STOP if human else PLUS_STOP,
-        reference=_text(row, "canonical_solution"),
+        reference=solution,
     )
 
 
@@ -215,7 +218,7 @@ def _mbpp_maker(found: Sequence[dict[str, Any]], split: str) -> Callable[[Mappin
         return Problem(
             id=f"MBPP/{row['task_id']}",
             prompt=f"{shots}{_mbpp_task(row)}[BEGIN]\n",
-            statement=record.prompt,
+            record=record,
             suites=(Suite("base", tests, None if seconds is None else Limits(cpu_s=seconds)),),
             stop=("[DONE]", *COMMON_STOP),
             reference=record.response,
@@ -239,13 +242,14 @@ def _lines(code: str) -> str:
 def _codecontests(row: Mapping[str, Any]) -> Problem:
     description = _text(row, "description").strip()
     references = (program for language, program in contests.solutions(row, "solutions") if language == "PYTHON3")
+    name, reference = _text(row, "name"), next(references, None)
     return Problem(
-        id=_text(row, "name"),
+        id=name,
         prompt=f'"""\n{description}\n"""\n',
-        statement=description,
+        record=Record(name, description, reference or NO_ANSWER),
         suites=(Suite("base", StdinTests(contests.cases(row)), _contest_limits(row)),),
         stop=('\n"""', *COMMON_STOP),
-        reference=next(references, None),
+        reference=reference,
     )
 
 
@@ -266,7 +270,7 @@ def _records_problem(row: Mapping[str, Any]) -> Problem:
     return Problem(
         id=record.problem_id,
         prompt=f"{record.prompt}\n",
-        statement=record.prompt,
+        record=record,
         suites=(Suite("base", tests, limits),),
         reference=record.response if record.is_correct else None,
     )
@@ -274,7 +278,7 @@ def _records_problem(row: Mapping[str, Any]) -> Problem:
 
 def _record(row: Mapping[str, Any]) -> Record:
     """A record; one without a response is a problem still."""
-    return parse({"response": "pass", "is_correct": False, **row})
+    return parse({"response": NO_ANSWER, "is_correct": False, **row})
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -15,13 +15,14 @@ from typing import Any
 
 from wmtp import devices
 from wmtp.config import load
-from wmtp.data.text import check_template, prompt_ids
+from wmtp.data.text import check_template, prompt_ids, render
 from wmtp.decoding import Sampling, StopStrings, generate_many
 from wmtp.errors import DataError, UsageError
 from wmtp.evaluation.judging import Judged, Key, figures, judge, only, read_verdicts, unsampled
 from wmtp.evaluation.problems import Benchmark, Problem
 from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
 from wmtp.formats.hf import folder_of, load_tokenizer
+from wmtp.formats.identity import commit_of
 from wmtp.formats.meta import WEIGHTS
 from wmtp.formats.native import load_model, read_card
 from wmtp.model import MTPModel
@@ -39,7 +40,8 @@ class Ask:
     Attributes:
         samples: Answers per problem at each temperature; at temperature 0 it is always one.
         temperatures: 0 is greedy.
-        template: With `{prompt}`, as `data.template` of a recipe; None takes the benchmark's own prompt.
+        template: With `{prompt}`, as `data.template` of a recipe, for what is no conversation (these are rendered by
+            the tokenizer's chat template); None takes the benchmark's own prompt.
         mode: `speculative` (with the heads; the same distribution) or `plain`.
 
     Raises:
@@ -92,7 +94,7 @@ class Subject:
         """
         model = load_model(source, num_heads=1 if read_card(source) is None else None)
         model.to(devices.pick(device)).eval()
-        facts = {"source": source, "heads": model.num_heads, "weights": _weights(source)}
+        facts = {"source": source, "heads": model.num_heads, **content_of(source)}
         return cls(source, model, load_tokenizer(source), facts)
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -100,11 +102,13 @@ class Subject:
         return prompt_ids(prompts, self.tokenizer)
 
 
-def _weights(source: str) -> dict[str, str]:
-    """SHA-256 of each file of weights; empty for a hub id."""
+def content_of(source: str) -> dict[str, Any]:
+    """What tells one content of a folder or hub id from another: SHA-256 of each file of weights, or the commit."""
     folder = folder_of(source)
+    if not folder.is_dir():
+        return {"weights": {}, "commit": commit_of(source)}
     files = [*matches(folder, "*.safetensors"), *matches(folder, WEIGHTS)]
-    return {path.name: sha256_file(path) for path in files} if folder.is_dir() else {}
+    return {"weights": {path.name: sha256_file(path) for path in files}}
 
 
 def run_template(source: str) -> str | None:
@@ -152,7 +156,7 @@ def evaluate(
         "split": benchmark.split,
     }
     if subject is not None:
-        about |= {"model": subject.facts, "ask": asdict(ask), "prompt": "benchmark" if ask.template is None else "run"}
+        about |= {"model": subject.facts, "ask": asdict(ask), "prompt": prompt_of(benchmark, ask)}
     else:
         assert samples_file is not None
         about |= {"samples_sha256": sha256_file(samples_file)}
@@ -182,12 +186,19 @@ def evaluate(
     return result
 
 
+def prompt_of(benchmark: Benchmark, ask: Ask) -> str:
+    """Whose prompt the model is given."""
+    if ask.template is None:
+        return "benchmark"
+    return "chat template" if any(problem.record.messages for problem in benchmark.problems) else "run"
+
+
 def answer(subject: Subject, problems: Sequence[Problem], ask: Ask, path: Path, report: Report) -> None:
     """Append the answers that `path` lacks: problem by problem, temperature by temperature."""
     have = by_problem(read_samples(path), problems) if _begun(path) else {}
     prompts = subject.ids(
         [
-            problem.prompt if ask.template is None else ask.template.format(prompt=problem.statement)
+            problem.prompt if ask.template is None else render(problem.record, subject.tokenizer, ask.template)[0]
             for problem in problems
         ]
     )

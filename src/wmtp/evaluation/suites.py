@@ -17,8 +17,8 @@ from torch import Tensor
 
 from wmtp.data.batches import collate
 from wmtp.data.records import Record
-from wmtp.data.text import Row, bos, encode
-from wmtp.decoding import Generation, generate
+from wmtp.data.text import Row, bos, encode, render
+from wmtp.decoding import Generation, context_of, generate
 from wmtp.errors import UsageError
 from wmtp.evaluation.token_classes import CLASSES, token_classes
 from wmtp.model import MTPModel
@@ -40,6 +40,7 @@ class Corpus:
     class_T: tuple[NDArray[np.int64], ...]
     """Per row and token, an index of `CLASSES`; -1 before the response."""
     response_bytes: int
+    """Of what the rows have of the responses."""
     pad_id: int
 
     @classmethod
@@ -50,23 +51,28 @@ class Corpus:
             DataError: as `wmtp.data.text.encode`.
         """
         rows, _ = encode(records, tokenizer, template=template, max_length=max_length)
-        classes = [_classes(record, row, tokenizer, template) for record, row in zip(records, rows, strict=True)]
-        size = sum(len(record.response.encode()) for record in records)
+        read = [_read(record, row, tokenizer, template) for record, row in zip(records, rows, strict=True)]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return cls(tuple(rows), tuple(classes), size, pad)
+        return cls(tuple(rows), tuple(class_T for class_T, _ in read), sum(size for _, size in read), pad)
 
 
-def _classes(record: Record, row: Row, tokenizer: Any, template: str) -> NDArray[np.int64]:
-    prompt = template.format(prompt=record.prompt)
-    offsets = tokenizer(prompt + record.response, return_offsets_mapping=True, add_special_tokens=False)[
-        "offset_mapping"
-    ]
-    spans = [(begin - len(prompt), end - len(prompt)) for begin, end in offsets]
-    names = token_classes(record.response, spans)
-    ids = [*([-1] * len(bos(tokenizer))), *(CLASSES.index(name) for name in names), CLASSES.index("end")]
-    class_T = np.array(ids[: len(row.tokens)])
+def _read(record: Record, row: Row, tokenizer: Any, template: str) -> tuple[NDArray[np.int64], int]:
+    """The classes of a row's tokens, and the bytes that it has of the response.
+
+    What a chat template puts around an answer is `other`, and no byte.
+    """
+    prompt, answer = render(record, tokenizer, template)
+    response = record.response if record.response in answer else record.response.strip()
+    start = len(prompt) + answer.index(response)
+    offsets = tokenizer(prompt + answer, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
+    spans = [(begin - start, end - start) for begin, end in offsets]
+    ids = [CLASSES.index(name) for name in token_classes(response, spans)]
+    before = len(bos(tokenizer))
+    class_T = np.array([*([-1] * before), *ids, CLASSES.index("end")][: len(row.tokens)])
     class_T[: row.response_start] = -1
-    return class_T
+    kept = spans[: len(row.tokens) - before]
+    is_whole = len(row.tokens) == before + len(spans) + 1
+    return class_T, len((response if is_whole else response[: max(kept[-1][1], 0)]).encode())
 
 
 def heads(model: MTPModel, corpus: Corpus) -> dict[str, Any]:
@@ -85,7 +91,7 @@ def perplexity(model: MTPModel, corpus: Corpus) -> dict[str, Any]:
     """exp of the mean nll of response tokens under head 1, with a bootstrap interval over rows, and bits per byte.
 
     Perplexities of models with different tokenizers cannot be compared; bits per byte can. The end of a response is a
-    token, but no byte.
+    token, but no byte; of a row that is cut, the bytes count that are left.
     """
     nll_R, count_R = np.zeros(len(corpus.rows)), np.zeros(len(corpus.rows))
     for _, scored in _scores(model, corpus, num_heads=1):
@@ -117,10 +123,16 @@ def speed(
     `new_tokens` in every row. Prompts of a length are cut from the given ones put one after another.
 
     Raises:
-        UsageError: no prompt, or longer than the model's context.
+        UsageError: no prompt, or no room in the model's context for it and what is to be written.
     """
     if not any(prompts):
         raise UsageError("speed needs at least one prompt with a token in it; give other --data")
+    context = context_of(model)
+    if context is not None and max(lengths) + new_tokens > context:
+        raise UsageError(
+            f"speed writes {new_tokens} tokens after prompts of {max(lengths):,}, which the model's context of "
+            f"{context:,} does not hold: give --lengths of at most {context - new_tokens:,}"
+        )
     rows = []
     for length in lengths:
         for size in batches:

@@ -22,7 +22,7 @@ _FSTRING = frozenset(
 def character_classes(code: str) -> list[str]:
     """One of `CLASSES` for every character."""
     classes = ["whitespace" if character.isspace() else "other" for character in code]
-    starts = [0, *accumulate(len(line) for line in code.splitlines(keepends=True))]
+    starts = [0, *accumulate(map(len, io.StringIO(code, newline="")))]
     try:
         for token in tokenize.generate_tokens(io.StringIO(code, newline="").readline):
             if (name := _class(token)) is not None:
@@ -35,12 +35,17 @@ def character_classes(code: str) -> list[str]:
 
 
 def token_classes(code: str, spans: Sequence[tuple[int, int]]) -> list[str]:
-    """The class of each model token, by its (start, end) in `code`: that of its first character that is no space."""
+    """The class of each model token, by its (start, end) in `code`: that of its first character that is no space.
+
+    A token that has none of the code's characters is `other`.
+    """
     classes = character_classes(code)
-    return [
-        next((classes[at] for at in range(max(begin, 0), end) if not code[at].isspace()), "whitespace")
-        for begin, end in spans
-    ]
+    found = []
+    for begin, end in spans:
+        part = range(max(begin, 0), min(end, len(code)))
+        inside = next((classes[at] for at in part if not code[at].isspace()), "whitespace")
+        found.append(inside if part or begin == end else "other")
+    return found
 
 
 def _class(token: tokenize.TokenInfo) -> str | None:

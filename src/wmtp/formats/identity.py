@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from wmtp.errors import ModelError
 from wmtp.formats.hf import base_of, folder_of, model_config
@@ -27,8 +28,20 @@ def model_fingerprint(source: str) -> str:
         if base != source:
             digest.update(model_fingerprint(base).encode())
         return digest.hexdigest()
-    commit = getattr(model_config(source), "_commit_hash", None)
-    if commit is None:
-        raise ModelError(f"the hub does not say which commit {source} is; download the model and give its folder")
-    digest.update(f"{source}@{commit}".encode())
+    digest.update(f"{source}@{commit_of(source)}".encode())
     return digest.hexdigest()
+
+
+def commit_of(source: str) -> str:
+    """Of a hub model, as it is at hand here.
+
+    Raises:
+        ModelError: no such model, or it is in no cache that says which commit it is.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    model_config(source)  # it is in the cache from here on
+    found = try_to_load_from_cache(source, "config.json")
+    if not isinstance(found, str):
+        raise ModelError(f"the hub does not say which commit {source} is; download the model and give its folder")
+    return Path(found).parent.name
