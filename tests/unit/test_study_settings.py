@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,14 @@ def test_a_run_that_needs_a_refused_one_is_refused_too(write: Any) -> None:
     found = table_of(changed)
     assert [run["state"] for run in found["runs"]] == ["failed", "failed", "open"] * 2
     assert "baseline-seed3.yaml" in found["runs"][1]["reason"]
+
+
+def test_a_copy_of_a_study_has_its_figures_and_does_not_go_on(write: Any, tmp_path: Path) -> None:
+    study = finished(write())
+    copy = replace(study, folder=Path(shutil.copytree(study.folder, tmp_path / "elsewhere")))
+    assert arms_with_values(table_of(copy)) == ["baseline", "rho1"]
+    with pytest.raises(UsageError, match="says otherwise now"):
+        given_before(copy, copy.runs[0])
 
 
 def test_a_damaged_budget_is_told_by_its_file(write: Any) -> None:

@@ -103,7 +103,7 @@ def refusals(study: Study) -> dict[str, str]:
     found = {}
     for run in study.runs:
         try:
-            given_before(study, run)
+            given_before(study, run, copied=True)
         except UsageError as problem:
             found[run.name] = str(problem)
     return found

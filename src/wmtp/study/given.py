@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from wmtp.config import Config, dump, load
 from wmtp.errors import UsageError
-from wmtp.storage import Place, write_atomic
+from wmtp.storage import Place, place, write_atomic
 from wmtp.study.settings import Run, Study
 
 
@@ -17,14 +18,17 @@ def budget_of(study: Study, run: Run) -> dict[str, Any] | None:
     return budget.model_dump(exclude_none=True) if budget is not None and run.arm.compare else None
 
 
-def given_before(study: Study, run: Run) -> Config | None:
+def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | None:
     """The stored config of a run; None if it was given none yet. A folder without budgets is of an earlier version.
+
+    Args:
+        copied: take what was given in another folder, of which this is a copy: good for figures, not for going on.
 
     Raises:
         UsageError: the study says otherwise now, of the run or of one that it needs.
     """
     for name in sorted(study.needs[run.arm.name]):
-        given_before(study, Run(study.arms[name], run.seed))
+        given_before(study, Run(study.arms[name], run.seed), copied=copied)
     file, of_budget = study.file("configs", run.name), study.file("budgets", run.name)
     if not file.exists():
         return None
@@ -33,7 +37,8 @@ def given_before(study: Study, run: Run) -> Config | None:
         before = json.loads(of_budget.read_text()) if of_budget.exists() else budget
     except ValueError as problem:
         raise UsageError(f"{of_budget} is damaged: {problem}; remove it, if {file} was made for {budget}") from problem
-    if before != budget or stored != study.run_config(run, None if budget is None else stored.train.steps):
+    there = replace(study, folder=place(stored.runs).parent) if copied else study
+    if before != budget or stored != there.run_config(run, None if budget is None else stored.train.steps):
         what = "" if before == budget else f" (budget {json.dumps(before)}, now {json.dumps(budget)})"
         raise UsageError(
             f"{file} is what an earlier call gave this run, and the study says otherwise now{what}; choose another "
