@@ -104,7 +104,7 @@ def test_the_interval_is_scipys_from_the_same_draws(given: list[float], scipy_st
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_difference_that_is_no_number_is_an_error(bad: float) -> None:
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match="must be finite"):
         signed_rank([1.0, bad])
 
 

@@ -15,6 +15,7 @@ from wmtp.storage import ObjectPath, Place, write_atomic
 from wmtp.testing import MemoryStore, memory_storage
 
 NAMES = ("model.safetensors", "config.json")
+FILES = (*NAMES, "SHA256SUMS")
 
 
 def model(content: bytes) -> Callable[[Place], Place]:
@@ -64,10 +65,10 @@ def test_whichever_change_fails_the_best_model_is_whole_and_the_new_one_only_if_
                 else:
                     expected = b"new"
             assert content(run) == expected
-            left_over = len(list(run.files())) - len(NAMES) - 1
+            left_over = len(list(run.files())) - len(FILES) - 1
             best.keep(run, 6, model(b"newer"))
             assert content(run) == b"newer"
-            assert len(list(run.files())) == len(NAMES) + 1
+            assert len(list(run.files())) == len(FILES) + 1
         if expected == b"new" and not left_over:
             break
     assert changes > 5
@@ -80,7 +81,7 @@ def test_on_a_disk_it_is_the_folder_itself(tmp_path: Path) -> None:
         best.clear_up(tmp_path)
         assert best.find(tmp_path) == tmp_path / "best"
         assert content(tmp_path) == said
-    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(NAMES)
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(FILES)
 
 
 def test_what_an_interrupted_write_has_left_goes_at_the_next_start(s3: ObjectPath) -> None:
@@ -90,7 +91,7 @@ def test_what_an_interrupted_write_has_left_goes_at_the_next_start(s3: ObjectPat
     s3.store.upload((half / "model.safetensors").key).write(bytes(20 << 20))
     best.clear_up(s3)
     assert content(s3) == b"old"
-    assert len(list(s3.files())) == len(NAMES) + 1
+    assert len(list(s3.files())) == len(FILES) + 1
     uploads = s3.store._ask("list", s3.prefix, "list_multipart_uploads", Prefix=s3.prefix)  # type: ignore[attr-defined]
     assert not uploads.get("Uploads")
 
@@ -123,4 +124,4 @@ def test_a_model_that_lies_in_the_folder_itself_counts_until_there_is_a_better_o
         assert content(run) == b"old"
         best.keep(run, 4, model(b"new"))
         assert content(run) == b"new"
-        assert len(list(run.files())) == len(NAMES) + 1
+        assert len(list(run.files())) == len(FILES) + 1

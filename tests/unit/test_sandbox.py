@@ -310,7 +310,7 @@ def test_scripts_are_judged_by_what_they_print(
 
 
 def test_an_input_that_is_no_text_is_an_error_of_its_caller(sandbox: Sandbox) -> None:
-    with pytest.raises(DataError, match="input of case 2 cannot be given to a program"):
+    with pytest.raises(DataError, match="input of case 2 must be text in UTF-8"):
         sandbox.run("print(1)", StdinTests([("1", "1"), ("\ud800", "1")]))
 
 
