@@ -93,7 +93,7 @@ TWO = [(arm, "FULL_SHARD") for arm in ARMS] + [
     (arm, other) for arm in ("baseline", "select", "tied", "critic", "bf16") for other in STRATEGIES[1:]
 ]
 FOUR = [("baseline", strategy) for strategy in (*STRATEGIES, "HYBRID_SHARD")] + [
-    (arm, "FULL_SHARD") for arm in ("uneven", "running", "verifiable", "inverted", "stored")
+    (arm, "FULL_SHARD") for arm in ("running", "verifiable", "stored")
 ]
 CASES = {
     2: [(arm, strategy) for arm in ARMS for strategy in STRATEGIES],
@@ -102,7 +102,8 @@ CASES = {
 """Every arm under every strategy; those that are neither in TWO nor in FOUR only when all tests are asked for."""
 RARE = {
     "few_rows", "budget", "soft", "random_matched", "annealed", "from_base", "from_heads", "bf16_tied", "checkpointed",
-    "critic_returns", "linear", "heads_only", "shuffled", "skip", "grpo", "one_head",
+    "critic_returns", "linear", "heads_only", "shuffled", "skip", "grpo", "one_head", "tied", "heads_and_norm",
+    "from_chain", "gradient",
 }  # fmt: skip
 """Arms that differ from others by what ranks have no part in: tried when all tests are asked for."""
 FIXED = {(2, "hybrid", "FULL_SHARD"), *((n, arm, "FULL_SHARD") for n in CASES for arm in ("baseline", "stored"))}
@@ -110,7 +111,7 @@ FIXED = {(2, "hybrid", "FULL_SHARD"), *((n, arm, "FULL_SHARD") for n in CASES fo
 
 
 def marked(ranks: int, arm: str, strategy: str) -> list[pytest.MarkDecorator]:
-    rare = arm in RARE or (strategy != "FULL_SHARD" and arm in ("tied", "bf16"))
+    rare = arm in RARE or (strategy != "FULL_SHARD" and arm == "bf16")
     usual = (arm, strategy) in {2: TWO, 4: FOUR}[ranks] and not rare
     return [] if usual else [pytest.mark.exhaustive]
 

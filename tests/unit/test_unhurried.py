@@ -21,7 +21,7 @@ leave(0)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ranks_wait_for_the_slowest_ones_samples_longer_than_for_anything_else(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     done = subprocess.run(
