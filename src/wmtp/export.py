@@ -75,7 +75,8 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
             _check_same(model, load_model(str(folder)), folder)
     else:
         model.keep_only(1 if number is None else number)
-        folder = save_model(model, out, tokenizer)
+        model.value_head = None
+        folder = save_model(model, out, tokenizer, plain=True)
         _check(model, folder)
     return folder
 
@@ -153,7 +154,10 @@ def _export_adapter(path: Place, out: str) -> Place:
 
 
 def _check(model: Model, folder: Place) -> None:
-    again = load_value_model(str(folder)) if isinstance(model, ValueModel) else load_model(str(folder))
+    if isinstance(model, ValueModel):
+        again: Model = load_value_model(str(folder))
+    else:
+        again = load_model(str(folder), num_heads=model.num_heads)
     expected, got = model.state_dict(), again.state_dict()
     different = [name for name in expected if name not in got or not got[name].equal(expected[name])]
     if different or expected.keys() != got.keys():

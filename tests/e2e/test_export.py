@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from wmtp import load_model
+
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -36,7 +38,8 @@ def test_without_heads_it_is_what_transformers_loads(run: Path, tmp_path: Path, 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert wmtp_command("export", "--model", run, "--to", "hf", "--out", tmp_path / "hf")[0] == 0
-    assert not (tmp_path / "hf" / "mtp_heads.safetensors").exists()
+    assert not any((tmp_path / "hf" / file).exists() for file in ("mtp_heads.safetensors", "wmtp.json"))
+    assert load_model(str(tmp_path / "hf"), heads="chain", num_heads=3).num_heads == 3  # as of any model without heads
     tokens = AutoTokenizer.from_pretrained(tmp_path / "hf")("def f(x):", return_tensors="pt").input_ids
     one, other = (AutoModelForCausalLM.from_pretrained(f)(tokens).logits for f in (tmp_path / "hf", run / "final"))
     assert one.equal(other)

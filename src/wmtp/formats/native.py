@@ -196,11 +196,13 @@ def save_model(
     tokenizer: Any = None,
     *,
     tensors: Mapping[str, Tensor] | None = None,
+    plain: bool = False,
 ) -> Place:
     """Write a model folder; it appears whole or not at all, replacing the model that was there.
 
     Args:
         tensors: the model's whole state, where the model itself holds only a share of it.
+        plain: the base model alone, as anybody's: nothing in the folder says that it came from here.
 
     Raises:
         ModelError: there is something else than a model folder at `path`; it is left as it is.
@@ -210,7 +212,8 @@ def save_model(
     def write(folder: Path) -> None:
         state = merged(model, model.state_dict() if tensors is None else tensors)
         _write_base(model, state, folder)
-        _write_extra(model, state, folder)
+        if not plain:
+            _write_extra(model, state, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
