@@ -144,15 +144,16 @@ extern "C" int threads() { static_assert(std::is_pointer_v<PyObject*>); return o
 @cache
 def _trial(name: str) -> str | None:
     """What keeps a C++ compiler from making a library of `TRIAL`; None if it makes one."""
-    with TemporaryDirectory() as folder:
-        source = Path(folder) / "trial.cpp"
-        source.write_text(TRIAL)
-        options = ["-shared", "-fPIC", "-fopenmp", "-std=c++17", "-I", sysconfig.get_path("include")]
-        command = [name, *options, str(source), "-o", str(source.with_suffix(".so"))]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired) as problem:
-            return f"it cannot be run ({problem})"
+    try:
+        with TemporaryDirectory() as folder:
+            source = Path(folder) / "trial.cpp"
+            source.write_text(TRIAL)
+            options = ["-shared", "-fPIC", "-fopenmp", "-std=c++17", "-I", sysconfig.get_path("include")]
+            command = [name, *options, str(source), "-o", str(source.with_suffix(".so"))]
+            english = {**os.environ, "LC_ALL": "C"}
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, env=english)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return f"it cannot be run ({problem})"
     if done.returncode == 0:
         return None
     said = next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")

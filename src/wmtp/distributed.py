@@ -361,12 +361,14 @@ def head_passes(model: nn.Module, units: Sequence[Sequence[nn.Module]], last: bo
             unit.set_requires_gradient_sync(reduces if unit in units[k] else unit not in _GATHERED_ONCE)
             unit.set_requires_all_reduce(last)
 
-    yield begin
-    for unit in given_back:
-        unit.set_reshard_after_forward(True, recurse=False)
-        unit.set_modules_to_backward_prefetch([])
-    model.set_reshard_after_backward(True)
-    synchronise(model, last)
+    try:
+        yield begin
+    finally:
+        for unit in given_back:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.set_modules_to_backward_prefetch([])
+        model.set_reshard_after_backward(True)
+        synchronise(model, last)
 
 
 def whole_state(model: nn.Module, world: World) -> dict[str, Tensor]:

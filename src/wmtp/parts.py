@@ -251,7 +251,8 @@ def _check_compiler(config: Config, device: torch.device) -> None:
     """Raise `ConfigError` if something is to be compiled and cannot be."""
     if config.train.compile:
         devices.check_compiler(device, "train.compile")
-    if isinstance(config.objective, MTPObjectiveConfig) and config.objective.loss == "compiled":
+    loss = config.objective.loss if isinstance(config.objective, MTPObjectiveConfig) else None
+    if loss == "compiled" and config.precision != "fp32":  # in which it compiles nothing
         devices.check_compiler(device, "objective.loss = compiled")
 
 

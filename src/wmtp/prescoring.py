@@ -7,7 +7,7 @@ depend on the rows and `batch_tokens` alone, so any number of ranks, and any int
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from wmtp.errors import ConfigError
 from wmtp.frozen import Scorer, build_scorers, column_card, columns_wanted, score_key
 from wmtp.objective import Precision
 from wmtp.parts import sharding_of, spread, stored_in
-from wmtp.scores import Card, ScoreWriter, Span, score_writer, span_in
+from wmtp.scores import Card, ScoreWriter, Span, read_card, score_writer, span_in
 from wmtp.storage import Place, place
 
 BATCH_TOKENS = 8192
@@ -94,8 +94,8 @@ def score_in(
     file = score_writer(folder, job.card, job.scored_spans())
     todo = world.first(file.begin)
     score_batches(job, file, todo, world, report if world.leads else lambda text: None)
-    world.together(lambda: None)  # all parts are there
-    return world.first(file.finish)
+    world.together(lambda: file.finish() if world.leads else None, unhurried=True)  # all parts are there
+    return world.first(lambda: read_card(file.folder))
 
 
 def _folder(config: Config, out: str | None) -> Place:
@@ -171,8 +171,12 @@ def score_batches(job: Job, file: ScoreWriter, todo: Sequence[int], world: World
         own = turn[world.rank] if world.rank < len(turn) else None
         batch = collate(job.rows, job.batches[turn[0] if own is None else own], job.pad_id)
         scores = ask(job, batch if own is not None else filler(1, job.pad_id))
-        if own is not None:
-            file.write(own, {name: _of_spans(job, own, scores_BTC) for name, scores_BTC in scores.items()})
+
+        def keep(number: int | None = own, scores: Mapping[str, Tensor] = scores) -> None:
+            if number is not None:
+                file.write(number, {name: _of_spans(job, number, scores_BTC) for name, scores_BTC in scores.items()})
+
+        world.together(keep)  # a rank that cannot write ends all
         report(f"scored {first + len(turn):,} of {len(todo):,} batches")
 
 

@@ -55,7 +55,7 @@ def test_a_head_is_gathered_once_while_what_is_before_it_computes(strategy: str,
         check_fetched_ahead(names, units)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 @pytest.mark.parametrize("strategy", ["FULL_SHARD", "HYBRID_SHARD", "SHARD_GRAD_OP", "NO_SHARD"])
 def test_a_heads_gradients_travel_while_the_next_head_computes(strategy: str, bf16: bool, world: World) -> None:
     """From the second time on: see `distributed._GATHERED_ONCE`."""

@@ -145,15 +145,15 @@ def program(folder: Path, text: str) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("option", ["train.compile=true", "objective.loss=compiled"])
+@pytest.mark.parametrize("options", [["train.compile=true"], ["objective.loss=compiled", "precision=bf16"]])
 def test_a_run_that_asks_for_a_missing_compiler_is_told_so_by_a_dry_run(
-    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    arguments = ["train", "--recipe", str(RECIPE), "--out", str(tmp_path / "run"), "--dry-run", option]
+    arguments = ["train", "--recipe", str(RECIPE), "--out", str(tmp_path / "run"), "--dry-run", *options]
     assert run_command(arguments) == 2
     said = capsys.readouterr().err
-    assert f"{option.split('=')[0]}" in said
+    assert f"{options[0].split('=')[0]}" in said
     assert "needs no-such-compiler for device = 'cpu', but it is not here" in said
 
 

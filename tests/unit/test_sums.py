@@ -75,6 +75,18 @@ def test_they_are_read_by_the_tool_of_that_name(good: Path) -> None:
     assert done.stdout.splitlines() == [f"{file}: OK" for file in FILES]
 
 
+def test_sums_of_another_hand_are_read_as_sha256sum_reads_them(good: Path, tmp_path: Path) -> None:
+    """Capital letters, a path that begins here, lines that say something else."""
+    folder = Path(shutil.copytree(good, tmp_path / "m"))
+    lines = [line.split() for line in (folder / SUMS).read_text().splitlines()]
+    said = "".join(f"{digest.upper()}  ./{name}\n" for digest, name in lines)
+    (folder / SUMS).write_text(f"-----BEGIN PGP SIGNED MESSAGE-----\n\n{said}")
+    load_model(str(folder))
+    (folder / SUMS).write_text(f"\n{said}".replace(lines[0][0].upper(), "0" * 64))
+    with pytest.raises(ModelError, match=lines[0][1]):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("content", [b"garbage", b"\xff\xfe", b"a b\nc"])
 def test_sums_that_cannot_be_read_are_named(good: Path, tmp_path: Path, content: bytes) -> None:
     folder = Path(shutil.copytree(good, tmp_path / "m"))

@@ -61,8 +61,12 @@ def cached_rows(
     wanted = json.loads(json.dumps(key))
     name = f"rows-{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
     made = False
-    with _alone_in_store(folder) if isinstance(folder, ObjectPath) else _alone(folder):
-        if not (folder / name / HEADER).exists():
+
+    def is_there() -> bool:  # the header is written last, and removed first
+        return (folder / name / HEADER).exists()
+
+    with _alone_in_store(folder, is_there) if isinstance(folder, ObjectPath) else _alone(folder):
+        if not is_there():
             if isinstance(folder, Path):
                 for unfinished in folder.glob(f".{name}.making-*"):
                     shutil.rmtree(unfinished, ignore_errors=True)
@@ -93,10 +97,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _alone_in_store(folder: ObjectPath) -> Iterator[None]:
-    """The same in a store."""
+def _alone_in_store(folder: ObjectPath, is_there: Callable[[], bool]) -> Iterator[None]:
+    """The same in a store, unless the rows are there: many processes would wait for one another there for long."""
     with ExitStack() as lock:
-        while True:
+        while not is_there():
             try:
                 lock.enter_context(held(folder / ".lock", f"rows are being made in {folder}"))
                 break

@@ -238,7 +238,7 @@ class Index:
                 f"{self.folder} is the index of a file of {about['bytes']:,} bytes; {self.path} has {now['bytes']:,}; "
                 f"{remedy}"
             )
-        untouched = all(about.get(name) == value for name, value in now.items())
+        untouched = all(about.get(name) == value != "" for name, value in now.items())
         if not untouched and sha256_file(self.path) != about["sha256"]:
             raise DataError(f"{self.folder} is the index of another content than {self.path} has now; {remedy}")
 

@@ -103,11 +103,16 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
         model, info = of_config.from_pretrained(None if remote else locate(source), **remote, dtype=dtype, **STRICT)
     check_loaded(source, info, model)
     _check_tied(source, model)
+    check_files(folder, model)
+    return model
+
+
+def check_files(folder: Place, model: Any) -> None:
+    """Raise `ModelError` unless the files of weights are what their checksums say, and hold floats where it does."""
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     for path in matches(folder, "model*.safetensors"):
         check_floating(path, floating)
         check_sum(path)
-    return model
 
 
 def _load_adapted(source: str, dtype: torch.dtype) -> Any:
@@ -304,7 +309,9 @@ def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
         else:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if not follows_its_file(tokenizer, Path(folder)):
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+                by_type, tokenizer = tokenizer, PreTrainedTokenizerFast.from_pretrained(folder)
+                if tokenizer.eos_token is None and by_type.eos_token in tokenizer.get_vocab():
+                    tokenizer.eos_token = by_type.eos_token  # as models of its type have it
     except Exception as problem:  # the tokenizers library raises bare `Exception`s
         raise ModelError(
             f"cannot load a tokenizer from {source}: {first_line(problem)}; expected tokenizer.json or tokenizer.model"

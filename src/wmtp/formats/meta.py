@@ -26,6 +26,7 @@ from wmtp.errors import ModelError, first_line
 from wmtp.formats.hf import folder_of, loading_errors, without_parameters
 from wmtp.formats.remote import opened, spooled
 from wmtp.formats.scan import check_finite, check_safetensors, check_tensor, check_torch_file
+from wmtp.formats.sums import check_sum
 from wmtp.model import MTPModel
 from wmtp.storage import ObjectPath, Place, copy, matches, place
 
@@ -230,11 +231,13 @@ def _of_safetensors(path: Place) -> dict[str, Tensor]:
     try:
         with ExitStack() as held:
             file = opened(path, held)
-            return {name: check_tensor(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: check_tensor(path, name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except loading_errors() as problem:
         if isinstance(problem, ModelError):
             raise
         raise ModelError(f"{path} is no whole safetensors file: {first_line(problem)}; copy it again") from problem
+    check_sum(path)
+    return tensors
 
 
 def _empty(source: str, params: Params, vocabulary: int) -> MTPModel:

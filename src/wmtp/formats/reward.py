@@ -7,7 +7,16 @@ from pathlib import Path
 import torch
 
 from wmtp.data.judged import RewardText
-from wmtp.formats.hf import STRICT, check_loaded, load_tokenizer, locate, model_config, told, without_parameters
+from wmtp.formats.hf import (
+    STRICT,
+    check_files,
+    check_loaded,
+    load_tokenizer,
+    locate,
+    model_config,
+    told,
+    without_parameters,
+)
 from wmtp.formats.scan import check_folder
 from wmtp.reward import RewardModel
 
@@ -25,6 +34,7 @@ def load_reward_model(source: str, dtype: torch.dtype = torch.float32) -> Reward
     with told(f"cannot load a reward model from {source}"):
         base, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **STRICT)
     check_loaded(source, info, base)
+    check_files(Path(folder), base)
     return RewardModel(base)
 
 

@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from wmtp.errors import ModelError
 from wmtp.storage import ObjectPath, Place, sha256_file
 
 SUMS = "SHA256SUMS"
+_LINE = re.compile(r"^([0-9a-fA-F]{64}) [ *](?:\./)?(.+?)\r?$", re.MULTILINE)
 
 
 def write_sums(folder: Path, elsewhere: Mapping[str, str]) -> None:
@@ -44,9 +46,11 @@ def check_sum(path: Place) -> None:
 
 
 def _said(path: Path) -> dict[str, str]:
-    """SHA-256 by file name."""
+    """SHA-256 by file name; lines that say something else are passed over, as `sha256sum --check` does."""
     try:
-        lines = [line.split(maxsplit=1) for line in path.read_text().splitlines()]
-        return {name.removeprefix("*"): digest for digest, name in lines}
-    except (OSError, ValueError) as problem:
-        raise ModelError(f"{path} cannot be read as lines of SHA-256 and file name ({problem}); remove it") from problem
+        found = _LINE.findall(path.read_text(errors="replace"))
+    except OSError as problem:
+        raise ModelError(f"{path} cannot be read ({problem.strerror or problem}); mend that, or remove it") from problem
+    if not found:
+        raise ModelError(f"{path} cannot be read: it must have lines of SHA-256 and file name; remove it")
+    return {name: digest.lower() for digest, name in found}

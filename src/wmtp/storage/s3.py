@@ -119,7 +119,7 @@ class S3Store:
         try:
             self._ask("write once", key, "put_object", Key=key, Body=data, IfNoneMatch="*")
         except _Taken:
-            return self.get(key) == data  # the answer to an attempt that had succeeded may have been lost
+            return self._holds(key, data)  # the answer to an attempt that had succeeded may have been lost
         return True
 
     def replace(self, key: str, old: bytes, new: bytes) -> bool:
@@ -134,7 +134,14 @@ class S3Store:
         try:
             return self._try("write on condition", key, work)
         except _Taken:
-            return self.get(key) == new  # an attempt that had no answer may have come late
+            return self._holds(key, new)  # an attempt that had no answer may have come late
+        except FileNotFoundError:
+            return False
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether that is in an object; what took its place may be gone already."""
+        try:
+            return self.get(key) == data
         except FileNotFoundError:
             return False
 
@@ -361,7 +368,7 @@ def _may_pass(problem: Exception) -> bool:
 
 def _version(entry: Mapping[str, Any]) -> str | None:
     """The ETag of an answer or an entry of a listing."""
-    return str(entry.get("ETag") or "").strip('"') or None
+    return str(entry.get("ETag") or "").removeprefix("W/").strip('"') or None
 
 
 def _code(problem: Exception) -> str:

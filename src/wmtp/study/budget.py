@@ -118,9 +118,10 @@ class _Counter:
         )
 
     def data_of(self, steps: int) -> Data:
-        """The data of a run of so many steps."""
+        """The data of a run of so many steps; `data.cache` gets the rows of the run alone, by the run."""
         train = self.config.train.model_copy(update={"steps": steps, "epochs": None})
-        return build_data(self.config.model_copy(update={"train": train}), self.parts.tokenizer)
+        data = self.config.data.model_copy(update={"cache": None})
+        return build_data(self.config.model_copy(update={"train": train, "data": data}), self.parts.tokenizer)
 
     def steps(self, data: Data) -> Iterator[Spent]:
         """What each step takes, as long as somebody asks."""

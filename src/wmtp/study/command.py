@@ -72,18 +72,18 @@ def run_only(study: Study, number: int, options: Options, say: Say, launch: Laun
 
 
 def check(study: Study) -> None:
-    """Raise `UsageError` if a run's config cannot be."""
+    """Raise `UsageError` if a run's config cannot be, or the folder is not where samples can be written."""
+    if isinstance(study.folder, ObjectPath) and study.config.evaluate:
+        raise UsageError(
+            f"evaluate needs the study's folder on a local disk, where samples are written to; got {study.folder}: "
+            "leave evaluate out and run wmtp eval afterwards, or name a local folder with --out"
+        )
     for run in study.runs:
         study.run_config(run)
 
 
 def _make(study: Study) -> None:
     check(study)
-    if isinstance(study.folder, ObjectPath) and study.config.evaluate:
-        raise UsageError(
-            f"evaluate needs the study's folder on a local disk, where samples are written to; got {study.folder}: "
-            "leave evaluate out and run wmtp eval afterwards, or name a local folder with --out"
-        )
     try:
         study.folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -42,7 +42,8 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
         what = "" if before == budget else f" (budget {json.dumps(before)}, now {json.dumps(budget)})"
         raise UsageError(
             f"{file} is what an earlier call gave this run, and the study says otherwise now{what}; choose another "
-            "--out, or remove that file and the run's folder and result to run it anew"
+            f"--out, or remove that file, runs/{run.name}, trials/{run.name} if it is there, and its result to run it "
+            "anew"
         )
     return stored
 

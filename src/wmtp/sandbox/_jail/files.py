@@ -24,8 +24,9 @@ def standard_library() -> list[str]:
 
 def installed() -> list[str]:
     """The folders of installed packages inside the standard library's."""
-    found = (os.path.join(folder, name) for folder in standard_library() for name in _INSTALLED)
-    return [path for path in found if os.path.isdir(path)]
+    folders = standard_library()
+    found = {os.path.realpath(os.path.join(folder, name)) for folder in folders for name in _INSTALLED}
+    return sorted(path for path in found if os.path.isdir(path) and any(path.startswith(f"{f}/") for f in folders))
 
 
 def readable(packages: Iterable[str], whole: bool) -> list[str]:
