@@ -122,6 +122,7 @@ def check_torch_file(path: Path) -> int:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (OSError, ValueError, struct.error, zipfile.BadZipFile, NotImplementedError) as problem:
+        # zipfile raises NotImplementedError for a zip of a later kind than it reads
         raise ModelError(
             f"{path} is no checkpoint that torch.save writes today: {first_line(problem)}; expected one of today's"
         ) from problem

@@ -93,7 +93,7 @@ class Line:
                 self._ours["output"], self.theirs[1] = os.pipe()
                 for fd in self._ours.values():
                     os.set_blocking(fd, False)
-        except BaseException:
+        except BaseException:  # raised again: an interrupt too must leave no descriptor open
             self.close()
             raise
 
@@ -218,7 +218,7 @@ def connect(children: list[Child], on_message: OnMessage | None) -> list[Line]:
         for child, line in zip(children, lines, strict=True):
             if child.paired:
                 line.theirs[RPC_FD] = ends.pop()
-    except BaseException:
+    except BaseException:  # raised again: an interrupt too must leave no descriptor open
         for line in lines:
             line.close()
         raise

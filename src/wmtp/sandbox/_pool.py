@@ -52,7 +52,7 @@ class Pool:
                 if started.worker.runs >= RESTART_AFTER:
                     self._end(started)
                     started = None
-            except BaseException:
+            except BaseException:  # raised again: an interrupt too must leave no worker in mid-program
                 if started is not None:
                     self._end(started)
                     started = None

@@ -86,7 +86,7 @@ class Worker:
             self._control.settimeout(_START_S)
             self._control.sendall(codec.pack(dict(config)))
             answer = self._answer()
-        except BaseException:
+        except BaseException:  # raised again: an interrupt too must leave no process behind
             self.close()
             raise
         self.failed: str | None = answer.get("failed")

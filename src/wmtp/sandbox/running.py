@@ -98,7 +98,7 @@ class Sandbox:
         self._pool = Pool(Plan(skipped, tuple(packages), scratch_bytes, hash_seed), count)
         try:
             self.isolation = self._first()
-        except BaseException:
+        except BaseException:  # raised again: an interrupt too must leave no process behind
             self._pool.close()
             raise
 

@@ -40,7 +40,7 @@ class Ranks:
             try:
                 result = work(rank, self.reduce(rank))
                 self.exchange(rank, "the end", torch.zeros(0))
-            except BaseException:
+            except BaseException:  # raised again: an interrupt too must let the other ranks go
                 self._barrier.abort()
                 raise
             return result
