@@ -220,8 +220,9 @@ def _loss(parts: Parts, model: Model, shape: tuple[int, int]) -> Loss:
     if objective.kind == "plain":
         return lambda heads: {"logits": 2 * EXACT * heads * positions * vocabulary}
     device = parts.device.type
-    chunk = objective.chunk or default_chunk(vocabulary, device)
-    computed = 2 if parts.config.precision == "bf16" else EXACT
+    lower = parts.config.precision == "bf16"
+    chunk = objective.chunk or default_chunk(vocabulary, device, torch.bfloat16 if lower else torch.float32)
+    computed = 2 if lower else EXACT
     trained = model.unembedding().projection_VD.requires_grad
 
     def of_heads(heads: int) -> Bytes:

@@ -61,18 +61,23 @@ class RowLoss(NamedTuple):
 
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20, "mps": 128 * 2**20}
-"""How large one fp32 chunk of logits should be. More buys nothing once the products are efficient: a few cache loads
-on a CPU; enough rows to fill the device on a GPU."""
+"""How large one fp32 chunk of logits should be: a few cache loads on a CPU; enough rows to fill the device on a GPU."""
+LOW_ON_CUDA = 8
+"""How many times as many rows in a lower precision on CUDA, whose products are about ten times as fast."""
 
 
-def default_chunk(vocabulary: int, device: str = "cpu") -> int:
+def default_chunk(vocabulary: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> int:
     """Rows per chunk: as many as fit `CHUNK_BYTES`, but 128 to 4096.
 
-    Each chunk reads and writes the `[V, D]` gradient once and does 2*C*V*D operations on it, C/4 per byte whatever V
-    and D are: below about 128 rows that traffic shows, so a large vocabulary may exceed the budget rather than starve
-    the product. Above a few thousand rows only memory grows.
+    Each chunk reads and writes the fp32 `[V, D]` gradient once (8*V*D bytes) and does 2*C*V*D operations on it: C/4 per
+    byte whatever V and D are. Below about 128 rows that traffic shows on any device, so a large vocabulary may exceed
+    the budget rather than starve the product. bf16 products of a GPU want more: at 800e12 operations and 3e12 bytes a
+    second 512 rows wait for memory for two thirds of the time of all three products, 4096 rows for a twelfth.
     """
-    return max(128, min(4096, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // (4 * vocabulary)))
+    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
+    if device == "cuda" and dtype != accumulator(dtype):
+        budget *= LOW_ON_CUDA
+    return max(128, min(4096, budget // (4 * vocabulary)))
 
 
 def linear_nll(
@@ -96,7 +101,7 @@ def linear_nll(
         row_weight_N: w >= 0 per row, used in fp32 (float64 if the hidden states are) and detached; None means 1.
         softcap: Gemma 2's final soft-capping.
         bias_V: the unembedding's bias.
-        chunk: rows of logits held at once; by default `default_chunk(V)`.
+        chunk: rows of logits held at once; by default `default_chunk`'s.
         gradient_norms: also return the norm of each row's gradient, a by-product of the gradient itself.
 
     Raises:
@@ -268,12 +273,12 @@ class _Job(NamedTuple):
     """Of each row, what an earlier visit found (`_Softmax.found_R2`)."""
     compiled: bool = False
 
-    def chunks(self, k: int) -> list[tuple[slice, bool]]:
+    def chunks(self, k: int, dtype: torch.dtype) -> list[tuple[slice, bool]]:
         """Head k's rows as they are visited together, and whether they do gradient work."""
         weight, count = self.weight_K[k], len(self.target_K[k])
         trained = int(torch.count_nonzero(weight)) if isinstance(weight, Tensor) else count
         projection_VD = self.unembedding.projection_VD
-        most = self.chunk or default_chunk(projection_VD.shape[0], projection_VD.device.type)
+        most = self.chunk or default_chunk(projection_VD.shape[0], projection_VD.device.type, dtype)
         parts = [(slices(0, trained, most), True), (slices(trained, count, most), False)]
         return [(rows, works) for part, works in parts for rows in part]
 
@@ -322,7 +327,7 @@ class _LinearNLL(torch.autograd.Function):
             projection_VD=projection_VD.to(compute), bias_V=None if bias_V is None else bias_V.to(accumulate)
         )
         gradients = _Gradients(projection_VD, bias_V, hidden_K, ctx.needs_input_grad[1:], accumulate)
-        chunks_K = [job.chunks(k) for k in range(len(hidden_K))]
+        chunks_K = [job.chunks(k, compute) for k in range(len(hidden_K))]
         most = max((rows.stop - rows.start for chunks in chunks_K for rows, _ in chunks), default=0)
         buffer_CV = projection_VD.new_empty((most, projection_VD.shape[0]), dtype=compute)
         total = torch.zeros((), dtype=accumulate, device=projection_VD.device)
@@ -341,7 +346,8 @@ class _LinearNLL(torch.autograd.Function):
                     )
                 total += (visited.weight_C * visited.nll_C).sum()
                 if wanted:
-                    gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD)
+                    kept = None if isinstance(weight, Tensor) else (visited.weight_C != 0).nonzero().squeeze(-1)
+                    gradients.add(k, rows, hidden[rows], logits_CV, visited, unembedding.projection_VD, kept)
                 seen.append(visited._replace(product_CD=None))
         ctx.gradients = gradients.finished()
         ctx.dtypes = [None if each is None else each.dtype for each in (projection_VD, bias_V, *hidden_K)]
@@ -545,14 +551,14 @@ def _compiled_visit(logits_CV: Tensor, target_C: Tensor, unembedding: Unembeddin
     return _Visited(nll_C, correct_C, weight_C, None, None)
 
 
-CACHE_BYTES = 8 * 2**20
-"""Of one block of fp32 logits on a CPU: small enough to stay in a shared cache from the first pass to the last, large
-enough that starting the threads for each pass does not show."""
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20, "mps": 128 * 2**20}
+"""Of one block of fp32 logits: on a CPU small enough to stay in a shared cache from the first pass to the last, large
+enough that starting the threads for each pass does not show; elsewhere what a fp32 copy of bf16 logits may take."""
 
 
 def _blocks(count: int, like_CV: Tensor) -> list[slice]:
-    """Rows that the passes of the softmax visit together: a cache load on a CPU, the whole chunk elsewhere."""
-    most = CACHE_BYTES // (4 * like_CV.shape[1]) if like_CV.device.type == "cpu" else count
+    """Rows that the passes of the softmax visit together."""
+    most = BLOCK_BYTES.get(like_CV.device.type, BLOCK_BYTES["cpu"]) // (4 * like_CV.shape[1])
     return slices(0, count, max(1, most))
 
 
@@ -586,13 +592,19 @@ class _Gradients:
         return self.needs_projection or self.dbias is not None or self.dhidden_K[k] is not None
 
     def add(
-        self, k: int, rows: slice, hidden_CD: Tensor, dlogits_CV: Tensor, visited: _Visited, projection_VD: Tensor
+        self,
+        k: int,
+        rows: slice,
+        hidden_CD: Tensor,
+        dlogits_CV: Tensor,
+        visited: _Visited,
+        projection_VD: Tensor,
+        kept: Tensor | None,
     ) -> None:
-        """Add one visited chunk; rows of weight 0 do no work."""
+        """Add one visited chunk, or the rows of it that are `kept`: the others have weight 0 and do no work."""
         factor_C, product_CD, dhidden = visited.factor_C, visited.product_CD, self.dhidden_K[k]
-        kept = (visited.weight_C != 0).nonzero().squeeze(-1)
         place: slice | Tensor = rows
-        if len(kept) < len(hidden_CD):
+        if kept is not None and len(kept) < len(hidden_CD):
             place = kept + rows.start
             hidden_CD, dlogits_CV = hidden_CD[kept], dlogits_CV[kept]
             factor_C = None if factor_C is None else factor_C[kept]

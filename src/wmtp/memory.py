@@ -29,8 +29,8 @@ Shape = tuple[int, ...]
 Parts = dict[str, int]
 """Bytes by part."""
 
-CACHE_BYTES = 8 * 2**20
-"""Of the block of logits that the softmax is at on a CPU (`loss_fused.CACHE_BYTES`)."""
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20, "mps": 128 * 2**20}
+"""Of the block of logits that the softmax is at (`loss_fused.BLOCK_BYTES`)."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +159,12 @@ def loss_bytes(
     """What the fused loss of `heads` heads holds beside their hidden states, with at most C rows of N in a chunk.
 
     hidden rows             2 * c * heads * N * D: the rows that have a target, and their gradient
-    logits chunk            c * C * V; in bf16 also a fp32 copy of what the softmax is at: on a GPU all C rows, on a
-                            CPU a block that stays in the cache
+    logits chunk            c * C * V; in bf16 also a fp32 copy of the block that the softmax is at
     unembedding gradient    4 * V * D; in bf16 also a copy in bf16
     """
     rows = min(chunk, positions)
     lower = computed < EXACT
-    block = EXACT * rows * vocabulary
-    copied = (block if device != "cpu" else min(block, CACHE_BYTES)) if lower else 0
+    copied = min(EXACT * rows * vocabulary, BLOCK_BYTES[device]) if lower else 0
     return {
         "hidden rows": 2 * computed * heads * positions * width,
         "logits chunk": computed * rows * vocabulary + copied,

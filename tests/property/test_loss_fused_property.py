@@ -622,5 +622,7 @@ def test_what_does_not_fit_is_a_value_error(change: dict[str, Any], message: str
 def test_the_default_chunk_takes_its_share_of_memory_within_bounds() -> None:
     assert default_chunk(2**15) * 2**15 * 4 == 64 * 2**20
     assert default_chunk(2**17, "cuda") * 2**17 * 4 == 256 * 2**20
+    assert default_chunk(2**17, "cuda", torch.bfloat16) == default_chunk(2**15, "cuda", torch.bfloat16) == 4096
+    assert default_chunk(2**15, "cpu", torch.bfloat16) == default_chunk(2**15)
     assert default_chunk(100) == 4096
     assert default_chunk(10**9) == 128

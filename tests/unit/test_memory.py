@@ -153,8 +153,8 @@ def test_the_loss_holds_what_its_formula_says() -> None:
     assert said == {"hidden rows": 2 * 4 * N * D, "logits chunk": 4 * chunk * V, "unembedding gradient": 4 * V * D}
 
 
-def test_the_cache_block_is_that_of_the_loss() -> None:
-    assert memory.CACHE_BYTES == loss_fused.CACHE_BYTES
+def test_the_block_of_the_softmax_is_that_of_the_loss() -> None:
+    assert memory.BLOCK_BYTES == loss_fused.BLOCK_BYTES
 
 
 @pytest.mark.parametrize("family", ["parallel", "chain"])

@@ -69,7 +69,7 @@ class Inputs:
     @property
     def chunk(self) -> int:
         """Rows of logits at once, for the variants that take a chunk size from us."""
-        return default_chunk(self.case.vocabulary, self.projection_VD.device.type)
+        return default_chunk(self.case.vocabulary, self.projection_VD.device.type, self.projection_VD.dtype)
 
     def leaves(self) -> list[Tensor]:
         """The tensors whose gradient is wanted."""

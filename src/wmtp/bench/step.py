@@ -2,8 +2,9 @@
 
     wmtp bench step --json step.json
 
-Model: a random Llama of about 30M parameters with K heads, V = 32,000; data: rows of which about half is prompt. All
-train the same rows with the same optimiser. benchmarks/README.md in the repository says how to read the figures.
+Model: a random Llama of about 30M parameters (`--size`) with K heads, V = 32,000; data: rows of which about half is
+prompt. All train the same rows with the same optimiser. benchmarks/README.md in the repository says how to read the
+figures.
 
 `naive` is what one writes first: hidden states of the decoder, K copies of its last layer, logits of every head over
 every position stacked to [B, T, K, V], one cross-entropy with -100 for untrained targets, AdamW.
@@ -41,20 +42,25 @@ VOCABULARY = 32_000
 VERSION = 1
 """Of the JSON: raised when a key changes its meaning or goes away."""
 VARIANTS = ("naive", "wmtp", "wmtp_k1", "wmtp_compile", "wmtp_checkpointed")
+SETTINGS = ("size", "heads", "rows", "length", "precision", "repeat")
 Step = Callable[[], object]
 
 
-def model_of(num_heads: int, small: bool = False) -> MTPModel:
-    """The benchmark's model: width 384, 8 layers, tied embeddings; about 30M parameters with 4 heads."""
+SIZES = {"toy": (32, 2, 2, 500), "30m": (384, 8, 6, VOCABULARY), "600m": (1536, 16, 12, VOCABULARY)}
+"""Width, layers, attention heads and vocabulary of the benchmark's models, by their size with 4 heads."""
+
+
+def model_of(num_heads: int, size: str = "30m") -> MTPModel:
+    """A random Llama with tied embeddings."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    width, layers, vocabulary = (32, 2, 500) if small else (384, 8, VOCABULARY)
+    width, layers, attention_heads, vocabulary = SIZES[size]
     config = AutoConfig.for_model(
         "llama",
         hidden_size=width,
         intermediate_size=round(width * 8 / 3),
         num_hidden_layers=layers,
-        num_attention_heads=width // 16 if small else 6,
+        num_attention_heads=attention_heads,
         vocab_size=vocabulary,
         tie_word_embeddings=True,
     )
@@ -130,7 +136,7 @@ def wanted(settings: argparse.Namespace) -> list[str]:
 
 def ready_model(variant: str, settings: argparse.Namespace) -> MTPModel:
     """The model of a variant on its device, compiled or recomputing activations where the variant says so."""
-    model = model_of(1 if variant == "wmtp_k1" else settings.heads, settings.small).to(settings.device)
+    model = model_of(1 if variant == "wmtp_k1" else settings.heads, settings.size).to(settings.device)
     prepare_model(model, checkpointing=variant == "wmtp_checkpointed", compiled=variant == "wmtp_compile")
     return model
 
@@ -186,7 +192,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "version": VERSION,
         "benchmark": "step",
         "machine": measuring.machine(settings.device, settings.precision),
-        "settings": {name: getattr(settings, name) for name in ("heads", "rows", "length", "precision", "repeat")},
+        "settings": {name: getattr(settings, name) for name in SETTINGS},
         "tokens": batch_of(settings.rows, settings.length, 1000).num_tokens,
         "parameters": {variant: parameters_of(variant, settings) for variant in steps},
         "skipped": skipped,
@@ -202,7 +208,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
 
 def parameters_of(variant: str, settings: argparse.Namespace) -> int:
     """Size of a variant's model."""
-    model = model_of(1 if variant == "wmtp_k1" else settings.heads, settings.small)
+    model = model_of(1 if variant == "wmtp_k1" else settings.heads, settings.size)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -248,7 +254,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--activation-checkpointing", action="store_true", help="also the step with train.activation_checkpointing"
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="time only")
-    parser.add_argument("--small", action="store_true", help="a toy model, to try the command")
+    parser.add_argument("--size", choices=tuple(SIZES), default="30m", help="of the model; 600m is for a GPU")
+    parser.add_argument(
+        "--small", dest="size", action="store_const", const="toy", help="same as --size toy, to try the command"
+    )
     parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
     settings = parser.parse_args(arguments)
     if settings.length < 16:
