@@ -52,7 +52,7 @@ VERSION = 1
 VARIANTS = ("none", "again", "live", "killed", "hangs")
 TRACKED = ("live", "killed", "hangs")
 CLOCKS = ("wall", "cpu")
-TIMEOUT_S, END_S = 1, 3.0
+TIMEOUT_S, END_S = 1, 5.0
 """`tracking.timeout_s` and `tracking.end_s`: for a server that hangs, the waits before and after the steps."""
 START_S = 120.0
 """For a server to answer after it was started."""
@@ -308,7 +308,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--heads", type=measuring.positive, default=2)
     parser.add_argument("--rows", type=measuring.positive, default=4, help="of a step")
     parser.add_argument("--length", type=measuring.positive, default=128, help="tokens of the longest row")
-    parser.add_argument("--steps", type=measuring.positive, default=300, help="of a run; at least 2")
+    parser.add_argument("--steps", type=measuring.positive, default=200, help="of a run; at least 2")
     parser.add_argument("--log-every", type=measuring.positive, default=10, help="steps between log points")
     parser.add_argument("--flush-s", type=measuring.positive, default=1, help="seconds between deliveries")
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
