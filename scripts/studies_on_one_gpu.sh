@@ -16,8 +16,9 @@ timeout "${WMTP_SECONDS:-86400}" xargs -P "${WMTP_AT_ONCE:-10}" -I{} sh -c '{}' 
     echo "some runs did not end; see $out/runs.log" >&2
 for file in "$@"; do
     name=$(basename "$file" .yaml)
-    python -m wmtp study --study "$file" --out "$out/$name" --table --markdown > "$out/$name.md" ||
+    python -m wmtp study --study "$file" --out "$out/$name" --table --json > "$out/$name/study.json" ||
         echo "not all runs of $name have a result" >&2
+    python -m wmtp study --study "$file" --out "$out/$name" --table --markdown > "$out/$name.md" || true
     python -m wmtp report "$out/$name" --out "$out/$name.html" >/dev/null || echo "no page of $name" >&2
     cat "$out/$name.md"
 done

@@ -34,7 +34,7 @@ from wmtp.data.sources import SourceReport, stream_records
 from wmtp.data.stored import StoredRows, write_problems, write_rows
 from wmtp.data.text import Encoder, Row, Tokens, all_too_long, check_template
 from wmtp.data.tokenising import with_tokens
-from wmtp.errors import ConfigError, DataError, WmtpError
+from wmtp.errors import ConfigError, DataError, StorageError, WmtpError
 from wmtp.formats import hf
 from wmtp.formats.reward import load_reward_text
 from wmtp.own import made_by
@@ -342,6 +342,8 @@ def _content(path: Place) -> str:
     """The hash of a data file."""
     try:
         return sha256_file(path)
+    except StorageError:
+        raise
     except WmtpError as problem:
         raise DataError(f"the data file cannot be used: {problem}; name one that can be read") from problem
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
@@ -29,6 +32,8 @@ FILES = ("config.yaml", "provenance.json")
 """Of a run folder, copied into the store."""
 LOADER = "wmtp.mlflow_flavor"
 """What `mlflow.pyfunc.load_model` imports to load a model of ours."""
+LOOK_S = 0.1
+"""Between two looks for a signal while a model is registered."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,14 @@ class Tracking:
         if self._sink is not None:
             self._sink.close(_ended(error))
 
-    def finish(self) -> Tracked | None:
+    def finish(self, stopped: Callable[[], int | None]) -> Tracked | None:
         """Register the final model of a run that is done; what the store has now.
 
+        Args:
+            stopped: the signal that asked the run to end, if one did.
+
         Raises:
+            Interrupted: one did, before the store had said that the model is registered.
             TrackingError: the store is required and has not everything.
         """
         tracking = self.config.tracking
@@ -193,8 +202,10 @@ class Tracking:
             try:
                 if delivered.run_id is None:
                     raise TrackingError("the store has no run to register it with")
-                delivered.model = register(self.config, self.folder, self._store, delivered.run_id, self._sink.card.key)
+                delivered.model = self._registered(self._store, delivered.run_id, self._sink.card.key, stopped)
                 delivered.write(self.folder)
+            except Interrupted as stop:
+                raise Interrupted("; ".join([str(stop), *problems]), stop.exit_code - 128) from None
             except WmtpError as problem:
                 problems.append(
                     f"the final model is not registered: {problem}; `wmtp track register {self.folder}` does that"
@@ -203,6 +214,33 @@ class Tracking:
         if missing is not None and tracking.required:
             raise TrackingError(f"the run is done, but tracking is required and not complete: {missing}")
         return Tracked(self._store.uri, delivered.run_id, delivered.model, missing)
+
+    def _registered(self, store: Store, run_id: str, key: str, stopped: Callable[[], int | None]) -> ModelVersion:
+        """The model's version, from a thread: a registry may take minutes, and a stop may not.
+
+        The thread is left alone after a signal. What it still does is nothing that `wmtp track register` does not find.
+        """
+        done: Future[ModelVersion] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(register(self.config, self.folder, store, run_id, key))
+            except BaseException as problem:  # noqa: BLE001 it is raised where the thread is waited for
+                done.set_exception(problem)
+
+        received = stopped()
+        if not received:
+            threading.Thread(target=work, name="wmtp-register", daemon=True).start()
+        while not received and not done.done():
+            wait([done], LOOK_S)
+            received = stopped()
+        if not received or done.done():
+            return done.result()
+        raise Interrupted(
+            f"{signal.Signals(received).name}: the run is done, but its final model may not be registered; "
+            f"`wmtp track register {self.folder}` finds its version, or makes it",
+            received,
+        )
 
 
 def _ended(error: BaseException | None) -> Ended:

@@ -6,6 +6,7 @@ now and then with gloo, a fresh start never. So torchrun gets `--max-restarts 0`
     how the job ended                               then
     0                                               done
     2: wrong usage, config or input                 2; another attempt would end the same way
+    2: a store refused its settings, not at first   again: they were good before, as credentials are that expire
     diverged (`NonFiniteError`)                     1; the same
     130 / 143, state saved                          130 / 143; somebody wants it to stop
     1, a signal, no word                            again, if restarts are left; the count starts afresh whenever a
@@ -42,7 +43,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -84,6 +85,8 @@ class Ended:
     reason: str
     again: bool = False
     """Whether another attempt may end otherwise."""
+    refused: bool = False
+    """A store found its settings wrong: credentials, rights, names."""
     rank: int | None = None
     """The rank that is to blame."""
 
@@ -222,6 +225,8 @@ class _Supervisor:
         best, in_a_row = self._progress(-1), 0
         while True:
             ended = self._attempt(len(history))
+            if ended.refused and history:  # an earlier attempt got further with the same settings
+                ended = replace(ended, code=1, again=True)
             if ended.code == 0:
                 self._summary([*history, "done"])
                 return 0
@@ -393,8 +398,9 @@ class _Supervisor:
         reason = self._how(rank, code, words)
         if code in STOPPED:
             return Ended(code, reason, rank=rank)
-        hopeless = code == 2 or (words is not None and words.kind == NonFiniteError.__name__)
-        return Ended(2 if code == 2 else 1, reason, again=not hopeless, rank=rank)
+        kind = words.kind if words is not None else ""
+        hopeless, refused = code == 2 or kind == NonFiniteError.__name__, code == 2 and kind == StorageError.__name__
+        return Ended(2 if code == 2 else 1, reason, again=not hopeless, refused=refused, rank=rank)
 
     def _how(self, rank: int, code: int, words: outcome.Outcome | None) -> str:
         who = f"rank {rank}" if self.options.ranks > 1 else "the job"

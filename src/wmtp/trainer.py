@@ -163,18 +163,24 @@ def run(
 
     Raises:
         UsageError: config, input or folder is wrong (nothing was trained).
-        Interrupted: SIGINT or SIGTERM; the state was saved, unless no step had begun.
+        Interrupted: SIGINT or SIGTERM; the state was saved, unless no step had begun. After the last step: the final
+            model may not be registered.
         NonFiniteError, CheckpointError: see there.
         StorageError: a store refuses, or does not answer; with exit code 2 only before the first step.
         TrackingError: the store of runs is required, and does not answer or has not everything.
     """
-    with ExitStack() as lock:  # held until the final model is registered
-        result, tracking = _train(config, out, resume, reporter or Silent(), lock)
-        return replace(result, tracked=tracking.finish())
+    with StopSignal() as stop, ExitStack() as lock:  # held until the final model is registered
+        result, tracking = _train(config, out, resume, reporter or Silent(), stop, lock)
+        return replace(result, tracked=tracking.finish(lambda: stop.received))
 
 
 def _train(
-    config: Config, out: str | Place | None, resume: str | None, reporter: Reporter, lock: ExitStack
+    config: Config,
+    out: str | Place | None,
+    resume: str | None,
+    reporter: Reporter,
+    stop: StopSignal,
+    lock: ExitStack,
 ) -> tuple[RunResult, Tracking]:
     """From nothing to the last step; `lock` is given that of the run folder."""
     device = devices.pick(config.device)
@@ -183,7 +189,6 @@ def _train(
     )
     with (
         watchdog,
-        StopSignal() as stop,
         joined(device, config.distributed.timeout_s) as world,
         ExitStack() as held,
     ):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests_recipe import with_few_rows
 
-from wmtp import best, checkpoint, trainer
+from wmtp import best, checkpoint, dataset, trainer
 from wmtp.config import Config, load
 from wmtp.errors import CheckpointError, StorageError
 from wmtp.formats.native import load_value_model
@@ -97,3 +97,16 @@ def test_a_store_that_denies_ends_a_run_with_2_before_the_first_step_and_with_1_
     assert found == code
     assert "the store refuses" in told
     assert "Traceback" not in told
+
+
+def test_a_data_file_that_a_store_refuses_is_not_called_a_wrong_data_file(
+    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor starts a run again whose store failed, and not one whose data is wrong."""
+
+    def refuse_all(self: MemoryStore, key: str) -> Any:
+        raise StorageError("the store refuses")
+
+    monkeypatch.setattr(MemoryStore, "status", refuse_all)
+    with pytest.raises(StorageError, match="the store refuses"):
+        dataset._content(bucket / "train.jsonl")

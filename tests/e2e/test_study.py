@@ -114,10 +114,11 @@ def test_the_table_of_what_there_is_is_made_without_running(
     assert (code, [run["state"] for run in found["runs"]]) == (1, ["done", "done", "open", "open"])
 
 
-def test_a_finished_study_runs_nothing_again(done: tuple[Study, Any]) -> None:
-    def nothing(*_: Any) -> int:
-        raise AssertionError("a process was started")
+def nothing(*_: Any) -> int:
+    raise AssertionError("a process was started")
 
+
+def test_a_finished_study_runs_nothing_again(done: tuple[Study, Any]) -> None:
     assert finish(done[0], nothing) == done[1]
 
 
@@ -149,6 +150,8 @@ def test_a_study_in_a_store_has_the_table_and_the_page_of_one_on_a_disk(
             copy(path, there / path.relative_to(folder).as_posix())
     code, out, _ = wmtp_command("study", "--study", folder.parent / "study.yaml", "--out", there, "--table", "--json")
     assert (code, json.loads(out)) == (0, done[1])
+    assert not (there / "study.json").exists()
+    assert finish(read_study(folder.parent / "study.yaml", str(there)), nothing) == done[1]
     assert json.loads((there / "study.json").read_text()) == done[1]
     for place in (folder, there):
         assert wmtp_command("report", place, "--out", tmp_path / "page.html", "--json")[0] == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from tests_recipe import with_few_rows
 
 from wmtp import delivery, load_model, run_tracking, trainer
 from wmtp.config import Config, load
-from wmtp.errors import ConfigError, TrackingError, UsageError
+from wmtp.errors import ConfigError, Interrupted, TrackingError, UsageError
 from wmtp.run_tracking import Tracked
 from wmtp.runfolder import only_trainer
 from wmtp.tracking import read_journal
@@ -290,6 +292,33 @@ def test_nobody_else_can_take_the_run_folder_until_the_final_model_is_registered
     result = run(config_for(recipe, tmp_path / "mlflow.db", "train.steps=2"), out=tmp_path / "run")
     assert len(tried) == 1
     assert tracked(result).problem is None
+
+
+def test_a_signal_while_a_slow_registry_takes_the_model_ends_the_run_which_is_done_and_can_be_repaired(
+    recipe: Path, database: Path, monkeypatch: pytest.MonkeyPatch, wmtp_command: Callable[..., Any]
+) -> None:
+    """The registry does what it was asked after the run has ended; there is one version all the same."""
+    free, registered, register = threading.Event(), threading.Event(), MlflowStore.register
+
+    def slow(self: MlflowStore, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        free.wait()
+        found = register(self, *arguments)
+        registered.set()
+        return found
+
+    config, folder = config_for(recipe, database, "train.steps=2"), database.parent / "run"
+    monkeypatch.setattr(MlflowStore, "register", slow)
+    with pytest.raises(Interrupted, match="wmtp track register") as told:
+        run(config, out=folder)
+    assert told.value.exit_code == 143
+    monkeypatch.undo()
+    free.set()
+    assert registered.wait(60)
+    code, out, _ = wmtp_command("track", "register", folder, "--json")
+    assert (code, json.loads(out)["model"]["version"]) == (0, "1")
+    [version] = client(database).search_model_versions("name = 'wmtp_baseline'")
+    assert client(database).get_run(version.run_id).info.status == "FINISHED"
 
 
 def test_a_run_folder_that_vanishes_is_told_and_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

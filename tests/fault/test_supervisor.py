@@ -138,6 +138,7 @@ def test_progress_gives_the_restarts_back(job: Callable[[str], Job]) -> None:
     [
         ("leave(2, 'optim.lr must be a number', 'ConfigError')", 2),
         ("leave(1, 'steps 3 to 5 all had a non-finite gradient norm', 'NonFiniteError')", 1),
+        ("leave(2, 'there is no bucket', 'StorageError')", 2),
     ],
 )
 def test_a_wrong_config_and_a_diverged_run_are_not_tried_again(
@@ -147,6 +148,18 @@ def test_a_wrong_config_and_a_diverged_run_are_not_tried_again(
     assert one.run(restarts=5) == code
     assert len(one.starts()) == 1
     assert "would end the same way" in one.said[0]
+
+
+@pytest.mark.parametrize(("attempts", "code"), [(4, 0), (9, 1)])
+def test_credentials_that_expire_in_mid_run_cost_restarts_and_are_no_mistake_of_the_user(
+    job: Callable[[str], Job], attempts: int, code: int
+) -> None:
+    """The first attempt fails in training, and ends with 1; those after it are refused before they train: 2."""
+    words = "'cannot read s3://bucket/a: ExpiredToken', 'StorageError'"
+    one = job(f"leave(0) if number == {attempts} else leave(1 if number == 1 else 2, {words})")
+    assert one.run(restarts=4) == code
+    assert len(one.starts()) == min(attempts, 5)
+    assert "ended with exit code 2: cannot read s3://bucket/a: ExpiredToken" in one.said[1]
 
 
 def test_a_job_that_somebody_else_stopped_is_not_started_again(job: Callable[[str], Job]) -> None:

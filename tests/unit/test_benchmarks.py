@@ -16,7 +16,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmtp.bench import BENCHMARKS, backends, data, decoding, faults, loss, measuring, packing, step, storage
+from wmtp.bench import BENCHMARKS, backends, data, decoding, faults, loss, measuring, packing, step, storage, tracking
 from wmtp.cli import run_command
 from wmtp.errors import WmtpError
 from wmtp.model import batch_targets
@@ -327,6 +327,38 @@ def test_the_json_of_storage_has_the_documented_keys(tmp_path: Path, monkeypatch
     assert set(found["time_to_raw"]) == {"raw", "wmtp", "whole"}
 
 
+@pytest.mark.parametrize("variant", tracking.TRACKED)
+def test_every_point_of_a_tracked_run_arrives_once_whatever_becomes_of_its_server(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wmtp.tracking.sink.START_S", 0.01)
+    monkeypatch.setattr(tracking, "END_S", 0.2)
+    options = ["--width", "32", "--layers", "1", "--heads", "1", "--rows", "1", "--steps", "4", "--log-every", "1"]
+    seconds, points = tracking.one(variant, tracking.parse([*options, "--device", "cpu"]), tmp_path / "one")
+    assert points is not None
+    assert min(seconds.values()) > 0
+    assert (points["missing"], points["too_many"]) == (0, 0)
+    assert points["logged"] > 4
+    assert points["sent_late"] == points["logged"] or variant != "hangs"
+    assert "View run" not in capsys.readouterr().out  # what mlflow prints would end up in the JSON of a command
+
+
+@pytest.mark.parametrize(("lost", "code"), [({}, 0), ({"missing": 1}, 1), ({"too_many": 1}, 1)])
+def test_the_json_of_tracking_has_the_documented_keys_and_a_point_that_is_lost_or_there_twice_ends_it_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: dict[str, int], code: int
+) -> None:
+    points = {"logged": 5, "sent_late": 0, "missing": 0, "too_many": 0} | lost
+    said = {name: points for name in tracking.TRACKED}
+    monkeypatch.setattr(tracking, "one", lambda name, *_: ({"wall": 3.0, "cpu": 2.0}, said.get(name)))
+    assert tracking.main(["--repeat", "1", "--json", str(tmp_path / "t.json")]) == code
+    document = json.loads((tmp_path / "t.json").read_text())
+    assert document["points"]["killed"] == {name: 2 * value for name, value in points.items()}
+    assert document["time_to_none"]["hangs"] == {"wall": [1.0, 1.0, 1.0], "cpu": [1.0, 1.0, 1.0]}
+    readme = (FOLDER / "README.md").read_text()
+    names = (*documented_keys(document), *document["settings"], *tracking.VARIANTS, *tracking.CLOCKS, *points)
+    assert all(f"`{name}`" in readme for name in names)
+
+
 def test_the_prompts_of_decoding_are_as_transformers_pads_them() -> None:
     tokens_BT, mask_BT = decoding.left_padded([[5, 6], [7]])
     assert tokens_BT.tolist() == [[5, 6], [0, 7]]
@@ -413,6 +445,7 @@ def test_the_steps_of_the_sample_are_spread_over_all_lengths() -> None:
         (["decoding", "--model", "nowhere"], "argument --model: got 'nowhere', expected a model folder"),
         (["decoding", "--small", "--model", "."], "argument --small: --model was given"),
         (["decoding", "--family", "chain", "--model", "."], "argument --family: --model was given"),
+        (["tracking", "--steps", "1"], "argument --steps: got 1, expected at least 2"),
         (["decoding", "--variant", "magic"], "argument --variant: invalid choice: 'magic'"),
         (["decoding", "--small", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["nothing"], "No such command 'nothing'"),

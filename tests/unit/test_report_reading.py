@@ -15,6 +15,8 @@ from wmtp.report.evaluations import MAX_TOKEN_BYTES
 from wmtp.report.journal import MAX_FIGURES, rounded, thinned
 from wmtp.report.reading import labels, read_run, read_runs
 from wmtp.report.study import NEEDED, opened
+from wmtp.storage import write_atomic
+from wmtp.testing import MemoryStore, memory_storage
 
 
 def point(step: int, split: str = "train", **figures: Any) -> dict[str, Any]:
@@ -62,6 +64,25 @@ def test_a_long_run_keeps_its_first_and_last_point_and_says_how_many_there_were(
     train = read_run(run)["series"]["train"]
     assert (len(train["values"]["step"]), train["logged"]) == (MAX_FIGURES // 3, 5000)
     assert (train["values"]["step"][0], train["values"]["step"][-1]) == (1, 5000)
+
+
+def test_a_run_that_goes_on_in_a_store_is_read_as_it_was_at_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks how long the journal is finds it replaced by a longer one."""
+    status = MemoryStore.status
+
+    def growing(self: MemoryStore, key: str) -> Any:
+        found = status(self, key)
+        if key.endswith("metrics.jsonl"):
+            self.put(key, self.objects[key] + json.dumps(point(2, lr=0.25)).encode() + b"\n")
+        return found
+
+    with memory_storage() as bucket:
+        run = bucket / "run"
+        write_atomic(run / "metrics.jsonl", json.dumps(point(1, lr=0.5)) + "\n")
+        monkeypatch.setattr(MemoryStore, "status", growing)
+        read = read_run(run)
+    assert read["series"]["train"]["values"]["lr"][:2] == [0.5, 0.25]
+    assert not any("metrics.jsonl" in note for note in read["notes"])
 
 
 @given(st.integers(0, 2000), st.integers(2, 500))

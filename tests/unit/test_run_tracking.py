@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wmtp import delivery, run_tracking
 from wmtp.config import Config, dump, load
-from wmtp.delivery import sync
-from wmtp.errors import TrackingError, UsageError
+from wmtp.delivery import register_later, sync
+from wmtp.errors import Interrupted, TrackingError, UsageError
 from wmtp.redaction import without_credentials
 from wmtp.run_tracking import Tracking, store_of
 from wmtp.tracking import Journal
 from wmtp.tracking.delivered import JOURNAL, Delivered, read_delivered
+from wmtp.tracking.mlflow_store import MlflowStore
 from wmtp.tracking.points import Point, Tail, points_of
 from wmtp.tracking.sink import Sink, deliver
-from wmtp.tracking.store import RunCard
+from wmtp.tracking.store import ModelVersion, RunCard
 
 RECIPE = Path(__file__).parents[1] / "e2e" / "small_recipe.yaml"
 
@@ -85,7 +88,7 @@ def test_a_resumed_run_sends_no_line_that_is_cut_and_every_line_that_follows(tmp
     tracking.start(10)
     with tracking, Journal(folder / JOURNAL, keep_until=10) as journal:
         log(journal, range(11, 21), 500)
-    found = tracking.finish()
+    found = tracking.finish(lambda: None)
     assert found is not None
     assert not notes
     losses = {point.step: point.value for point in store.points if point.name.endswith("loss")}
@@ -172,9 +175,88 @@ def test_a_damaged_file_of_tracking_stops_a_run_only_if_tracking_is_required(
     with tracking:
         tracking.start(0)
     assert "training goes on without it" in notes[0]
-    found = tracking.finish()
+    found = tracking.finish(lambda: None)
     assert found is not None
     assert "damaged" in str(found.problem)
+
+
+class Registry(Here):
+    """It takes a model when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.free, self.answered = threading.Event(), threading.Event(), threading.Event()
+        self.versions: dict[str, str] = {}
+
+    def register(self, run_id: str, name: str, model: Path, tags: Any) -> ModelVersion:
+        self.asked.set()
+        self.free.wait()
+        version = self.versions.setdefault(run_id, str(len(self.versions) + 1))
+        self.answered.set()
+        return ModelVersion(name, version, str(model), 0)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_run_that_is_stopped_before_its_model_is_registered_says_what_registers_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    registry = Registry()
+    for module in (run_tracking, delivery):
+        monkeypatch.setattr(module, "store_of", lambda config, tracking: registry)
+    monkeypatch.setattr(delivery, "check_installed", lambda config: None)
+    folder = run_folder(tmp_path)
+    (folder / "config.yaml").write_text(dump(config()))
+    (folder / "final").mkdir()
+    (folder / "final" / "config.json").write_text("{}")
+    tracking = Tracking(config(), folder, lambda note: None)
+    with tracking:
+        tracking.start(0)
+    with pytest.raises(Interrupted, match=r"^SIGTERM: the run is done.*`wmtp track register") as told:
+        tracking.finish(lambda: signal.SIGTERM if when == "before" or registry.asked.is_set() else None)
+    assert told.value.exit_code == 143
+    assert registry.asked.is_set() == (when == "meanwhile")
+    stopped = read_delivered(folder)
+    assert stopped is not None
+    assert (stopped.ended, stopped.model) == ("FINISHED", None)
+    registry.free.set()
+    assert registry.answered.wait(10) == (when == "meanwhile")
+    assert [register_later(folder).model, register_later(folder).model] == [
+        ModelVersion("wmtp_baseline", "1", str(folder / "final"), 0)
+    ] * 2
+    after = read_delivered(folder)
+    assert after is not None
+    assert after.model is not None
+    assert list(registry.versions.values()) == [after.model.version] == ["1"]
+
+
+class TwiceAsked:
+    """A client of MLflow whose registry does every request twice: it was repeated, since the first answer was late."""
+
+    def __init__(self) -> None:
+        self.versions: list[Any] = []
+
+    def search_model_versions(self, wanted: str) -> list[Any]:
+        return [one for one in reversed(self.versions) if wanted == f"name = '{one.name}' and run_id = '{one.run_id}'"]
+
+    def create_registered_model(self, name: str) -> None: ...
+
+    def create_model_version(self, name: str, source: str, *, run_id: str, **_: Any) -> Any:
+        number = len(self.versions) + 1
+        self.versions += [
+            SimpleNamespace(name=name, source=source, run_id=run_id, version=str(n)) for n in (number, number + 1)
+        ]
+        return self.versions[-1]
+
+    def delete_model_version(self, name: str, version: str) -> None:
+        self.versions = [one for one in self.versions if one.version != version]
+
+
+def test_a_registry_that_was_asked_twice_has_one_version_of_each_run(tmp_path: Path) -> None:
+    store = MlflowStore("sqlite:///x", "all", artifacts="", timeout_s=1, upload_timeout_s=1)
+    store._client = client = TwiceAsked()
+    found = [store.register(run, "wmtp_baseline", tmp_path, {}).version for run in ("a", "b", "a")]
+    assert found == ["1", "2", "1"]
+    assert [(one.run_id, one.version) for one in client.versions] == [("a", "1"), ("b", "2")]
 
 
 def test_runs_in_a_store_need_a_database_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import yaml
 
 from wmtp.errors import ConfigError, UsageError
-from wmtp.study.command import commands, table_of, waves
+from wmtp.study.command import commands, run_all, table_of, waves
 from wmtp.study.given import give, given_before
 from wmtp.study.results import Result, write_result
 from wmtp.study.settings import Study, read_study
+from wmtp.supervisor import Options
 
 RECIPE = """
 model: {architecture: embedded://tiny-llama}
@@ -157,6 +159,44 @@ def test_a_copy_of_a_study_has_its_figures_and_does_not_go_on(write: Any, tmp_pa
     assert arms_with_values(table_of(copy)) == ["baseline", "rho1"]
     with pytest.raises(UsageError, match="says otherwise now"):
         given_before(copy, copy.runs[0])
+
+
+def paths(machine: str, data: str = "train.jsonl") -> dict[str, Any]:
+    """A config with files of one machine."""
+    return {"data": {"train": {"path": f"/{machine}/{data}"}, "cache": f"/{machine}/cache-{machine}"}}
+
+
+def test_a_copy_from_a_machine_with_other_folders_has_its_figures_and_not_those_of_other_files(write: Any) -> None:
+    finished(write(config=paths("there")))
+    assert arms_with_values(table_of(write(config=paths("here")))) == ["baseline", "rho1"]
+    assert arms_with_values(table_of(write(config=paths("here", "other.jsonl")))) == []
+    other = {"objective": {"weighting": {"scheme": "rho1", "reference": "/there/final"}}}
+    found = table_of(write(config=paths("there"), arms={"baseline": {}, "rho1": {"config": other}}))
+    assert arms_with_values(found) == ["baseline"]
+
+
+def test_a_copy_whose_runs_are_done_is_a_study_that_is_done_and_one_that_lacks_a_run_does_not_make_it(
+    write: Any, tmp_path: Path
+) -> None:
+    study = finished(write())
+    copy = replace(study, folder=Path(shutil.copytree(study.folder, tmp_path / "elsewhere")))
+
+    def nothing(*_: Any) -> int:
+        raise AssertionError("a process was started")
+
+    found = run_all(copy, Options(), lambda text: None, nothing)
+    assert found == table_of(study) == json.loads((copy.folder / "study.json").read_text())
+    copy.file("results", "rho1-seed4").unlink()
+    found = run_all(copy, Options(), lambda text: None, nothing)
+    assert [run["state"] for run in found["runs"]] == ["done", "done", "done", "failed"]
+    assert "says otherwise now" in found["runs"][3]["reason"]
+
+
+def test_a_table_writes_nothing(write: Any) -> None:
+    study = finished(write())
+    before = sorted(study.folder.rglob("*"))
+    table_of(study)
+    assert sorted(study.folder.rglob("*")) == before
 
 
 def test_a_damaged_budget_is_told_by_its_file(write: Any) -> None:

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "sandbox": "Programs per second in the sandbox beside fresh interpreters, and verdicts under load.",
     "scores": "Steps that read stored scores beside the baseline's; scoring beside bare forward passes.",
     "storage": "Weights out of an object store beside the bare download of the same bytes and beside the whole object.",
+    "tracking": "Steps of a tracked run, whatever becomes of the server, beside those of one that is not tracked.",
     "faults": "A supervised training that is killed again and again, beside one that is not.",
 }
 """Every benchmark: the module of this package, and what it measures."""

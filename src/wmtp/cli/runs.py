@@ -20,7 +20,7 @@ def study(
     only: Annotated[int | None, typer.Option(help="Do this run of the list alone, for a job array.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Print one command a run, and run nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and say what it means.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Run nothing; the table of the results there are.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run and write nothing; the table of what there is.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The table as Markdown, for a log.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +64,7 @@ def study(
     elif as_markdown:
         typer.echo(markdown(figures))
     else:
-        study_table(figures, found.folder / "study.json")
+        study_table(figures, None if table else found.folder / "study.json")
     if any(run["state"] != "done" for run in figures["runs"]):
         raise typer.Exit(1)
 

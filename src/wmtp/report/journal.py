@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 from wmtp.storage import Place
@@ -41,21 +42,24 @@ class Columns:
 def read_columns(path: Place) -> tuple[dict[str, Columns], list[str]]:
     """Columns per split, and notes: what was warned of, and lines that are no log points.
 
+    The file is read in one piece: a run that goes on in a store replaces it whenever it has new lines, and what is read
+    is then one version of it.
+
     Raises:
         OSError: the file cannot be read.
+        StorageError: the store's.
     """
     points: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     damaged: list[int] = []
     notes: list[str] = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            point = _point(line)
-            if point is None:
-                damaged.append(number)
-            elif point["split"] == WARNING:
-                notes.append(_warning(point))
-            else:
-                points[point["split"]].append(point)
+    for number, line in enumerate(StringIO(path.read_text(encoding="utf-8", errors="replace")), 1):
+        point = _point(line)
+        if point is None:
+            damaged.append(number)
+        elif point["split"] == WARNING:
+            notes.append(_warning(point))
+        else:
+            points[point["split"]].append(point)
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
         notes.append(f"{path.name}: {len(damaged):,} lines are no log points and were left out (line {shown})")

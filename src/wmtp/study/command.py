@@ -29,11 +29,13 @@ def run_all(study: Study, options: Options, say: Say, launch: Launch = in_child)
     _make(study)
     runner = Runner(study, options, say, launch)
     runner.all()
-    return _written(study, runner.failed)
+    found = _figures(study, runner.failed)
+    write_atomic(study.folder / "study.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    return found
 
 
 def table_of(study: Study) -> dict[str, Any]:
-    """Run nothing, and write `study.json` of the results that are there.
+    """What `study.json` would say of the results that are there. Nothing is run, and nothing written.
 
     Raises:
         UsageError: there is none.
@@ -41,10 +43,10 @@ def table_of(study: Study) -> dict[str, Any]:
     check(study)
     if not results_of(study):
         raise UsageError(f"no run of the study in {study.folder} has a result yet; leave --table out to run them")
-    return _written(study, {})
+    return _figures(study, {})
 
 
-def _written(study: Study, failed: Mapping[str, str]) -> dict[str, Any]:
+def _figures(study: Study, failed: Mapping[str, str]) -> dict[str, Any]:
     """All that the study says; of runs that it says otherwise of now, only that."""
     results, refused = results_of(study), refusals(study)
     found = figures(study, [one for name, one in results.items() if name not in refused], {**refused, **failed})
@@ -53,7 +55,6 @@ def _written(study: Study, failed: Mapping[str, str]) -> dict[str, Any]:
         found["notes"].append(
             f"left out, since they had another config or budget than the study says now: {', '.join(left_out)}"
         )
-    write_atomic(study.folder / "study.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
     return found
 
 

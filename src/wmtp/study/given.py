@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from wmtp.config import Config, dump, load
 from wmtp.errors import UsageError
 from wmtp.storage import Place, place, write_atomic
-from wmtp.study.settings import Run, Study
+from wmtp.study.settings import POINTER, Run, Study
 
 
 def budget_of(study: Study, run: Run) -> dict[str, Any] | None:
@@ -22,7 +22,8 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
     """The stored config of a run; None if it was given none yet. A folder without budgets is of an earlier version.
 
     Args:
-        copied: take what was given in another folder, of which this is a copy: good for figures, not for going on.
+        copied: take what was given in another folder or on another machine, of which this is a copy: good for figures,
+            not for going on.
 
     Raises:
         UsageError: the study says otherwise now, of the run or of one that it needs.
@@ -37,8 +38,9 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
         before = json.loads(of_budget.read_text()) if of_budget.exists() else budget
     except ValueError as problem:
         raise UsageError(f"{of_budget} is damaged: {problem}; remove it, if {file} was made for {budget}") from problem
-    there = replace(study, folder=place(stored.runs).parent) if copied else study
-    if before != budget or stored != there.run_config(run, None if budget is None else stored.train.steps):
+    now = study.run_config(run, None if budget is None else stored.train.steps)
+    same = _anywhere(stored) == _anywhere(now) if copied else stored == now
+    if before != budget or not same:
         what = "" if before == budget else f" (budget {json.dumps(before)}, now {json.dumps(budget)})"
         raise UsageError(
             f"{file} is what an earlier call gave this run, and the study says otherwise now{what}; choose another "
@@ -46,6 +48,24 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
             "anew"
         )
     return stored
+
+
+def _anywhere(config: Config) -> dict[str, Any]:
+    """What a config says, whatever machine it is of: paths in the study's folder are told from there, others on a disk
+    by their last part, and where rows are cached says nothing."""
+    folder = f"{place(config.runs).parent}/"
+
+    def told(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: told(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [told(part) for part in value]
+        if isinstance(value, str) and value.startswith(folder):
+            return POINTER + value.removeprefix(folder)
+        return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+    found = config.model_dump(mode="json")
+    return dict(told(found | {"data": found["data"] | {"cache": None}}))
 
 
 def give(study: Study, run: Run, config: Config) -> None:

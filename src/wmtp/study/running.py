@@ -104,8 +104,8 @@ class Runner:
             needed = f"{name}-seed{run.seed}"
             if read_result(self.study.file("results", needed)) is None:
                 raise WmtpError(f"{run.name} needs {needed}, which has no result; run that first")
-        config = self._config(run)
         result = read_result(self.study.file("results", run.name))
+        config = self._config(run, done=result is not None)
         if result is None:
             result = self._train(run, config)
         for evaluation in self.study.config.evaluate if run.arm.compare else ():
@@ -113,9 +113,9 @@ class Runner:
                 self._evaluate(run, evaluation, result)
         return result
 
-    def _config(self, run: Run) -> Config:
-        """The run's config: stored, or made now."""
-        config = given_before(self.study, run)
+    def _config(self, run: Run, *, done: bool) -> Config:
+        """The run's config: stored, or made now. A run that is done may be a copy from elsewhere."""
+        config = given_before(self.study, run, copied=done)
         if config is None:
             steps = None if budget_of(self.study, run) is None else self._steps(run)
             config = self.study.run_config(run, steps)

@@ -15,8 +15,8 @@ MISSING = "-"
 COLUMNS = ("arm", "mean", "difference", "p", "effect")
 
 
-def study_table(figures: Mapping[str, Any], path: Place) -> None:
-    """Arms, what they spent, what may be said, and what went wrong."""
+def study_table(figures: Mapping[str, Any], path: Place | None) -> None:
+    """Arms, what they spent, what may be said, and what went wrong; and the file that says it, if one was written."""
     console = Console()
     table = Table(title=_title(figures["metric"]))
     for name in COLUMNS:
@@ -34,7 +34,8 @@ def study_table(figures: Mapping[str, Any], path: Place) -> None:
     left = [run for run in figures["runs"] if run["state"] != "done"]
     for run in left:
         console.print(f"{run['state']}: {run['run']}", **say)  # type: ignore[arg-type]
-    console.print(f"wrote {path}", **say)  # type: ignore[arg-type]
+    if path is not None:
+        console.print(f"wrote {path}", **say)  # type: ignore[arg-type]
 
 
 def markdown(figures: Mapping[str, Any]) -> str:

@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Environment variables whose values are in no message."""
@@ -112,12 +113,18 @@ class MlflowStore:
     def register(self, run_id: str, name: str, model: Place, tags: Mapping[str, str]) -> ModelVersion:
         """The version of `name` that is this run's, made if there is none.
 
-        The model is registered where it lies; only a server that cannot see this machine's disk is given a copy.
+        The model is registered where it lies; only a server that cannot see this machine's disk is given a copy. Where
+        there are several, since a registry did what it was asked after nobody waited for its answer any more, the
+        oldest stays.
         """
         with self._told(f"register {name}", self._upload_timeout_s):
-            client = self._connected()
-            there = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-            version = there[0] if there else self._version(name, self._placed(run_id, model), run_id, tags)
+            there = self._versions(name, run_id)
+            if not there:
+                made = self._version(name, self._placed(run_id, model), run_id, tags)
+                there = self._versions(name, run_id) or [made]
+            version, *others = there
+            for other in others:
+                self._connected().delete_model_version(name, other.version)
             copied = self.is_server and isinstance(model, Path)
             stored = sum(file.stat().st_size for file in model.iterdir() if file.is_file()) if copied else 0
             return ModelVersion(name, str(version.version), str(version.source), stored)
@@ -170,6 +177,11 @@ class MlflowStore:
             return model.absolute().as_uri()
         self._connected().log_artifacts(run_id, str(model), MODEL_FOLDER)
         return f"{self._connected().get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
+
+    def _versions(self, name: str, run_id: str) -> list[Any]:
+        """Those of a run, the oldest first."""
+        found = self._connected().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        return sorted(found, key=lambda version: int(version.version))
 
     def _version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> Any:
         from mlflow.exceptions import MlflowException
