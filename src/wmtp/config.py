@@ -83,7 +83,7 @@ class ScheduleConfig(_Part, Generic[Number]):
 
 
 class HeadsConfig(_Part):
-    """Prediction heads. `init` and `depth` are for a model that has none yet."""
+    """Prediction heads. `init` is that of heads that a model does not have yet; `depth` is for a model without any."""
 
     family: Literal["parallel", "linear", "chain"] = "parallel"
     """What heads 2..K are made of (docs/models.md)."""

@@ -77,8 +77,7 @@ class MTPModel(nn.Module):
         self._norm_name = final_norm(self.decoder, layers_name)
         taken = self._taken_layers(layers, depth)
         self._last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
-        origin = Origin(layers[-1], self.final_norm, base.get_input_embeddings().weight, base._init_weights)
-        self.extra_heads = more_heads(family, num_heads - 1, init, origin)
+        self.extra_heads = more_heads(family, num_heads - 1, init, self._origin(layers[-1]))
         if init == "copy":
             for head, layer in zip(self.extra_heads, taken, strict=False):
                 head.load_state_dict(layer.state_dict())
@@ -90,6 +89,11 @@ class MTPModel(nn.Module):
         self._layers_name = layers_name
         if expected_BTV is not None:
             self._check_logits(expected_BTV)
+
+    def _origin(self, last: nn.Module) -> Origin:
+        """What heads are made from."""
+        base = self.base
+        return Origin(last, self.final_norm, base.get_input_embeddings().weight, base._init_weights)
 
     def _taken_layers(self, layers: nn.ModuleList, depth: str) -> list[nn.Module]:
         """The layers that heads 2..K are made of, where they are not added."""
@@ -290,6 +294,24 @@ class MTPModel(nn.Module):
             raise ModelError(f"the model has {self.num_heads} heads, {count} cannot be kept; ask for 1 to that many")
         self.extra_heads = self.extra_heads[: count - 1]
         self.num_heads = count
+
+    def add_heads(self, count: int, init: str = "copy", *, family: str | None = None) -> None:
+        """Add heads after the last, so that those that are there stay what they are.
+
+        Args:
+            init: how the new ones start, see `families.more_heads`.
+            family: None: the model's own. Another one only where there is nothing but head 1, which is the base model
+                in every family.
+
+        Raises:
+            ModelError: another family than that of heads which are there, or see `families.more_heads`.
+        """
+        family = family or self.family
+        if family != self.family and self.num_heads > 1:
+            raise ModelError(f"the model has {self.family} heads, {family!r} were asked for; one model has one family")
+        self.extra_heads.extend(more_heads(family, count, init, self._origin(self.branch.layer)))
+        self.family = family
+        self.num_heads += count
 
     def keep_only(self, number: int) -> None:
         """Leave the plain model whose last layer is that of one head, counted from 1.

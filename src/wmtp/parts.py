@@ -59,6 +59,8 @@ class Parts:
     data: Data
     steps: int
     world: World = field(default_factory=World)
+    notes: list[str] = field(default_factory=list)
+    """What was found that its user should know."""
 
 
 def sharding_of(config: Config, world: World) -> Sharding | None:
@@ -128,9 +130,10 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         lr_factor=rate_factor(config),
     )
     frozen = [scorer.model for scorer in scorers if scorer.model is not None]
+    notes = [*data.notes, *_new_heads(config)]
     identity = hf.tokenizer_fingerprint(tokenizer)
     return Parts(
-        config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world
+        config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world, notes
     )
 
 
@@ -294,7 +297,9 @@ def _empty_policy(
         value = _with_heads(config, empty_causal_lm(model.path))
         return None if missing(value, model.path) else (value, stored_in(model.path))
     heads = model.heads
-    if isinstance(card, ValueCard) or (card is not None and not _same_heads(card, heads)):
+    if isinstance(card, ValueCard):
+        return None
+    if card is not None and (card.num_heads != heads.num_heads or not _begins_with(card, heads)):
         return None
     if card is None and (heads.family, heads.init, heads.depth) != ("parallel", "copy", "added"):
         return None
@@ -338,16 +343,29 @@ def _load_policy(config: Config, vocabulary: int) -> Any:
         raise ModelError(f"model.path = {model.path} is a critic; a language model was expected: name another")
     if card is None or config.arm == "critic":
         return hf.load_causal_lm(model.path)
-    if not _same_heads(card, model.heads):
+    heads = model.heads
+    if not _begins_with(card, heads):
         raise ConfigError(
-            f"model.heads asks for {model.heads.num_heads} {model.heads.family} heads, but {model.path} was saved with "
-            f"{card.num_heads} {card.heads} heads: ask for those, or start from another model"
+            f"model.heads asks for {heads.num_heads} {heads.family} heads, but {model.path} was saved with "
+            f"{card.num_heads} {card.heads} heads: ask for those or for more of them, or start from another model"
         )
-    return load_model(model.path)
+    return load_model(model.path, heads=heads.family, num_heads=heads.num_heads, init=heads.init, depth=heads.depth)
 
 
-def _same_heads(card: MTPCard, heads: HeadsConfig) -> bool:
-    return (card.heads, card.num_heads) == (heads.family, heads.num_heads)
+def _begins_with(card: MTPCard, heads: HeadsConfig) -> bool:
+    """Whether the heads of a folder are the first of those that are asked for; head 1 is that of every family."""
+    return card.num_heads == 1 or (card.heads == heads.family and card.num_heads <= heads.num_heads)
+
+
+def _new_heads(config: Config) -> list[str]:
+    """What is said of heads that a folder with heads does not have."""
+    source, heads = config.model.path, config.model.heads
+    card = None if source is None or config.arm == "critic" else read_card(source)
+    if not isinstance(card, MTPCard) or card.num_heads == heads.num_heads:
+        return []
+    first, last = card.num_heads + 1, heads.num_heads
+    which = f"head {last} is" if first == last else f"heads {first} to {last} are"
+    return [f"{source} was saved with {card.num_heads} of the {last} heads: {which} new, by init {heads.init!r}"]
 
 
 def _check_fit(config: Config, model_config: Any, vocabulary: int) -> None:

@@ -195,7 +195,7 @@ def _train(
         reporter = reporter if world.leads else Silent()
         before = world.first(lambda: _saved(run_folder(config, out, resume)))
         folder, start, parts = prepare(config, out, resume, reporter, world)
-        for note in parts.data.notes:
+        for note in parts.notes:
             reporter.note(note)
         received = stop.anywhere(world)
         if received:
@@ -293,7 +293,7 @@ def dry_run(
     reporter = Silent()
     folder, _, parts = prepare(config, out, resume, reporter, World(), weights=False)
     needs = estimate(parts, ranks)
-    tell(needs, [*parts.data.notes, *reporter.notes])
+    tell(needs, [*parts.notes, *reporter.notes])
     check_disk(folder, config, needs.checkpoint_bytes)
 
 

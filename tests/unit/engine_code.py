@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -148,6 +148,7 @@ STANDINS: dict[str, Any] = {
     "default_weight_loader": load,
     "init_logger": logging.getLogger,
     "support_quantized_model_reload_from_hp_weights": lambda function: function,
+    "without_trust_remote_code": lambda options: options,
     "add_prefix": lambda name, prefix: name,
     "PoolingType": SimpleNamespace(LAST=0),
     "Pooler": lambda **options: None,
@@ -173,13 +174,13 @@ class Anything:
 class Standins(MetaPathFinder, Loader):
     """Answers every import from a package: a few files are its own, the others are stand-ins."""
 
-    def __init__(self, package: str, folder: Path) -> None:
-        self.package, self.folder = package, folder
+    def __init__(self, package: str, folder: Path, own: Collection[str], parts: Mapping[str, Any]) -> None:
+        self.package, self.folder, self.own, self.parts = package, folder, own, parts
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if name.split(".")[0] != self.package:
             return None
-        if name in OWN:
+        if name in self.own:
             return importlib.util.spec_from_file_location(
                 name, self.folder.joinpath(*name.split(".")).with_suffix(".py")
             )
@@ -193,36 +194,46 @@ class Standins(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """There is nothing to run."""
 
-    @staticmethod
-    def named(name: str) -> Any:
+    def named(self, name: str) -> Any:
+        """Classes by different names are different ones: a model may be made of several."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return STANDINS.get(name, Anything)
+        return self.parts[name] if name in self.parts else type(name, (Anything,), {})
 
 
 OWN = {"vllm.model_executor.models.utils"}
 """Files that others import and that are run too: it has vLLM's loader of weights."""
 
 
-@contextmanager
-def engine_file(package: str, path: str) -> Iterator[Any]:
-    """One file of an engine as a module; the engine itself is never imported. Skips the test where the file is not.
-
-    Args:
-        path: in the package.
-    """
+def located(package: str, path: str) -> Path:
+    """The folder of an engine's package. Skips the test where it, or a file of it, is not."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         pytest.skip(f"{package}'s files are not here: pip install --no-deps {package}")
     folder = Path(found.submodule_search_locations[0])
     if not (folder / path).is_file():
         pytest.skip(f"this version of {package} has no {path}")
+    return folder
+
+
+@contextmanager
+def engine_file(
+    package: str, path: str, own: Collection[str] = OWN, parts: Mapping[str, Any] = STANDINS
+) -> Iterator[Any]:
+    """One file of an engine as a module; the engine itself is never imported. Skips as `located` does.
+
+    Args:
+        path: in the package.
+        own: modules of the package that it imports and that are run too.
+        parts: stand-ins for what else it imports, by name.
+    """
+    folder = located(package, path)
     name = ".".join([package, *Path(path).with_suffix("").parts])
     spec = importlib.util.spec_from_file_location(name, folder / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    before, finder = set(sys.modules), Standins(package, folder.parent)
+    before, finder = set(sys.modules), Standins(package, folder.parent, own, parts)
     sys.meta_path.insert(0, finder)
     try:
         spec.loader.exec_module(module)

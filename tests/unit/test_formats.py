@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wmtp.errors import ModelError, WmtpError
+from wmtp.families import FAMILIES as HEADS_2K
 from wmtp.formats.hf import (
     check_same_tokenizer,
     load_causal_lm,
@@ -180,10 +181,29 @@ def test_fewer_heads_than_stored_are_the_first_ones(folder: Path, count: int) ->
         assert all(torch.equal(x, y) for x, y in zip(part(TOKENS), whole(TOKENS)[:count], strict=True))
 
 
-@pytest.mark.parametrize("count", [4, 100])
-def test_more_heads_than_stored_are_refused(folder: Path, count: int) -> None:
-    told = refused(lambda: load_model(str(folder), num_heads=count))
-    assert f"has 3 heads, {count} were asked for" in told
+@pytest.mark.parametrize("heads", HEADS_2K)
+@torch.no_grad()
+def test_more_heads_than_stored_are_those_and_behind_them_what_a_plain_model_gets(heads: str, tmp_path: Path) -> None:
+    ours = model(heads=heads).eval()
+    save_model(ours, tmp_path / "m")
+    more = load_model(str(tmp_path / "m"), num_heads=5, init="zero").eval()
+    assert (more.num_heads, more.family) == (5, heads)
+    assert all(torch.equal(x, y) for x, y in zip(more(TOKENS)[:3], ours(TOKENS), strict=True))
+    plain = MTPModel(load_causal_lm(str(tmp_path / "m")), 3, "zero", family=heads)
+    assert same_state(more.extra_heads[2:], plain.extra_heads)
+
+
+@pytest.mark.parametrize("heads", HEADS_2K)
+def test_a_folder_with_one_head_is_a_plain_model_that_gets_heads_of_any_family(heads: str, tmp_path: Path) -> None:
+    save_model(model(num_heads=1), tmp_path / "m")
+    plain = MTPModel(load_causal_lm(str(tmp_path / "m")), 3, "zero", family=heads)
+    assert same_state(load_model(str(tmp_path / "m"), heads=heads, num_heads=3, init="zero"), plain)
+
+
+def test_heads_that_cannot_be_added_to_those_of_a_folder_are_refused(folder: Path) -> None:
+    assert "has parallel heads" in refused(lambda: load_model(str(folder), heads="chain", num_heads=4))
+    assert "was saved with heads" in refused(lambda: load_model(str(folder), num_heads=4, depth="matched"))
+    assert "one model has one family" in refused(lambda: load_model(str(folder)).add_heads(1, family="linear"))
 
 
 def test_a_model_without_heads_gets_four_or_as_many_as_asked_for(tmp_path: Path) -> None:

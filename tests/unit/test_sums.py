@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from wmtp.errors import ModelError
 from wmtp.export import export
+from wmtp.formats.mimo import write_mimo
 from wmtp.formats.native import copy_model, load_model, load_value_model, save_model
-from wmtp.formats.sums import SUMS
+from wmtp.formats.sums import SUMS, write_sums
 from wmtp.testing import tiny_base, tiny_model, tiny_tokenizer
 from wmtp.value import ValueModel
 
@@ -93,3 +95,36 @@ def test_sums_that_cannot_be_read_are_named(good: Path, tmp_path: Path, content:
     (folder / SUMS).write_bytes(content)
     with pytest.raises(ModelError, match=f"{SUMS} cannot be read"):
         load_model(str(folder))
+
+
+def sharded(folder: Path, names: dict[str, str]) -> Path:
+    """The model's tensors in files of other names, by their beginning, and an index of them; sums of what is there."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {tensor: next(file for begin, file in names.items() if tensor.startswith(begin)) for tensor in tensors}
+    for file in set(where.values()):
+        part = {tensor: value for tensor, value in tensors.items() if where[tensor] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    write_sums(folder, {})
+    return folder
+
+
+def test_files_that_an_index_names_are_compared_whatever_their_names(good: Path, tmp_path: Path) -> None:
+    names = {"model.layers.": "layers.safetensors", "": "rest.safetensors"}
+    folder = sharded(Path(shutil.copytree(good, tmp_path / "m")), names)
+    assert load_model(str(folder)).num_heads == 2
+    with pytest.raises(ModelError, match=r"layers\.safetensors is not the file"):
+        load_model(str(changed(folder, "layers.safetensors")))
+
+
+def test_layers_for_multi_token_prediction_are_compared_in_a_file_of_their_own(tmp_path: Path) -> None:
+    write_mimo(tiny_model("llama", 2, heads="chain", noise=0.1), tmp_path, "sglang")
+    tensors = load_file(tmp_path / "model.safetensors")
+    layers = {name: tensors.pop(name) for name in list(tensors) if name.startswith("model.mtp_layers.")}
+    for file, part in (("model.safetensors", tensors), ("mtp.safetensors", layers)):
+        save_file(part, tmp_path / file, metadata={"format": "pt"})
+    write_sums(tmp_path, {})
+    assert load_model(str(tmp_path)).family == "chain"
+    with pytest.raises(ModelError, match=r"mtp\.safetensors is not the file"):
+        load_model(str(changed(tmp_path, "mtp.safetensors")))

@@ -23,7 +23,7 @@ from wmtp.errors import ModelError, first_line
 from wmtp.formats.adapter import add_stored, read_adapter
 from wmtp.formats.kind import kind_of
 from wmtp.formats.remote import at_hand, tensors_of
-from wmtp.formats.scan import check_finite, check_floating, check_folder
+from wmtp.formats.scan import check_finite, check_floating, check_folder, weight_files
 from wmtp.formats.sums import check_sum
 from wmtp.storage import ObjectPath, Place, matches, place
 
@@ -108,9 +108,12 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def check_files(folder: Place, model: Any) -> None:
-    """Raise `ModelError` unless the files of weights are what their checksums say, and hold floats where it does."""
+    """Raise `ModelError` unless the files of weights are what their checksums say, and hold floats where it does. Of a
+    model by hub id there are none to look at."""
+    if not folder.is_dir():
+        return
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
-    for path in matches(folder, "model*.safetensors"):
+    for path in weight_files(folder):
         check_floating(path, floating)
         check_sum(path)
 
@@ -143,12 +146,8 @@ def _remote_weights(folder: ObjectPath, dtype: torch.dtype) -> dict[str, Any]:
     """
     from transformers import GenerationConfig
 
-    index = folder / "model.safetensors.index.json"
     with told(f"cannot read the weights of {folder}"):
-        names = {"model.safetensors"}
-        if index.is_file():
-            names = set(json.loads(index.read_bytes())["weight_map"].values())
-        tensors = {k: v for name in sorted(names) for k, v in tensors_of(folder / name, widened=dtype).items()}
+        tensors = {k: v for file in weight_files(folder) for k, v in tensors_of(file, widened=dtype).items()}
         with at_hand(folder) as local:
             given: dict[str, Any] = {"config": model_config(str(local)), "state_dict": tensors}
             if (local / "generation_config.json").is_file():

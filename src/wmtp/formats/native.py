@@ -106,11 +106,13 @@ def load_model(
     Args:
         source: local folder, `file://`, `embedded://` or hub id.
         heads: head family. None: the folder's own, or `parallel` for a model without heads.
-        num_heads: K. None: the folder's own number, or 4 for a model without heads. Fewer than stored drops the last.
-        init, depth: of heads that a model does not have yet, see `MTPModel`.
+        num_heads: K. None: the folder's own number, or 4 for a model without heads. Fewer than stored drops the last;
+            more than stored keeps these, and adds heads that nothing has trained yet.
+        init: of heads that are added, see `MTPModel`.
+        depth: the same; `matched` for a model without heads only.
 
     Raises:
-        ModelError: not such a model, tensors that do not fit, or more heads than the folder has.
+        ModelError: not such a model, tensors that do not fit, or another family than that of the heads that it has.
     """
     card = read_card(source)
     if isinstance(card, ValueCard):
@@ -118,10 +120,14 @@ def load_model(
     if card is None:
         base = load_causal_lm(source, dtype)
         return MTPModel(base, 4 if num_heads is None else num_heads, init, family=heads or "parallel", depth=depth)
-    if heads is not None and heads != card.heads:
+    if card.num_heads > 1 and heads not in (None, card.heads):
         raise ModelError(f"{source} has {card.heads} heads, {heads!r} were asked for; leave heads out")
-    if num_heads is not None and num_heads > card.num_heads:
-        raise ModelError(f"{source} has {card.num_heads} heads, {num_heads} were asked for; ask for at most that many")
+    count = card.num_heads if num_heads is None else num_heads
+    if count > card.num_heads and depth != "added":
+        raise ModelError(
+            f"depth {depth!r} makes heads of the model's own layers, and {source} was saved with heads: take depth "
+            "'added', or the plain model that `wmtp export --to hf` makes of it"
+        )
     if meta.holds(source):
         model = meta.load_meta(source, dtype)
     elif not (folder_of(base_of(source)) / CARD).is_file():
@@ -131,8 +137,10 @@ def load_model(
         _read_into(model.extra_heads, folder_of(base_of(source)) / MTP_HEADS)
         if card.value_head is not None:
             model.value_head = load_value_head(source)
-    if num_heads is not None:
-        model.keep_heads(num_heads)
+    if count < card.num_heads:
+        model.keep_heads(count)
+    else:
+        model.add_heads(count - card.num_heads, init, family=heads)
     return model
 
 

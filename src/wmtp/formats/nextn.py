@@ -19,7 +19,8 @@ from torch import Tensor
 from wmtp.errors import ModelError, first_line
 from wmtp.formats.hf import base_of, folder_of, load_causal_lm, loading_errors, model_config, next_layer
 from wmtp.formats.kind import CONFIG, read_json
-from wmtp.formats.scan import check_finite, stored_shapes
+from wmtp.formats.scan import check_finite, check_floating, check_safetensors, stored_shapes, weight_files
+from wmtp.formats.sums import check_sum
 from wmtp.model import MTPModel
 from wmtp.probing import evaluating
 from wmtp.storage import ObjectPath
@@ -83,15 +84,25 @@ def load_nextn(source: str, dtype: torch.dtype = torch.float32) -> MTPModel:
     if read_json(folder / CONFIG).get("wmtp_engine") == "vllm":
         raise ModelError(f"{source} was written for vLLM, whose MiMo layers read another state; give the model itself")
     count = stored_layers(str(folder))
-    if any(name.startswith(MIMO) for name in stored_shapes(folder)):
-        model = MTPModel(base, 1 + count, family="chain")
-        _fill(source, model, _mimo_state(folder))
-        return model
-    theirs = _by_transformers(source, folder, base)  # before the model's last layer moves
+    as_mimo = any(name.startswith(MIMO) for name in stored_shapes(folder))
+    theirs = None if as_mimo else _by_transformers(source, folder, base)  # before the model's last layer moves
     model = MTPModel(base, 1 + count, family="chain")
-    _fill(source, model, _state(theirs))
-    _check_same(source, model, theirs)
+    _fill(source, model, _mimo_state(folder) if theirs is None else _state(theirs))
+    if theirs is not None:
+        _check_same(source, model, theirs)
+    _check_files(folder, model.base.config)
     return model
+
+
+def _check_files(folder: Path, config: Any) -> None:
+    """Raise `ModelError` unless the layers are floats, and the files that hold them what their checksums say. Those of
+    the model's own weights were compared with it."""
+    compared = weight_files(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        layers = [name for name in check_safetensors(path) if next_layer(name, config) is not None]
+        check_floating(path, layers)
+        if layers and path not in compared:
+            check_sum(path)
 
 
 def _fill(source: str, model: MTPModel, state: dict[str, Tensor]) -> None:

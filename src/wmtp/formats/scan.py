@@ -84,6 +84,15 @@ def stored_shapes(folder: Place) -> dict[str, tuple[int, ...]]:
     return {name: shape for path in files for name, shape in check_safetensors(path).items()}
 
 
+def weight_files(folder: Place) -> list[Place]:
+    """The files of a model's own weights, as transformers chooses them: `model.safetensors`, or else those that its
+    index names. `check_folder` has looked at it before."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+
+
 def check_folder(folder: Place) -> None:
     """`check_safetensors` of every such file of a model folder, and that its index names files of the folder.
 
