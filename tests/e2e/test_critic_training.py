@@ -98,7 +98,8 @@ def test_selection_and_early_stopping_go_on_after_a_resume(
     ("overrides", "told"),
     [
         (["data.validation.path=embedded://problems_train.jsonl"], "problems with data.train, the first is"),
-        (["checkpoint.select=best", "objective.loss=lambda_return", "train.batch_size=7", "train.micro_batch_size=7"],
+        (["checkpoint.select=best", "objective.loss=lambda_return", "train.batch_size=1", "train.micro_batch_size=1",
+          "train.eval_batches=1"],
          "checkpoint.select = best goes by held-out pairs"),
         (["checkpoint.select=best", "data.validation=null", "train.eval_every=null"], "checkpoint.select = best"),
         (["objective={kind: mtp}", "checkpoint.select=best"], "needs objective.kind = value"),
