@@ -66,11 +66,13 @@ def critic_view(result: dict[str, Any], by: str) -> None:
         scales = {name: _scale(problem, name) for name in COLUMNS}
         for variant in problem["variants"]:
             head = f"{'value':>7}{'adv.':>7}{'weight':>7}{AS_IT_WAS}"
-            told = f"{_verdict(variant)}, mean value {fmean(variant['value']):.3f}"
+            told = f"{_verdict(variant)}, mean value {fmean(variant['value']):.4f}"
             console.print(Text.assemble((head, "dim"), (told, "bold")), soft_wrap=True)
             for line in _critic_lines(variant, scales, by):
                 console.print(line, soft_wrap=True)
-        console.print(Text.assemble(_legend(by, scales[by]), "\n"))
+        good, bad = (fmean(variant["value"]) for variant in problem["variants"])
+        ranked = f"; margin {good - bad:+.4f}, ranked {'right' if good > bad else 'wrong'}\n"
+        console.print(Text.assemble(_legend(by, scales[by]), ranked))
     console.print(_credit_table(result["credit"]))
     console.print(f"values rank {result['pairs']['right']} of {result['pairs']['count']} pairs right", highlight=False)
     _weight_tables(console, result)
@@ -89,8 +91,11 @@ def first_head(figure: list[Any]) -> list[float | None]:
 
 
 def shown(text: str) -> str:
-    """What a terminal may be given: line ends and tabs as they are, whatever else cannot be printed escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    """What a terminal may be given: line ends and tabs as they are, whatever else cannot be printed escaped.
+
+    Carriage returns go: where lines end with them, one in every line would say nothing.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text.replace("\r", ""))
 
 
 def lines_of(tokens: Sequence[str]) -> list[tuple[list[tuple[int, str]], list[int]]]:

@@ -67,7 +67,9 @@ def test_the_final_critic_is_that_of_the_best_evaluation(
     run(load([recipe], [*critic[:-2], "train.steps=4", "optim.schedule=constant"]), out=tmp_path / "four")
     at_four = load_file(tmp_path / "four" / "final" / "value_head.safetensors")
     pretend(monkeypatch, [0.5, 0.9, 0.9])
-    run(load([recipe], [*critic, "optim.schedule=constant"]), out=tmp_path / "best")
+    told = Silent()
+    run(load([recipe], [*critic, "optim.schedule=constant"]), out=tmp_path / "best", reporter=told)
+    assert told.notes[-1] == "final/ is the best evaluation's model: 90.0% of the held-out pairs right"
     for folder in ("best", "final"):
         got = load_file(tmp_path / "best" / folder / "value_head.safetensors")
         assert all(tensor.equal(at_four[name]) for name, tensor in got.items()), folder

@@ -75,7 +75,8 @@ def test_a_line_shows_its_last_value_and_the_means_of_its_tokens(capsys: pytest.
     lines = printed(capsys).splitlines()
     assert "  0.000 -0.300   0.00   def f(x):" in lines
     assert "  0.400 -0.050   1.25 ~     return '値'" in lines  # tokens 1 to 4
-    assert "correct, mean value 0.300" in "\n".join(lines)
+    assert "  value   adv. weight   correct, mean value 0.3000" in lines
+    assert any(line.endswith("margin +0.0000, ranked wrong") for line in lines)
 
 
 def test_without_colours_nothing_but_text_is_printed_and_the_mark_is_still_there(
@@ -117,6 +118,7 @@ def test_control_characters_of_a_solution_do_not_reach_the_terminal(capsys: pyte
 def test_what_is_shown_can_be_printed_and_plain_text_is_as_it_was(text: str) -> None:
     assert all(c.isprintable() or c in "\n\t" for c in shown(text))
     assert shown(text) == text or not all(c.isprintable() for c in text)
+    assert shown(text.replace("\n", "\r\n")) == shown(text)
 
 
 def test_wide_characters_do_not_move_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
