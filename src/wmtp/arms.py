@@ -25,16 +25,23 @@ from wmtp.frozen import REFERENCE, VALUES, Scorer, build_scorers
 from wmtp.objective import MTPObjective, Objective, ValueObjective
 from wmtp.own import made_by
 from wmtp.schedule import Schedule, value_at
+from wmtp.value_stats import HeldOut
 from wmtp.weighting import SCHEMES, Hybrid, Scheme
 
 
 def build_objective(
-    config: Config, tokenizer: Any, device: torch.device, steps: int, weights: Weights = "now"
+    config: Config,
+    tokenizer: Any,
+    device: torch.device,
+    steps: int,
+    weights: Weights = "now",
+    held_out: HeldOut | None = None,
 ) -> tuple[list[Scorer], Objective]:
     """The objective, and where its scores come from.
 
     Args:
         steps: of the run, for schedules.
+        held_out: rows and pairs that a critic is judged by.
         weights: when frozen models get them; later leaves them, where it can, to `formats.streamed.fill`.
 
     Raises:
@@ -50,6 +57,7 @@ def build_objective(
             huber_delta=objective.huber_delta,
             returns_share=objective.returns_share,
             reward=scorers[0].rewards if scorers else None,
+            held_out=held_out,
         )
     num_heads = config.model.heads.num_heads
     scheme = build_scheme(objective.weighting, config.train.seed, steps)

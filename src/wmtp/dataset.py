@@ -16,6 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wmtp.arms import scheduled
@@ -29,7 +30,7 @@ from wmtp.data.index import Index
 from wmtp.data.judged import RewardText
 from wmtp.data.orders import DifficultyBin, Mixed, Order, Repeated, Sequential, Shuffled
 from wmtp.data.records import Record
-from wmtp.data.sampling import UNKNOWN, Integers, Kind, RowFacts, Selection
+from wmtp.data.sampling import UNKNOWN, Integers, Kind, RowFacts, Selection, cycled_pairs, in_turn
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.data.stored import StoredRows, write_problems, write_rows
 from wmtp.data.text import Encoder, Row, Tokens, all_too_long, check_template
@@ -42,6 +43,7 @@ from wmtp.questions import Question, read_questions
 from wmtp.questions import fingerprint as fingerprint_of_questions
 from wmtp.storage import Place, place, sha256_file
 from wmtp.tasks import PARTS, Role, Task
+from wmtp.value_stats import HeldOut
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Data:
     notes: list[str] = field(default_factory=list)
     task: Task | None = None
     """Which made them."""
+    held_out: HeldOut | None = None
+    """Of a critic."""
     questions: list[Question] = field(default_factory=list)
     """What the policy is asked in place of being given the responses of training rows; these are then as long as the
     longest answer would make them, and no row to train on."""
@@ -118,14 +122,13 @@ def build_data(config: Config, tokenizer: Any) -> Data:
     if not questions:
         _check_rows(config, rows.train)
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
-    validation = None
+    validation, held_out = None, None
     if len(rows.validation):
-        facts = facts_of(rows.validation)
         _check_rows(config, rows.validation)
-        items = Selection(facts, _held_out_kind(config, facts, rows)).items(0)
-        sequence = Sequential(items, items_per_batch(config.train.batch_size, items.shape[1]))
+        held_out, place_N = _held_out(config, rows)
+        sequence = Sequential(place_N[:, None], config.train.batch_size)
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
-    return Data(batches, validation, identity, rows.notes, task, questions)
+    return Data(batches, validation, identity, rows.notes, task, held_out, questions)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
@@ -178,32 +181,34 @@ def _in_pairs(config: Config) -> bool:
     return isinstance(config.objective, ValueObjectiveConfig) and config.objective.pairs
 
 
-def _held_out_kind(config: Config, facts: RowFacts, rows: _Rows) -> Kind:
-    """Pairs or rows; a critic's held-out rows come as pairs wherever they can, so that they have a pair accuracy.
+def _held_out(config: Config, rows: _Rows) -> tuple[HeldOut | None, Integers]:
+    """What a critic is judged by, and the order in which held-out rows are evaluated, each once.
 
-    Then nothing else is evaluated: docs/math.md (4.2.1).
+    A critic's come problem by problem, correct and incorrect ones in turn, so that the first batches have pairs.
 
     Raises:
-        DataError: a critic would be judged by problems that it is trained on.
+        DataError: a critic would be judged by problems that it is trained on, or pairs are needed and there are none.
     """
+    facts = facts_of(rows.validation)
     if not isinstance(config.objective, ValueObjectiveConfig):
-        return "rows"
+        return None, np.arange(len(facts))
     seen = {row.name for row in rows.train} & {row.name for row in rows.validation}
     if seen:
         raise DataError(
             f"data.validation shares {len(seen):,} problems with data.train, the first is {min(seen)!r}: a critic is "
             "judged by problems it has not seen; split by problem, or set data.validation_fraction"
         )
-    sizes = (config.train.batch_size, config.train.micro_batch_size or 2)
-    mixed = np.intersect1d(facts.problem_R[facts.correct_R == 1], facts.problem_R[facts.correct_R == 0])
-    if len(mixed) and not any(size % 2 for size in sizes):
-        return "cycled"
-    if config.checkpoint.select == "best":
+    pair_P2, place_N = cycled_pairs(facts), in_turn(facts)
+    evaluated = place_N[: (config.train.eval_batches or len(facts)) * config.train.batch_size]
+    best = config.checkpoint.select == "best"
+    if (best or config.objective.pairs) and not np.isin(pair_P2, evaluated).all(1).any():
+        who = "checkpoint.select = best" if best else f"objective.loss = {config.objective.loss}"
         raise DataError(
-            "checkpoint.select = best goes by held-out pairs, but there are none: it needs a held-out problem with a "
-            "response whose is_correct is true and one whose is false, and even train.batch_size and micro_batch_size"
+            f"{who} goes by held-out pairs, but there are none among the {len(evaluated):,} rows that an evaluation "
+            "sees: it needs a problem with a response whose is_correct is true and one whose is false (`wmtp data "
+            "label`, `wmtp data mutate`), or more train.eval_batches"
         )
-    return "cycled" if _in_pairs(config) else "rows"
+    return HeldOut(len(facts), torch.from_numpy(pair_P2)), place_N
 
 
 def _check_rows(config: Config, rows: Sequence[Row]) -> None:
@@ -215,14 +220,15 @@ def _check_rows(config: Config, rows: Sequence[Row]) -> None:
         return
     for scheme in config.schemes:
         if isinstance(scheme, CriticConfig):
-            _require_prompts(facts)
+            require_prompts(facts)
             if scheme.terminal == "reward":
                 _require_labels(facts, "objective.weighting.terminal = reward")
         if isinstance(scheme, GRPOConfig):
             _require_labels(facts, "objective.weighting.scheme = grpo")
 
 
-def _require_prompts(facts: RowFacts) -> None:
+def require_prompts(facts: RowFacts) -> None:
+    """Raise `DataError` if a row has no token before its response, where a critic's advantages would begin."""
     merged = int((facts.response_R == facts.length_R).sum())
     if merged:
         raise DataError(

@@ -164,23 +164,34 @@ def _check_source(config: Config, wanted: Wanted) -> None:
         return  # loading it says all
     card = read_card(wanted.source)
     if wanted.name == VALUES:
-        by_label = any(isinstance(part, CriticConfig) and part.terminal == "reward" for part in config.schemes)
-        if by_label and isinstance(card, ValueCard) and card.loss == "pairwise":
-            raise ConfigError(
-                "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined "
-                "up to a constant and cannot be compared with rewards; use terminal 'value'"
-            )
-        if by_label and isinstance(card, ValueCard) and card.rewards == "model":
-            raise ConfigError(
-                "objective.weighting.terminal = 'reward' reads is_correct, but the critic foresees the score of a "
-                "reward model: the two cannot be compared; use terminal 'value'"
-            )
+        for part in config.schemes:
+            if isinstance(part, CriticConfig) and isinstance(card, ValueCard):
+                check_terminal(part.terminal, card.loss, card.rewards)
         return
     own_heads = card.num_heads if card is not None and not isinstance(card, ValueCard) else 1
     if own_heads < wanted.width:
         raise ConfigError(
             f"objective.weighting.alignment = 'matched' needs a reference with {wanted.width} heads; {wanted.source} "
             f"has {own_heads}"
+        )
+
+
+def check_terminal(terminal: str, loss: str, rewards: str) -> None:
+    """Raise `ConfigError` if advantages would compare is_correct with values that mean something else.
+
+    Args:
+        terminal: of the weighting.
+        loss, rewards: what the critic was trained by, and to foresee.
+    """
+    if terminal == "reward" and loss == "pairwise":
+        raise ConfigError(
+            "objective.weighting.terminal = 'reward', but the critic was trained pairwise: its values are defined "
+            "up to a constant and cannot be compared with rewards; use terminal 'value'"
+        )
+    if terminal == "reward" and rewards == "model":
+        raise ConfigError(
+            "objective.weighting.terminal = 'reward' reads is_correct, but the critic foresees the score of a "
+            "reward model: the two cannot be compared; use terminal 'value'"
         )
 
 

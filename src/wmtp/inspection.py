@@ -2,16 +2,16 @@
 
 Held-out problems with a correct and an incorrect solution, two of each that differ least. Per token of a solution: the
 nll and the weight of every head that predicts it; and what the weight was made from, where there is such a thing: the
-critic's value and advantage, the excess over the reference. Weights come out of the objective's own code, which takes
-the rows shown for one optimiser step: whitening and quantiles are over these rows. Mean weights by class of token and
-by position are over the same rows.
+critic's value and advantage, the excess over the reference. A critic's own run shows the weights that it would give a
+policy. Weights come out of the scheme's own code, which takes the rows shown for one optimiser step: whitening and
+quantiles are over these rows. Mean weights by class of token and by position are over the same rows.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from statistics import fmean
@@ -20,21 +20,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmtp import checkpoint
-from wmtp.config import Config, MTPObjectiveConfig, load
+from wmtp import checkpoint, config_files
+from wmtp.arms import build_scheme
+from wmtp.config import Config, CriticConfig, MTPObjectiveConfig, load
 from wmtp.data.batches import Batch, collate, rows_by_label
+from wmtp.data.facts import facts_of
 from wmtp.data.text import Row
+from wmtp.dataset import require_prompts
 from wmtp.errors import DataError, UsageError
 from wmtp.evaluation.suites import BUCKETS, POSITIONS
 from wmtp.evaluation.token_classes import CLASSES, token_classes
 from wmtp.formats.native import load_value_model
-from wmtp.model import MTPModel
+from wmtp.frozen import check_terminal
+from wmtp.model import MTPModel, batch_targets
 from wmtp.objective import MTPObjective
 from wmtp.parts import Parts, build
 from wmtp.probing import evaluating
+from wmtp.ranks import alone
 from wmtp.scoring import critic_values
 from wmtp.storage import Place, write_atomic
 from wmtp.value import ValueModel
+from wmtp.weighting.base import SchemeInput, ask
 from wmtp.weighting.critic import Critic
 from wmtp.weighting.rho1 import Rho1
 
@@ -42,15 +48,29 @@ ABOUT = (
     "Weights are those of the run’s own scheme with the {rows} solutions of its {problems} inspected problems taken "
     "for one optimiser step: whitening and quantiles are over these rows, half of which are incorrect solutions."
 )
+WOULD_BE = (
+    "Weights are those that a policy would get from this critic ({options}) if the {rows} solutions shown, half of "
+    "them incorrect, were one optimiser step."
+)
 
 
-def inspect_run(folder: Place, problems: int) -> tuple[dict[str, Any], Place]:
+def inspect_run(
+    folder: Place, problems: int, weighting: Sequence[str] = (), *, needs_critic: bool = False
+) -> tuple[dict[str, Any], Place]:
     """Look at so many held-out problems with the run's final model; the result, and the file it was written to.
 
+    Args:
+        weighting: of a critic's run, as `KEY=VALUE`: options of the weighting that it is asked to show.
+        needs_critic: refuse a run in which no critic plays a part.
+
     Raises:
-        UsageError: no finished run, or no held-out problem with both a correct and an incorrect solution.
+        UsageError: no finished run, or no held-out problem with both a correct and an incorrect solution; a weighting
+            that this critic cannot give.
     """
     parts, model = _finished(folder)
+    would_be = _would_be(folder, model, weighting) if isinstance(model, ValueModel) else None
+    if needs_critic or weighting:
+        _check_critic(folder, parts, would_be, weighting)
     rows = _held_out(parts)
     pairs = solution_pairs(rows, problems)
     if not pairs:
@@ -58,10 +78,12 @@ def inspect_run(folder: Place, problems: int) -> tuple[dict[str, Any], Place]:
             f"none of the held-out problems of {folder} has a correct and an incorrect solution: there is nothing to "
             "lay side by side (is_correct must be true for some rows and false for others of the same problem)"
         )
+    if would_be is not None:
+        require_prompts(facts_of(rows))
     pad_id = parts.data.train.pad_id
     batch = collate(rows, [i for pair in pairs for i in pair], pad_id).to(parts.device)
     with evaluating(model), torch.no_grad(), parts.precision():
-        figures = _figures(parts, model, batch)
+        figures = _policy_figures(parts, batch) if would_be is None else _critic_figures(parts, model, batch, would_be)
     shown = [_problem(parts.tokenizer, rows, pair, figures, 2 * place) for place, pair in enumerate(pairs)]
     objective = parts.config.objective
     result = {
@@ -69,8 +91,9 @@ def inspect_run(folder: Place, problems: int) -> tuple[dict[str, Any], Place]:
         "arm": parts.config.arm,
         "scheme": objective.weighting.scheme if isinstance(objective, MTPObjectiveConfig) else None,
         "heads": model.num_heads if isinstance(model, MTPModel) else 0,
-        "about": ABOUT.format(rows=2 * len(pairs), problems=len(pairs)) if isinstance(model, MTPModel) else "",
-        "weights": weight_groups(shown) if isinstance(model, MTPModel) else {},
+        "about": _about(would_be, len(pairs)),
+        "weights": weight_groups(shown),
+        **(_of_values(shown) if "advantage" in figures else {}),
         "problems": shown,
     }
     path = folder / "eval" / "tokens.json"
@@ -139,11 +162,10 @@ def _response(row: Row) -> list[int]:
     return [int(token) for token in row.tokens[row.response_start :]]
 
 
-def _figures(parts: Parts, model: MTPModel | ValueModel, batch: Batch) -> dict[str, Tensor]:
+def _policy_figures(parts: Parts, batch: Batch) -> dict[str, Tensor]:
     """What is known of the batch, by the name it has on the page: `[B, T]`, or `[B, T, K]` aligned to the target."""
-    objective = parts.objective
-    if isinstance(model, ValueModel):
-        return {"value": critic_values(model, batch).cpu()}
+    model, objective = parts.model, parts.objective
+    assert isinstance(model, MTPModel)
     assert isinstance(objective, MTPObjective)
     objective.begin(parts.steps)
     seen = objective.look(model, batch)
@@ -154,6 +176,99 @@ def _figures(parts: Parts, model: MTPModel | ValueModel, batch: Batch) -> dict[s
     if isinstance(scheme, Rho1):
         figures["excess"] = scheme.excess(known)
     return {name: figure.float().cpu() for name, figure in figures.items() if figure is not None}
+
+
+def _critic_figures(
+    parts: Parts, model: MTPModel | ValueModel, batch: Batch, would_be: CriticConfig
+) -> dict[str, Tensor]:
+    """The same of a critic, and of the weights that it would give; they are of a token, whatever head predicts it."""
+    assert isinstance(model, ValueModel)
+    scheme = build_scheme(would_be, parts.config.train.seed, parts.steps)
+    assert isinstance(scheme, Critic)
+    values_BT = critic_values(model, batch)
+    known = SchemeInput(
+        batch_targets(batch, 1), batch.trainable_BT, batch.reward_B, values_BT=values_BT, step=parts.steps
+    )
+    (weight_BTK,) = ask(scheme, [known], alone, False)
+    figures = {"weight": weight_BTK, "value": values_BT, "advantage": scheme.advantages(known)}
+    return {name: figure.float().cpu() for name, figure in figures.items()}
+
+
+def _would_be(folder: Place, critic: ValueModel, options: Sequence[str]) -> CriticConfig:
+    """The weighting of a policy that names this critic."""
+    own = ["scheme=critic", f"critic={json.dumps(str((folder / 'final').absolute()))}"]
+    usual, given = (config_files.load(CriticConfig, [], [*own, *more]) for more in ((), options))
+    if (given.critic, given.scores) != (usual.critic, None):
+        raise UsageError(f"the critic is that of {folder}, and it is asked: leave critic and scores out")
+    check_terminal(given.terminal, critic.loss, critic.rewards)
+    return given
+
+
+def _check_critic(folder: Place, parts: Parts, would_be: CriticConfig | None, weighting: Sequence[str]) -> None:
+    """Raise `UsageError` if a run has no critic, or options are given for weights that the run has already."""
+    if would_be is not None:
+        return
+    if weighting:
+        raise UsageError(
+            f"{weighting[0]}: {folder} is no critic's run, its weighting is in its config.yaml; give options with the "
+            "run of a critic"
+        )
+    objective = parts.objective
+    if not isinstance(objective, MTPObjective) or not isinstance(objective.scheme, Critic):
+        raise UsageError(
+            f"{folder} is the arm {parts.config.arm}, in which no critic gives the weights; name a run with "
+            "objective.kind = value, or one with objective.weighting.scheme = critic. wmtp inspect shows any run"
+        )
+
+
+def _about(would_be: CriticConfig | None, problems: int) -> str:
+    if would_be is None:
+        return ABOUT.format(rows=2 * problems, problems=problems)
+    options = would_be.model_dump(mode="json", include={"gamma", "lam", "terminal", "beta", "clip"})
+    return WOULD_BE.format(options=", ".join(f"{name} {value}" for name, value in options.items()), rows=2 * problems)
+
+
+def _of_values(problems: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What can be said of a critic over the solutions shown.
+
+    Returns:
+        `pairs`: how many there are, and how many are `right`: the correct one has the larger mean value. `credit`: mean
+        figures of head 1 over the tokens that differ from the other solution and over the rest, None where there are
+        none.
+    """
+    means = [[fmean(variant["value"]) for variant in problem["variants"]] for problem in problems]
+    pairs = {"count": len(means), "right": sum(good > bad for good, bad in means)}
+    variants = [variant for problem in problems for variant in problem["variants"]]
+    return {
+        "pairs": pairs,
+        "credit": [
+            {"correct": correct, "changed": changed, **_credit(variants, correct, changed)}
+            for correct in (True, False)
+            for changed in (True, False)
+        ],
+    }
+
+
+def _credit(variants: Sequence[dict[str, Any]], correct: bool, changed: bool) -> dict[str, Any]:
+    own = [variant for variant in variants if variant["correct"] == correct]
+    found: dict[str, list[float]] = {
+        name: [
+            figure
+            for variant in own
+            for figure, mark in zip(of(variant), variant["changed"], strict=True)
+            if mark == changed and figure is not None
+        ]
+        for name, of in _CREDITED.items()
+    }
+    means = {name: float(f"{fmean(figures):.6g}") if figures else None for name, figures in found.items()}
+    return {"tokens": len(found["value"]), **means}
+
+
+_CREDITED: dict[str, Callable[[dict[str, Any]], list[float | None]]] = {
+    "value": lambda variant: variant["value"],
+    "advantage": lambda variant: variant["advantage"],
+    "weight": lambda variant: variant["weight"][0],
+}
 
 
 def weight_groups(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ from wmtp.reward import RunningScale
 from wmtp.schedule import Scheduled, value_at
 from wmtp.targets import IGNORE
 from wmtp.value import LOSSES, ValueModel, following_loss, lambda_return_loss, pairwise_loss, with_state_before
-from wmtp.value_stats import ratio, value_meter, value_metrics
+from wmtp.value_stats import HeldOut, held_out_pairs, ratio, row_meter, value_meter, value_metrics
 from wmtp.weight_stats import weight_meter, weight_metrics
 from wmtp.weighting.base import Scheme, SchemeInput, When
 
@@ -458,6 +458,8 @@ class ValueObjective:
         huber_delta: None for the squared error.
         returns_share: of `combined`: `(1 - share) * pairwise + share * lambda_return`.
         reward: a reward model's `reward_B` of a batch, learned in the place of its labels; None for these.
+        held_out: the rows that an evaluation sees, one by one in any batches, and their pairs; None: it sees batches
+            like those of training.
     """
 
     def __init__(
@@ -469,6 +471,7 @@ class ValueObjective:
         huber_delta: float | None = 0.5,
         returns_share: float = 0.5,
         reward: Callable[[Batch], Tensor] | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         if loss not in LOSSES:
             raise ValueError(f"value loss must be one of {', '.join(LOSSES)}, got {loss!r}")
@@ -476,6 +479,7 @@ class ValueObjective:
         self.lam: Scheduled = 1.0 if loss == "monte_carlo" else lam
         self.share = {"pairwise": 0.0, "combined": returns_share}.get(loss, 1.0)
         self.reward, self.scale = reward, RunningScale()
+        self.held_out = held_out
         self.step = 1
 
     @property
@@ -497,11 +501,13 @@ class ValueObjective:
         return self.scale.scaled(rewards, reduce, training)
 
     def sums(self, model: ValueModel, batch: Batch, plan: Tensor, reduce: Reduce, training: bool) -> Sums:
-        """Loss over pairs or rows; pair figures wherever the rows come as pairs."""
+        """Loss over pairs or rows; pair figures wherever the rows come as pairs, or are held-out ones."""
         rows = len(batch.row_B)  # none in a filler
         values_BT = model(batch.tokens_BT)[:rows]
         response = batch.trainable_BT[:rows]
         meter = value_meter(values_BT.detach(), response, batch.reward_B[:rows], plan)
+        if self.held_out is not None and not training:
+            return self._held_out_sums(self.held_out, values_BT, batch, plan, meter)
         paired = batch.paired
         if self.needs_pairs and not paired:
             raise ValueError(f"the {self.loss} loss needs batches of pairs: a correct row, then an incorrect one")
@@ -510,15 +516,27 @@ class ValueObjective:
         meter.add(pair_correct=pairs.correct_sum, pair_margin=pairs.margin_sum, pair_count=count)
         terms = [(1 - self.share) * pairs.loss_sum] if self.share < 1 else []
         if self.share > 0:
-            lam = value_at(self.lam, self.step)
-            returns = lambda_return_loss(
-                values_BT, response, plan, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
-            )
+            returns = self._returns_loss(values_BT, response, plan)
             terms.append(self.share * returns / (2 if self.needs_pairs else 1))
         loss_sum = torch.stack(terms).sum()
         total = self.known_total(model, [batch])
         meter.add(weighted_sum=loss_sum.detach(), weight_total=total)
         return Sums(loss_sum, total, meter)
+
+    def _held_out_sums(self, held_out: HeldOut, values_BT: Tensor, batch: Batch, plan: Tensor, meter: Meter) -> Sums:
+        """What the rows add: the loss of those that have something to foresee, and each one's mean value."""
+        rows = len(batch.row_B)
+        response, known = batch.trainable_BT[:rows], ~plan.isnan()
+        meter.merge(row_meter(values_BT, response, batch.row_B, held_out.rows))
+        loss_sum = self._returns_loss(values_BT[known], response[known], plan[known])
+        meter.add(weighted_sum=loss_sum.detach(), weight_total=known.sum())
+        return Sums(loss_sum, known.sum(), meter)
+
+    def _returns_loss(self, values_BT: Tensor, response_BT: Tensor, aim_B: Tensor) -> Tensor:
+        lam = value_at(self.lam, self.step)
+        return lambda_return_loss(
+            values_BT, response_BT, aim_B, gamma=self.gamma, lam=lam, huber_delta=self.huber_delta
+        )
 
     def backward(
         self,
@@ -540,11 +558,20 @@ class ValueObjective:
     def metrics(self, totals: dict[str, Tensor], meter: Meter) -> dict[str, float]:
         """`loss/weighted` (the loss that is trained), and what `value_metrics` says of the values."""
         loss = ratio(float(totals["weighted_sum"]), float(totals["weight_total"]))
+        if self.held_out is not None and "row_mean_R" in totals:
+            pairs, count = held_out_pairs(totals, self.held_out)
+            totals = {**totals, "pair_correct": pairs.correct_sum, "pair_margin": pairs.margin_sum, "pair_count": count}
+            loss = self._of_both(ratio(float(pairs.loss_sum), float(count)), loss)
         calibrated = self.share > 0 and self.reward is None
         figures = {"loss/weighted": loss, **value_metrics(totals, calibrated=calibrated)}
         if self.reward is not None:
             figures |= {"reward/mean": self.scale.mean, "reward/std": self.scale.deviation}
         return figures
+
+    def _of_both(self, of_pairs: float, of_rows: float) -> float:
+        """Mean losses over pairs and over rows as the loss that is trained; a part that it lacks may not exist."""
+        parts = [(1 - self.share, of_pairs), (self.share, of_rows)]
+        return sum(share * mean for share, mean in parts if share)
 
     def begin(self, step: int) -> None:
         """A scheduled lam takes the value of this step."""

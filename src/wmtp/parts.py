@@ -110,7 +110,7 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
     if isinstance(model, MTPModel) and config.online is not None:
         check_samples(model)
     steps = number_of_steps(config, len(data.train))
-    scorers, objective = build_objective(config, tokenizer, device, steps, when)
+    scorers, objective = build_objective(config, tokenizer, device, steps, when, data.held_out)
     for scorer in scorers:
         if scorer.stored is not None:
             scorer.stored.check_rows(data.rows)

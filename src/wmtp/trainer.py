@@ -661,12 +661,14 @@ class Loop:
             self.world.first(lambda: write(self.folder / "final"))
 
     def _copy_best(self) -> Place:
-        found = best.find(self.folder)
+        found, selected = best.find(self.folder), self.progress.selected
         if found is None:
             raise CheckpointError(
                 f"no best model of {self.folder} could be written, so there is none to copy; the last step's is in its "
                 "newest checkpoint: wmtp export --model CHECKPOINT"
             )
+        if selected is not None:
+            self.reporter.note(f"final/ is the best evaluation's model: {selected[0]:.1%} of the held-out pairs right")
         return copy_model(found, self.folder / "final")
 
     def _writer(self, what: str) -> Callable[[Place], Place]:

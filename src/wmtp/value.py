@@ -137,7 +137,11 @@ def pairwise_loss(values_BT: Tensor, response_BT: Tensor) -> PairLoss:
     to a constant.
     """
     mean_B = mean_response_value(values_BT, response_BT)
-    margin_P = mean_B[0::2] - mean_B[1::2]
+    return margin_loss(mean_B[0::2] - mean_B[1::2])
+
+
+def margin_loss(margin_P: Tensor) -> PairLoss:
+    """`-log sigmoid(margin)`, summed over pairs; a margin is the correct response's mean value less the other's."""
     detached = margin_P.detach()
     return PairLoss(F.softplus(-margin_P).sum(), detached.sum(), (detached > 0).sum())
 

@@ -7,14 +7,15 @@ is NaN, or left out; it is never 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wmtp.devices import widest_float
 from wmtp.metrics import Meter
-from wmtp.value import mean_response_value
+from wmtp.value import PairLoss, margin_loss, mean_response_value
 
 BINS = 10
 """Of the reliability curve: equal parts of [0, 1]; values outside count to the outermost."""
@@ -47,6 +48,32 @@ def value_meter(values_BT: Tensor, response_BT: Tensor, reward_B: Tensor, aim_B:
         meter.add(**{f"{name}_sum": value_B[known].sum(), f"{name}_rows": known.sum()})
     meter.add(reliability=_reliability(values, mask, reward_B))
     return meter
+
+
+class HeldOut(NamedTuple):
+    """The held-out rows of a critic, each of which is evaluated once, and the pairs among them."""
+
+    rows: int
+    pair_P2: Tensor
+    """int64: places of a correct and an incorrect row of one problem."""
+
+
+def row_meter(values_BT: Tensor, response_BT: Tensor, row_B: Sequence[int], rows: int) -> Meter:
+    """The mean value of each of these rows, at its place among all; what pairs are made of once all are there."""
+    values = values_BT.to(widest_float(values_BT.device))
+    mean_R, seen_R = values.new_zeros(rows), values.new_zeros(rows)
+    places_B = torch.tensor(row_B, dtype=torch.int64, device=values.device)
+    mean_R[places_B], seen_R[places_B] = mean_response_value(values, response_BT), 1.0
+    meter = Meter()
+    meter.add(row_mean_R=mean_R, row_seen_R=seen_R)
+    return meter
+
+
+def held_out_pairs(totals: Mapping[str, Tensor], held_out: HeldOut) -> tuple[PairLoss, Tensor]:
+    """The sums over the pairs whose rows were both evaluated, and how many there are."""
+    mean_R, seen_R = totals["row_mean_R"].cpu(), totals["row_seen_R"].cpu()
+    pair_P2 = held_out.pair_P2[(seen_R[held_out.pair_P2] > 0).all(1)]
+    return margin_loss(mean_R[pair_P2[:, 0]] - mean_R[pair_P2[:, 1]]), torch.tensor(len(pair_P2))
 
 
 def value_metrics(totals: Mapping[str, Tensor], *, calibrated: bool) -> dict[str, float]:

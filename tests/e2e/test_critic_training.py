@@ -67,7 +67,9 @@ def test_the_final_critic_is_that_of_the_best_evaluation(
     run(load([recipe], [*critic[:-2], "train.steps=4", "optim.schedule=constant"]), out=tmp_path / "four")
     at_four = load_file(tmp_path / "four" / "final" / "value_head.safetensors")
     pretend(monkeypatch, [0.5, 0.9, 0.9])
-    run(load([recipe], [*critic, "optim.schedule=constant"]), out=tmp_path / "best")
+    told = Silent()
+    run(load([recipe], [*critic, "optim.schedule=constant"]), out=tmp_path / "best", reporter=told)
+    assert told.notes[-1] == "final/ is the best evaluation's model: 90.0% of the held-out pairs right"
     for folder in ("best", "final"):
         got = load_file(tmp_path / "best" / folder / "value_head.safetensors")
         assert all(tensor.equal(at_four[name]) for name, tensor in got.items()), folder
@@ -98,7 +100,8 @@ def test_selection_and_early_stopping_go_on_after_a_resume(
     ("overrides", "told"),
     [
         (["data.validation.path=embedded://problems_train.jsonl"], "problems with data.train, the first is"),
-        (["checkpoint.select=best", "objective.loss=lambda_return", "train.batch_size=7", "train.micro_batch_size=7"],
+        (["checkpoint.select=best", "objective.loss=lambda_return", "train.batch_size=1", "train.micro_batch_size=1",
+          "train.eval_batches=1"],
          "checkpoint.select = best goes by held-out pairs"),
         (["checkpoint.select=best", "data.validation=null", "train.eval_every=null"], "checkpoint.select = best"),
         (["objective={kind: mtp}", "checkpoint.select=best"], "needs objective.kind = value"),

@@ -164,3 +164,77 @@ def test_a_run_in_a_store_is_inspected_as_one_on_a_disk(looks: dict[str, dict[st
                 copy(path, bucket / "run" / path.relative_to(folder).as_posix())
         assert run_command(["inspect", f"{bucket}/run", "--rows", "2"]) == 0
         assert (bucket / "run/eval/tokens.json").read_bytes() == (folder / "eval" / "tokens.json").read_bytes()
+
+
+# wmtp critic inspect
+
+
+def critic_look(wmtp_command: Command, folder: Path, *options: Any) -> dict[str, Any]:
+    code, out, error = wmtp_command("critic", "inspect", folder, *options, "--rows", 2, "--json")
+    assert code == 0, error
+    return dict(json.loads(out))
+
+
+def test_a_critics_run_shows_the_advantages_and_weights_that_it_would_give(
+    looks: dict[str, Any], wmtp_command: Command
+) -> None:
+    """At lam 0 an advantage is the value's change; it is whitened over the tokens shown, and clipped as asked."""
+    look = critic_look(wmtp_command, looks["critic"]["folder"], "lam=0", "clip=[0.5,2]")
+    told, weights = [], []
+    for variant in variants(look):
+        changes = [after - before for before, after in zip(variant["value"], variant["value"][1:], strict=False)]
+        assert variant["advantage"][1:] == pytest.approx(changes, abs=1e-5)
+        told += variant["advantage"]
+        weights += variant["weight"][0]
+    advantages = torch.tensor(told).double()
+    whitened = (advantages - advantages.mean()) / advantages.std(unbiased=False)
+    torch.testing.assert_close(torch.tensor(weights).double(), whitened.exp().clamp(0.5, 2.0), rtol=1e-3, atol=1e-4)
+    assert "lam 0.0" in look["about"]
+
+
+def test_credit_and_ranked_pairs_are_those_of_the_tokens_shown(looks: dict[str, Any], wmtp_command: Command) -> None:
+    look = critic_look(wmtp_command, looks["verifiable"]["folder"])
+    for row in look["credit"]:
+        own = [
+            figures
+            for v in variants(look)
+            if v["correct"] == row["correct"]
+            for *figures, changed in zip(v["value"], v["advantage"], v["weight"][0], v["changed"], strict=True)
+            if changed == row["changed"]
+        ]
+        assert row["tokens"] == len(own)
+        for place, name in enumerate(("value", "advantage", "weight")):
+            expected = sum(figures[place] for figures in own) / len(own) if own else None
+            assert row[name] == (None if expected is None else pytest.approx(expected, rel=1e-4, abs=1e-6))
+    means = [[sum(v["value"]) / len(v["value"]) for v in problem["variants"]] for problem in look["problems"]]
+    assert look["pairs"] == {"count": 2, "right": sum(good > bad for good, bad in means)}
+
+
+def test_every_line_of_a_solution_is_printed_with_its_figures(looks: dict[str, Any], wmtp_command: Command) -> None:
+    code, out, _ = wmtp_command("critic", "inspect", looks["critic"]["folder"], "--rows", 1, "--by", "advantage")
+    assert code == 0
+    for variant in looks["critic"]["problems"][0]["variants"]:
+        text = "".join(variant["tokens"][:-1] if variant["ends"] else variant["tokens"])
+        for line in text.splitlines():
+            assert f" {line}" in out
+    assert "coloured by advantage" in out
+
+
+@pytest.mark.parametrize(
+    ("arm", "options", "told"),
+    [
+        ("baseline", [], "in which no critic gives the weights"),
+        ("rho1", ["lam=0"], "is no critic's run"),
+        ("critic", ["terminal=reward"], "was trained pairwise"),
+        ("critic", ["lam=2"], "lam"),
+        ("critic", ["lamb=0"], "lamb"),
+        ("critic", ["critic=elsewhere"], "leave critic and scores out"),
+        ("critic", ["--by", "nll"], "value, advantage, weight"),
+    ],
+)
+def test_what_a_critic_cannot_show_is_refused(
+    arm: str, options: list[str], told: str, looks: dict[str, Any], wmtp_command: Command
+) -> None:
+    code, _, error = wmtp_command("critic", "inspect", looks[arm]["folder"], *options)
+    assert code == 2
+    assert told in error

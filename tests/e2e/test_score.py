@@ -190,6 +190,20 @@ def test_the_recipe_says_where_the_scores_go_and_scoring_again_is_done_at_once(
     assert "key.data.max_length" in error
 
 
+def test_of_several_ranks_the_first_one_says_what_was_done(
+    models: Path, scored: dict[str, Path], wmtp_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["score", "--recipe", models / "recipe.yaml", "--out", scored["critic"], "--batch-tokens", 2000]
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        code, out, _ = wmtp_command(*arguments, weighting("critic", models))
+        assert code == 0
+        said.append(out)
+    assert "scored tokens" in said[0]
+    assert said[1] == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

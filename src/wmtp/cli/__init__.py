@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from wmtp import __version__, outcome
-from wmtp.cli import benchmarks, models, records, runs, tracks, training
+from wmtp.cli import benchmarks, critics, models, records, runs, tracks, training
 from wmtp.errors import WmtpError, not_on_mps, out_of_memory
 
 __all__ = ["app", "main", "run_command"]
@@ -58,6 +58,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(records.app, name="data")
+app.add_typer(critics.app, name="critic")
 app.add_typer(tracks.app, name="track")
 app.add_typer(benchmarks.app, name="bench")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,6 +47,11 @@ def settings_of(
 def run_of(path: Place) -> Place:
     """The run folder that a path of it, or of one of its checkpoints, means."""
     return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints results: the only one, or the first of a job."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say_tracked(tracked: Tracked) -> None:

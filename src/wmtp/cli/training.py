@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wmtp import faults
-from wmtp.cli.shared import AsJson, Overrides, finite, quiet_libraries, run_of, say_tracked, settings_of
+from wmtp.cli.shared import AsJson, Overrides, finite, leads, quiet_libraries, run_of, say_tracked, settings_of
 from wmtp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def train(
     from wmtp.trainer import run
 
     result = run(settings, out=out, resume=resume, reporter=reporter(settings.name, quiet=as_json))
+    if not leads():
+        return
     if as_json:
         typer.echo(json.dumps(_plain(result)))
     else:
@@ -213,6 +215,8 @@ def score(
     quiet_libraries()
     with Latest(quiet=as_json) as report:
         folder, card = work(settings, out=out, dtype=dtype, batch_tokens=batch_tokens, report=report)
+    if not leads():
+        return
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "bytes": size, **card.model_dump()}))

@@ -184,3 +184,12 @@ def cycled_pairs(facts: RowFacts) -> Integers:
         for rows, count in zip(sides, counts, strict=True)
     ]
     return np.stack(chosen, axis=1)
+
+
+def in_turn(facts: RowFacts) -> Integers:
+    """All rows, problem by problem: the first with each label, then the second with each, and so on."""
+    group_R = facts.problem_R * np.int64(3) + facts.correct_R + 1
+    order, place_N = within_groups(group_R, np.arange(len(facts)))
+    place_R = np.empty(len(facts), np.int64)
+    place_R[order] = place_N
+    return np.lexsort((-facts.correct_R, place_R, facts.problem_R))

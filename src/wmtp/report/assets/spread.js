@@ -7,7 +7,7 @@ const shaded = (part) => ({'background-color': `color-mix(in oklab, var(--shade)
 
 function spread(runs) {
   const found = runs.map((run, i) => ({run, i, view: run.tokens}))
-    .filter(({view}) => view && view.problems.some((problem) => problem.variants.some((variant) => variant.weight)));
+    .filter(({view}) => view && view.heads && view.problems.some((problem) => problem.variants.some((variant) => variant.weight)));
   if (!found.length) return null;
   const most = Math.max(...found.map(({view}) => view.heads || 0));
   const state = {head: '1'};

@@ -19,7 +19,7 @@ function tokens({runs}) {
   if (!arms.length) return null;
   const has = (arm, quantity) => arm.view.problems.some((problem) => problem.variants.some((variant) => variant[quantity.value]));
   const most = Math.max(...arms.map(({view}) => view.heads || 0));
-  const usual = arms.find((arm) => arm.view.scheme !== 'uniform' && has(arm, QUANTITIES[0])) || arms[0];
+  const usual = arms.find((arm) => arm.view.heads && arm.view.scheme !== 'uniform' && has(arm, QUANTITIES[0])) || arms[0];
   const state = {arm: usual.i, quantity: QUANTITIES.find((quantity) => has(usual, quantity)).value, head: 1, problem: usual.view.problems[0].problem};
   const panel = html('div', {class: 'controls'});
   const place = html('div', {class: 'solutions'});
@@ -122,7 +122,7 @@ function lineMove(variant, at, direction) {
 }
 
 function figuresOf(arm, variant, place) {
-  const heads = upTo(arm.view.heads || 0);
+  const heads = upTo(arm.view.heads || 1);
   const perHead = QUANTITIES.filter((quantity) => quantity.perHead && variant[quantity.value]);
   const others = QUANTITIES.filter((quantity) => !quantity.perHead && variant[quantity.value]);
   return html('div', {}, html('p', {}, html('code', {}, JSON.stringify(variant.tokens[place])), ` token ${place + 1} of ${variant.tokens.length}`,
