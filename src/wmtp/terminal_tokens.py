@@ -67,14 +67,16 @@ def critic_view(result: dict[str, Any], by: str) -> None:
         for variant in problem["variants"]:
             head = f"{'value':>7}{'adv.':>7}{'weight':>7}{AS_IT_WAS}"
             told = f"{_verdict(variant)}, mean value {fmean(variant['value']):.4f}"
-            console.print(Text.assemble((head, "dim"), (told, "bold")), soft_wrap=True)
+            console.print(Text.assemble("\n", (head, "dim"), (told, "bold")), soft_wrap=True)
             for line in _critic_lines(variant, scales, by):
                 console.print(line, soft_wrap=True)
         good, bad = (fmean(variant["value"]) for variant in problem["variants"])
         ranked = f"; margin {good - bad:+.4f}, ranked {'right' if good > bad else 'wrong'}\n"
         console.print(Text.assemble(_legend(by, scales[by]), ranked))
     console.print(_credit_table(result["credit"]))
-    console.print(f"values rank {result['pairs']['right']} of {result['pairs']['count']} pairs right", highlight=False)
+    console.print(
+        f"values rank {result['pairs']['right']} of {result['pairs']['count']} pairs right\n", highlight=False
+    )
     _weight_tables(console, result)
 
 

@@ -351,6 +351,15 @@ def test_a_reference_in_a_replaced_value_is_not_needed(write: Writer) -> None:
 # ---- validation --------------------------------------------------------------------------------------------
 
 
+def test_an_override_that_meant_another_section_is_told_how_to_replace_the_one_there(write: Writer) -> None:
+    text, other = "model: {kind: mtp, num_heads: 2}", "model={kind: plain}"
+    told = f"num_heads = 2: unknown key (valid keys: kind); override {other!r} was merged into model: put model=null"
+    assert told in _message(write, text, other)
+    found = load(_Recipe, [write(text)], ["model=null", other]).model
+    assert found is not None
+    assert found.kind == "plain"
+
+
 def test_all_problems_are_told_in_the_order_of_their_sources(write: Writer) -> None:
     text = "model:\n  kind: mtp\n  num_heads: four\noptim:\n  learning_rat: 0.1\nsources: [{weight: 2}]\n"
     assert _message(write, text, "train.steps=0") == "\n  ".join(

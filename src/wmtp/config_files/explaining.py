@@ -159,7 +159,7 @@ class Explainer:
         if kind == "missing":
             return place.path, ..., "this key is required"
         if kind == "extra_forbidden":
-            return place.path, error["input"], _unknown_key(place)
+            return place.path, error["input"], _unknown_key(place) + self._how_to_replace(place.path)
         if kind in ("union_tag_invalid", "union_tag_not_found"):
             return self._tag(place, error, context)
         if kind in ("value_error", "assertion_error"):
@@ -167,6 +167,17 @@ class Explainer:
             return place.path, value, self._scrubbed(str(context.get("error") or error["msg"]))
         where = "as key " if error["loc"][-1:] == ("[key]",) else ""
         return place.path, error["input"], self._expected(error, context).replace("expected ", f"expected {where}", 1)
+
+    def _how_to_replace(self, path: KeyPath) -> str:
+        """What to do where an override meant another section than the one that it was merged into."""
+        above = path[:-1]
+        own, section = self._node(path), self._node(above)
+        if own is None or section is None or not above or not isinstance(section.value, dict):
+            return ""
+        later = [node.origin for node in section.value.values() if node.origin.order > own.origin.order]
+        name = dotted(above)
+        overrides = [origin for origin in later if not origin.line]
+        return f"; {overrides[0]} was merged into {name}: put {name}=null before it to replace it" if overrides else ""
 
     def _tag(self, place: _Place, error: Details, context: Mapping[str, Any]) -> tuple[KeyPath, Any, str]:
         """Explain a discriminator key whose value is missing or names no member of the union."""
@@ -207,11 +218,15 @@ class Explainer:
             return Problem((math.inf, 0), f"{label} {text}")
         return located(origin, text)
 
-    def _origin(self, path: KeyPath) -> Origin | None:
-        """Return where the key was written; for a mapping, where the first key under it was."""
+    def _node(self, path: Sequence[Key]) -> Node | None:
         node: Node | None = self.tree
         for key in path:
             node = _child(node, key)
+        return node
+
+    def _origin(self, path: KeyPath) -> Origin | None:
+        """Return where the key was written; for a mapping, where the first key under it was."""
+        node = self._node(path)
         if node is None or not isinstance(node.value, dict):
             return None if node is None else node.origin
         first = next(iter(node.value.values()), node).origin
