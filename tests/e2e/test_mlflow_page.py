@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, DRIVER, headless
-from mlflow_server import NO_PYTHON, PYTHON, free_port, server
+from mlflow_server import NO_PYTHON, PYTHON, serving
 from tests_recipe import with_few_rows
 
 from wmtp.config import load
@@ -32,11 +32,12 @@ LIMIT_S = 60
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, RunResult]]:
     """Where a server is, and a run that it has."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    recipe, uri = with_few_rows(folder, train=40, validation=20), f"http://127.0.0.1:{port}"
-    with server(folder, port):
-        tracking = f"tracking={{uri: '{uri}', flush_s: 0.05, timeout_s: 20}}"
-        yield uri, run(load([recipe], ["train.steps=6", "run_name=seen-on-the-page", tracking]), out=folder / "run")
+    folder = tmp_path_factory.mktemp("mlflow")
+    recipe = with_few_rows(folder, train=40, validation=20)
+    with serving(folder) as server:
+        tracking = f"tracking={{uri: '{server.uri}', flush_s: 0.05, timeout_s: 20}}"
+        config = load([recipe], ["train.steps=6", "run_name=seen-on-the-page", tracking])
+        yield server.uri, run(config, out=folder / "run")
 
 
 def shows(browser: Any, *wanted: str) -> str:

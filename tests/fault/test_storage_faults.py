@@ -7,9 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from s3_server import BUCKET, Proxy, Server
 
 from wmtp.cli import run_command
@@ -76,6 +80,78 @@ def test_what_is_wrong_is_said_with_its_exit_code_and_without_secrets(
     assert said in told
     assert "planted" not in told
     assert "Traceback" not in told
+
+
+class Answers:
+    """A client of S3 that refuses everything in one way."""
+
+    meta = SimpleNamespace(endpoint_url="http://here")
+
+    def __init__(self, code: str) -> None:
+        self.code, self.asked = code, 0
+
+    def list_objects_v2(self, **_: Any) -> Any:
+        self.asked += 1
+        raise ClientError({"Error": {"Code": self.code}}, "ListObjectsV2")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("ExpiredToken", "ExpiredToken; http://here wants those of AWS_ACCESS_KEY_ID"),
+        ("AccessDenied", "AccessDenied: http://here does not let these credentials do that"),
+        ("PermanentRedirect", "the bucket is in another region than AWS_REGION says"),
+    ],
+)
+def test_what_no_further_attempt_would_change_is_asked_once_and_is_a_matter_of_settings(
+    code: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Answers(code)
+    monkeypatch.setattr(client, "_client", lambda pid: answers)
+    with pytest.raises(StorageError, match=said) as told:
+        client.S3Store("bucket").status("key")
+    assert (told.value.exit_code, answers.asked) == (2, 1)
+
+
+class Slow:
+    """A client of S3 that takes no part of an upload before it is let go."""
+
+    def __init__(self) -> None:
+        self.free, self.parts = threading.Event(), dict[int, int]()
+
+    def create_multipart_upload(self, **_: Any) -> Any:
+        return {"UploadId": "u"}
+
+    def upload_part(self, *, PartNumber: int, Body: bytearray, **_: Any) -> Any:
+        self.free.wait()
+        self.parts[PartNumber] = len(Body)
+        return {"ETag": str(PartNumber)}
+
+    def complete_multipart_upload(self, *, MultipartUpload: Any, **_: Any) -> Any:
+        assert [part["PartNumber"] for part in MultipartUpload["Parts"]] == sorted(self.parts)
+        return {}
+
+
+def test_an_upload_that_is_slower_than_its_writer_holds_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an object of 20 parts no more than those under way and one more are in memory."""
+    slow, written, piece = Slow(), list[int](), bytes(1000)
+    monkeypatch.setattr(client, "_client", lambda pid: slow)
+    monkeypatch.setattr(client, "PART", len(piece))
+    upload = client.S3Store("bucket").upload("key")
+
+    def write() -> None:
+        for _ in range(20):
+            written.append(upload.write(piece))
+        upload.finish()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join(0.3)
+    held = len(written)
+    slow.free.set()
+    writer.join()
+    assert held <= client.PARTS_AT_ONCE + 1
+    assert sum(slow.parts.values()) == 20 * len(piece)
 
 
 def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import NO_PYTHON, PYTHON, free_port, server
+from mlflow_server import NO_PYTHON, PYTHON, serving
 
 from wmtp import trainer
 from wmtp.config import load
@@ -32,12 +32,12 @@ pytestmark = [
 ]
 
 
-def client(port: int) -> Any:
-    return MlflowStore(f"http://127.0.0.1:{port}", "wmtp", artifacts="", timeout_s=30, upload_timeout_s=30)._connected()
+def client(uri: str) -> Any:
+    return MlflowStore(uri, "wmtp", artifacts="", timeout_s=30, upload_timeout_s=30)._connected()
 
 
-def points_in(port: int, run_id: str) -> Counter[tuple[str, int]]:
-    store = client(port)
+def points_in(uri: str, run_id: str) -> Counter[tuple[str, int]]:
+    store = client(uri)
     names = store.get_run(run_id).data.metrics
     return Counter((m.key, m.step) for name in names for m in store.get_metric_history(run_id, name))
 
@@ -54,34 +54,33 @@ def points_logged(folder: Path) -> Counter[tuple[str, int]]:
 def test_a_server_killed_in_mid_run_costs_nothing_and_gets_every_point_once_and_one_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port, folder = free_port(), tmp_path / "run"
-    uri = f"http://127.0.0.1:{port}"
-    config = load([RECIPE], [f"train.steps={STEPS}", f"tracking={{uri: '{uri}', flush_s: 0.05, timeout_s: 20}}"])
-    reached: list[str] = []
-    with server(tmp_path, port) as kill:
+    folder, reached = tmp_path / "run", list[str]()
+    with serving(tmp_path) as server:
+        uri = server.uri
+        config = load([RECIPE], [f"train.steps={STEPS}", f"tracking={{uri: '{uri}', flush_s: 0.05, timeout_s: 20}}"])
 
         def at(point: str) -> None:
             reached.append(point)
             if reached.count("step_begin") == STEPS // 2:
-                kill()
+                server.stop()
 
         with monkeypatch.context() as during:
             during.setattr(trainer, "fault", at)
             result = run(config, out=folder)
-    assert result.steps == STEPS
-    assert result.tracked is not None
-    assert "wmtp track sync" in str(result.tracked.problem)
-    assert "wmtp track register" in str(result.tracked.problem)
-    with pytest.raises(TrackingError, match="cannot open the run"):
-        sync(folder, ["tracking.timeout_s=1"])
-    with server(tmp_path, port):
+        assert result.steps == STEPS
+        assert result.tracked is not None
+        assert "wmtp track sync" in str(result.tracked.problem)
+        assert "wmtp track register" in str(result.tracked.problem)
+        with pytest.raises(TrackingError, match="cannot open the run"):
+            sync(folder, ["tracking.timeout_s=1"])
+        server.start()
         sent, lines = sync(folder)
         assert lines > 0
         assert sync(folder)[1] == 0
         model = register_later(folder).model
         assert register_later(folder).model == model
-        assert points_in(port, str(sent.run_id)) == points_logged(folder)
-        assert client(port).get_run(sent.run_id).info.status == "FINISHED"
+        assert points_in(uri, str(sent.run_id)) == points_logged(folder)
+        assert client(uri).get_run(sent.run_id).info.status == "FINISHED"
         assert model is not None
         assert (model.name, model.version) == ("wmtp_baseline", "1")
         assert model.stored_bytes == size_of(folder / "final")

@@ -19,7 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wmtp.errors import StorageError
-from wmtp.storage import ObjectPath, Place, appender, blocks, copy, created, files, place, s3, sha256_file, write_atomic
+from wmtp.storage import (
+    ObjectPath,
+    Place,
+    appender,
+    blocks,
+    copy,
+    created,
+    files,
+    place,
+    remove_objects,
+    s3,
+    sha256_file,
+    write_atomic,
+)
 from wmtp.testing import memory_storage
 
 MOTO, RCLONE, REFUSING = (pytest.param(name, marks=pytest.mark.exhaustive) for name in ("moto", "rclone", "refusing"))
@@ -71,6 +84,21 @@ def test_folders_are_told_from_files_and_list_their_own_children_only(folder: Pl
     assert not (folder / "a").is_file()
     assert sorted(str(path) for path in folder.glob("a/*")) == [str(folder / "a/b"), str(folder / "a/one")]
     assert [path.read_text() for path in folder.glob("*/b/t*")] == ["a/b/two"]
+
+
+def test_a_listing_of_several_pages_is_all_of_it_and_all_of_it_is_removed(
+    folder: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PAGE", 3)
+    names = [f"{number:02}" for number in range(7)]
+    _write(folder, *names, *(f"below/{name}/x" for name in names))
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "below"]
+    assert sorted(path.name for path in (folder / "below").iterdir()) == names
+    assert len(list(folder.glob("below/*/x"))) == 7
+    if isinstance(folder, ObjectPath):
+        assert len(list(folder.files())) == 14
+        remove_objects(folder)
+        assert not folder.is_dir()
 
 
 def test_a_place_is_a_value_that_sorts_and_travels(folder: Place) -> None:

@@ -175,6 +175,18 @@ def test_a_copy_from_a_machine_with_other_folders_has_its_figures_and_not_those_
     assert arms_with_values(found) == ["baseline"]
 
 
+def test_a_model_folder_that_is_not_on_this_machine_is_the_one_of_the_copy(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"model": {"architecture": None, "path": "models/base"}}
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    study = finished(write(config=base))
+    (tmp_path / "models" / "base").rmdir()  # from now on models/base is taken for a hub id
+    assert study.run_config(study.runs[0]).model.path == "models/base"
+    assert arms_with_values(table_of(study)) == ["baseline", "rho1"]
+
+
 def test_a_copy_whose_runs_are_done_is_a_study_that_is_done_and_one_that_lacks_a_run_does_not_make_it(
     write: Any, tmp_path: Path
 ) -> None:

@@ -32,6 +32,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
 SLICE = 1 << 20
 """Bytes of an answer that are read at once: a larger read would allocate all of it a second time."""
+PAGE = 1000
+"""Keys of one listing, and of one request that removes: as many as S3 allows."""
 PART = 8 << 20
 PARTS_AT_ONCE = 4
 PARTS_OF_A_SIZE = 1000
@@ -71,10 +73,10 @@ class S3Store:
             yield from (entry["Prefix"][len(prefix) :] for entry in page.get("CommonPrefixes", ()))
             yield from (entry["Key"][len(prefix) :] for entry in page.get("Contents", ()) if entry["Key"] != prefix)
 
-    def _pages(self, prefix: str, most: int = 1000, **options: Any) -> Iterator[dict[str, Any]]:
+    def _pages(self, prefix: str, most: int | None = None, **options: Any) -> Iterator[dict[str, Any]]:
         token: dict[str, str] = {}
         while True:
-            page = self._ask("list", prefix, "list_objects_v2", Prefix=prefix, MaxKeys=most, **options, **token)
+            page = self._ask("list", prefix, "list_objects_v2", Prefix=prefix, MaxKeys=most or PAGE, **options, **token)
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -149,8 +151,8 @@ class S3Store:
         return _Upload(self, key)
 
     def remove(self, keys: Sequence[str]) -> None:
-        for start in range(0, len(keys), 1000):
-            some = [{"Key": key} for key in keys[start : start + 1000]]
+        for start in range(0, len(keys), PAGE):
+            some = [{"Key": key} for key in keys[start : start + PAGE]]
             answer = self._ask("remove", keys[start], "delete_objects", Delete={"Objects": some, "Quiet": True})
             for failed in answer.get("Errors", ()):
                 raise StorageError(f"cannot remove {self._named(failed['Key'])}: {failed.get('Code')}")

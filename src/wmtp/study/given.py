@@ -39,7 +39,7 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
     except ValueError as problem:
         raise UsageError(f"{of_budget} is damaged: {problem}; remove it, if {file} was made for {budget}") from problem
     now = study.run_config(run, None if budget is None else stored.train.steps)
-    same = _anywhere(stored) == _anywhere(now) if copied else stored == now
+    same = _alike(_anywhere(stored), _anywhere(now)) if copied else stored == now
     if before != budget or not same:
         what = "" if before == budget else f" (budget {json.dumps(before)}, now {json.dumps(budget)})"
         raise UsageError(
@@ -51,8 +51,8 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
 
 
 def _anywhere(config: Config) -> dict[str, Any]:
-    """What a config says, whatever machine it is of: paths in the study's folder are told from there, others on a disk
-    by their last part, and where rows are cached says nothing."""
+    """What a config says, wherever its study is: what is in the study's folder is told from there, and where rows are
+    cached is left out."""
     folder = f"{place(config.runs).parent}/"
 
     def told(value: Any) -> Any:
@@ -60,12 +60,24 @@ def _anywhere(config: Config) -> dict[str, Any]:
             return {name: told(part) for name, part in value.items()}
         if isinstance(value, list):
             return [told(part) for part in value]
-        if isinstance(value, str) and value.startswith(folder):
-            return POINTER + value.removeprefix(folder)
-        return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+        inside = isinstance(value, str) and value.startswith(folder)
+        return POINTER + value.removeprefix(folder) if inside else value
 
     found = config.model_dump(mode="json")
     return dict(told(found | {"data": found["data"] | {"cache": None}}))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same, or paths on disks with the same last part. A folder that is not on this machine
+    may look like a hub id here."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    texts = isinstance(one, str) and isinstance(other, str) and "://" not in one + other
+    if texts and (one.startswith("/") or other.startswith("/")):
+        return Path(one).name == Path(other).name
+    return bool(one == other)
 
 
 def give(study: Study, run: Run, config: Config) -> None:
