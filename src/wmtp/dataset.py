@@ -25,7 +25,7 @@ from wmtp.data.batches import UNREAD, Batches, items_per_batch
 from wmtp.data.cache import cached_rows, code_version
 from wmtp.data.columns import Columns, ColumnWriter
 from wmtp.data.facts import facts_of
-from wmtp.data.groups import GroupCounts, Groups, group_of, require_mixed, with_groups
+from wmtp.data.groups import GroupCounts, Groups, check_mixed, group_of, with_groups
 from wmtp.data.index import Index
 from wmtp.data.judged import RewardText
 from wmtp.data.orders import DifficultyBin, Mixed, Order, Repeated, Sequential, Shuffled
@@ -534,15 +534,14 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _I
         read = [note for side in sides for note in side.notes]
         return [*read, *(f"{name}: {encoder.report.summary()}" for name, encoder in encoders.items())]
 
-    def check(rows: Sequence[Row]) -> None:
-        if config.online is None and any(isinstance(scheme, GRPOConfig) for scheme in config.schemes):
-            require_mixed(rows)
+    def checked(rows: Sequence[Row]) -> list[str]:
+        in_groups = config.online is None and any(isinstance(scheme, GRPOConfig) for scheme in config.schemes)
+        return check_mixed(rows) if in_groups else []
 
     if data.cache is None:
         made = {side.name: with_groups(list(encoded(side)), side.groups) for side in sides}
         both = made.get("train", []), made.get("validation", [])
-        check(both[0])
-        return _Rows(*both, fingerprint(*both), notes())
+        return _Rows(*both, fingerprint(*both), [*notes(), *checked(both[0])])
     key = {
         "code": code_version(), "tokenizer": hf.backend_fingerprint(tokenizer), "template": data.template,
         "max_length": data.max_length, "on_long_row": data.on_long_row, "on_bad_row": data.on_bad_row,
@@ -561,9 +560,8 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _I
 
     columns, is_new = cached_rows(place(data.cache), key, write)
     train, validation = _both(columns)
-    check(train)
     about = f"data.cache: rows {'written to' if is_new else 'found in'} {place(data.cache)}"
-    return _Rows(train, validation, columns.about["fingerprint"], [*columns.about["notes"], about])
+    return _Rows(train, validation, columns.about["fingerprint"], [*columns.about["notes"], about, *checked(train)])
 
 
 def _judge(config: Config) -> RewardText | None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wmtp.data.groups import GroupCounts, Groups, require_mixed, with_groups
+from wmtp.data.groups import GroupCounts, Groups, check_mixed, with_groups
 from wmtp.data.records import Record
 from wmtp.data.text import Row
 from wmtp.errors import DataError
@@ -93,7 +93,15 @@ def row(problem: str, reward: float) -> Row:
 def test_data_without_a_mixed_group_is_refused() -> None:
     groups = reward_groups(records(a=[True, True], b=[False]))
     with pytest.raises(DataError, match="every row would weigh 1"):
-        require_mixed(with_groups([row("a", 1.0), row("b", 0.0)], groups))
+        check_mixed(with_groups([row("a", 1.0), row("b", 0.0)], groups))
+
+
+def test_rows_that_all_weigh_the_same_are_told() -> None:
+    groups = reward_groups(records(a=[True, False], b=[True, False], c=[True, True, False]))
+    (told,) = check_mixed(with_groups([row("a", 1.0), row("b", 1.0)], groups))
+    assert "all weigh the same" in told
+    assert check_mixed(with_groups([row("a", 1.0), row("c", 1.0)], groups)) == []
+    assert check_mixed(with_groups([row("a", 1.0), row("a", 0.0)], groups)) == []
 
 
 def test_a_row_without_a_label_is_an_error_not_a_weight() -> None:

@@ -45,10 +45,22 @@ def with_groups(rows: Sequence[Row], groups: Groups) -> list[Row]:
     return [replace(row, group=groups.get(row.name, (nan, nan))) for row in rows]
 
 
-def require_mixed(rows: Sequence[Row]) -> None:
-    """Raise `DataError` if no problem has a correct and an incorrect response: all rows would weigh the same."""
+def check_mixed(rows: Sequence[Row]) -> list[str]:
+    """What to tell of rows that weights from groups are made for: nothing, or that they will all weigh the same.
+
+    Raises:
+        DataError: no problem has a correct and an incorrect response.
+    """
     if not any(row.group[1] > 0 for row in rows):
         raise DataError(
             "objective.weighting.scheme = grpo: none of the problems has a response with is_correct true and one with "
             "false, so every row would weigh 1; label wrong responses too (data.solutions decides what is trained on)"
         )
+    first = rows[0].reward, rows[0].group
+    if any((row.reward, row.group) != first for row in rows):
+        return []
+    return [
+        "objective.weighting.scheme = grpo: every row that is trained on has the same reward, in a group with the same "
+        "share of correct responses, so all weigh the same, as under uniform weights; data.solutions = all trains on "
+        "the others too"
+    ]
