@@ -78,10 +78,10 @@ def inspect_run(
             f"none of the held-out problems of {folder} has a correct and an incorrect solution: there is nothing to "
             "lay side by side (is_correct must be true for some rows and false for others of the same problem)"
         )
+    chosen = [i for pair in pairs for i in pair]
     if would_be is not None:
-        require_prompts(facts_of(rows))
-    pad_id = parts.data.train.pad_id
-    batch = collate(rows, [i for pair in pairs for i in pair], pad_id).to(parts.device)
+        require_prompts(facts_of([rows[i] for i in chosen]))
+    batch = collate(rows, chosen, parts.data.train.pad_id).to(parts.device)
     with evaluating(model), torch.no_grad(), parts.precision():
         figures = _policy_figures(parts, batch) if would_be is None else _critic_figures(parts, model, batch, would_be)
     shown = [_problem(parts.tokenizer, rows, pair, figures, 2 * place) for place, pair in enumerate(pairs)]

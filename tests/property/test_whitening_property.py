@@ -111,3 +111,16 @@ def test_whitened_advantages_have_mean_0_and_variance_1(whiten: str) -> None:
     whitened = weight[:, :-1, 0][step.response_BT[:, 1:]].log().double()
     assert float(whitened.mean()) == pytest.approx(0, abs=1e-5)
     assert float(whitened.var(unbiased=False)) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_independent_library_whitens_the_same(seed: int) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="the comparison needs scipy: pip install 'wmtp[dev]'")
+    random = torch.Generator().manual_seed(seed)
+    step = step_of(torch.randn(8, 20, generator=random), list(range(5, 13)), [1.0] * 8)
+    scheme = Critic(lam=0.5 * seed, clip=(1e-9, 1e9))
+    (weight,) = scheme.weights([step], alone, True)
+    assert weight is not None
+    advantages = scheme.advantages(step)[step.response_BT].double()
+    whitened = weight[:, :-1, 0][step.response_BT[:, 1:]].log().double()
+    torch.testing.assert_close(whitened, torch.from_numpy(stats.zscore(advantages.numpy())), rtol=0, atol=3e-6)
