@@ -25,7 +25,7 @@ PYTHON = os.environ.get("WMTP_VLLM", "")
 WIDE: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
 """Its attention knows no heads as narrow as the other tests'."""
 PROMPT = torch.randint(3, 260, (12,), generator=torch.Generator().manual_seed(0)).tolist()
-SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def served(folder: Path, speculative: dict[str, Any]) -> dict[str, Any]:
