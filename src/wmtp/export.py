@@ -33,12 +33,13 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
 
     Args:
         source: a checkpoint (`RUN/checkpoints/step_...`), a run folder (its newest checkpoint), or a model folder.
-        note: is told of damaged checkpoints that were passed over, and of a tokenizer that must be named to an engine.
+        note: is told of damaged checkpoints that were passed over, of a tokenizer that must be named to an engine, and
+            of versions of an engine that do not serve the target.
         target: `wmtp` keeps the heads; `hf` drops all but the first, which leaves the base model; `head:K` is the plain
             model that parallel head K is, K = 1 being `hf`; `meta` is Meta's own format, for Llama models with parallel
-            heads; `vllm-medusa` holds linear heads as vLLM reads them, without the model; `vllm-mimo` and `sglang-mimo`
-            a model with one chain head as these serve MiMo; `adapter` the adapters on the base model, as peft reads
-            them (from a run).
+            heads; `vllm-medusa` holds linear heads as vLLM up to 0.32 reads them, without the model; `vllm-mimo` and
+            `sglang-mimo` a model with one chain head as these serve MiMo; `adapter` the adapters on the base model, as
+            peft reads them (from a run).
 
     Raises:
         UsageError: no such source or target, a model that the target cannot hold, or a folder in the way.
@@ -64,6 +65,7 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         medusa.medusa_config(model)
         folder = write_folder(out, lambda folder: medusa.write_medusa(model, folder))
         medusa.check_medusa(model, folder)
+        note(f"vLLM has Medusa up to version {medusa.LAST_VLLM}; later ones do not serve {folder}")
     elif target in MIMO:
         engine = MIMO[target]
         mimo.mimo_config(model, engine)

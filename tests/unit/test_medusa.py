@@ -58,13 +58,12 @@ def test_files_that_are_not_what_was_meant_are_noticed(tmp_path: Path) -> None:
         check_medusa(model, tmp_path)
 
 
-def test_it_is_exported_by_its_name(tmp_path: Path) -> None:
+def test_it_is_exported_by_its_name_and_its_user_told_which_vllm_serves_it(tmp_path: Path) -> None:
     source = save_model(tiny_model("llama", 3, heads="linear"), tmp_path / "m", tiny_tokenizer())
-    assert sorted(p.name for p in export(str(source), str(tmp_path / "out"), "vllm-medusa").iterdir()) == [
-        "SHA256SUMS",
-        "config.json",
-        "model.safetensors",
-    ]
+    folder, told = tmp_path / "out", list[str]()
+    export(str(source), str(folder), "vllm-medusa", told.append)
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
+    assert told == [f"vLLM has Medusa up to version 0.32.0; later ones do not serve {folder}"]
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
     config.json          model_type medusa: how many heads, how wide
     model.safetensors    blocks.{j}.layers.0.weight    A of head j + 2        lm_head.weight    the shared unembedding
 
-vLLM reads `z + SiLU(A z)` from them as it stands here (`vllm/model_executor/models/medusa.py`). The model itself is
-served beside it, from `--to hf`.
+vLLM reads `z + SiLU(A z)` from them as it stands here (`vllm/model_executor/models/medusa.py`), up to version
+0.32.0; later ones have no Medusa. The model itself is served beside it, from `--to hf`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from wmtp.formats.remote import tensors_of
 from wmtp.formats.scan import check_safetensors
 from wmtp.model import MTPModel
 from wmtp.storage import Place
+
+LAST_VLLM = "0.32.0"
+"""The last version of vLLM that has Medusa."""
 
 
 def medusa_config(model: MTPModel) -> dict[str, Any]:
