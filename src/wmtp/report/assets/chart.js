@@ -106,8 +106,7 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
 function drawSeries({run, kind, points}, x, y) {
   const d = points.map(([a, b], i) => `${i ? 'L' : 'M'}${x(a).toFixed(1)},${y(b).toFixed(1)}`).join('');
   const line = svg('path', {class: 'line ' + kind, d, css: {stroke: color(run)}});
-  if (kind === 'line' && points.length > 1) return line;
-  const marks = points.length > 60 ? [points[points.length - 1]] : points;
+  const marks = kind === 'line' || points.length > 60 ? points.slice(-1) : points;
   return svg('g', {}, line, marks.map(([a, b]) => mark(run, x(a), y(b), 4)));
 }
 

@@ -34,5 +34,12 @@ const sections = Object.entries(PARTS).map(drawn).filter(Boolean);
 const broken = data.runs.flatMap((run) => run.notes.map((note) => `${run.label}: ${note}`));
 if (broken.length) main.append(html('aside', {class: 'note', 'aria-label': 'Notes'}, html('p', {}, 'Not everything is there:'), html('ul', {}, broken.map((note) => html('li', {}, note)))));
 main.append(...sections);
-document.getElementById('contents').append(...sections.map((part) => html('a', {href: '#' + part.id}, part.querySelector('h2').textContent)));
+const links = sections.map((part) => html('a', {href: '#' + part.id}, part.querySelector('h2').textContent));
+document.querySelector('#contents .links').append(...links);
 document.getElementById('theme').append(themeSwitch());
+
+// The section that crosses a line near the top of the screen is the one that is read: its link is marked.
+const reading = new IntersectionObserver((entries) => {
+  for (const {target, isIntersecting} of entries) links[sections.indexOf(target)].setAttribute('aria-current', isIntersecting);
+}, {rootMargin: '-20% 0px -79% 0px'});
+sections.forEach((part) => reading.observe(part));
