@@ -1,4 +1,4 @@
-disabled: !quantity.perHead || k > headsstate.head = Math.min(state.head, heads || 1);// The token view: solutions of one problem, each token coloured by one quantity; both solutions in one arm, or one in all arms.
+// The token view: solutions of one problem, each token coloured by one quantity; both solutions in one arm, or one in all arms.
 
 const QUANTITIES = [
   {value: 'weight', text: 'weight', perHead: true, middle: 1, about: 'the weight of this token’s loss'},
@@ -75,7 +75,7 @@ function tokens({runs}) {
     const heads = pair ? arm.view.heads || 0 : most;
     if (pair && !has(arm, usable.find(({value}) => value === state.quantity))) state.quantity = usable.find((quantity) => has(arm, quantity)).value;
     const quantity = usable.find(({value}) => value === state.quantity);
-    state.head = Math.min(state.head, arm.view.heads || 1);
+    state.head = Math.min(state.head, heads || 1);
     const focused = panel.contains(document.activeElement) ? document.activeElement.closest('fieldset') : null;
     const group = focused ? [...panel.querySelectorAll('fieldset')].indexOf(focused) : -1;
     const set = (key, kind) => (value) => { state[key] = kind(value); rebuild(); };
@@ -85,7 +85,7 @@ function tokens({runs}) {
     panel.replaceChildren(
       choice('Arm', arms.map(({run, i}) => ({value: String(i), text: run.label, disabled: !pair})), String(state.arm), set('arm', Number)),
       choice('Colour', usable.map((one) => ({value: one.value, text: one.text, title: one.about, disabled: pair && !has(arm, one)})), state.quantity, set('quantity', String)),
-      most ? choice('Head', upTo(most).map((k) => ({value: String(k), text: '+' + k, disabled: !quantity.perHead || k > arm.view.heads})), String(state.head), set('head', Number)) : '',
+      most ? choice('Head', upTo(most).map((k) => ({value: String(k), text: '+' + k, disabled: !quantity.perHead || k > heads})), String(state.head), set('head', Number)) : '',
       arms.length > 1 ? choice('Show', [{value: 'pair', text: 'both solutions'}, {value: 'correct', text: 'correct one, all arms'},
         {value: 'incorrect', text: 'incorrect one, all arms'}], state.show, set('show', String)) : '',
       chooser);
