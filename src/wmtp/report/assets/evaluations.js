@@ -3,10 +3,10 @@
 function evaluations({runs}) {
   const parts = [benchmarks(runs), perplexity(runs), byHead(runs), speed(runs)].filter(Boolean);
   if (!parts.length) return null;
-  return section('evaluation', 'Evaluation', 'From wmtp eval. Intervals are the ones its files give: 95 %, over problems or rows of this one model; they do not hold the spread between seeds.', parts);
+  return section('evaluation', 'Evaluation', 'From wmtp eval. Intervals are the ones its files give: 95 %, over problems or rows of this one model; they do not hold the spread between seeds.', legend(runs), parts);
 }
 
-const percent = {floor: 0, format: (value) => fixed(0)(100 * value) + ' %'};
+const percent = {floor: 0, shown: [0], format: (value) => fixed(0)(100 * value) + ' %'};
 const withInterval = (format, of) => (of && known(of.mean) ? {text: format(of.mean), sub: known(of.low) ? `${format(of.low)} to ${format(of.high)}` : null} : MISSING);
 
 function benchmarks(runs) {
@@ -79,7 +79,7 @@ function speed(runs) {
     .map(({run, i, row}) => ({run: i, label: run.label, ...of(row)})).filter((dot) => known(dot.value));
   const drafts = Math.max(0, ...found.map(({row}) => (row.acceptance || []).length));
   return html('div', {class: 'part'}, html('h3', {}, 'Decoding with the heads'),
-    dotChart({title: 'Speed with heads over plain speed', format: fixed(2), axis: {floor: 0}, rows: settings.map((name) =>
+    dotChart({title: 'Speed with heads over plain speed (above 1 is faster)', format: fixed(2), axis: {floor: 0, shown: [0, 1]}, rows: settings.map((name) =>
       ({name, dots: inSetting(name, (row) => ({value: row.speedup, low: row.speedup_lowest, high: row.speedup_highest}))}))}),
     dotChart({title: `Share of drafts accepted (${settings[0]})`, format: share, axis: percent, rows: upTo(drafts).map((k) =>
       ({name: `token +${k + 1}`, dots: inSetting(settings[0], (row) => ({value: (row.acceptance || [])[k - 1]}))}))}),

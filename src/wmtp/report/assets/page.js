@@ -12,12 +12,13 @@ function themeSwitch() {
 
 const main = document.getElementById('main');
 const names = data.runs.map((run) => run.label);
-document.title = `${names.join(', ')} · WMTP report`;
-document.getElementById('title').textContent = names.length > 4 ? `${names.length} runs` : names.join('\u00a0· ');
+const about = data.studies.length ? data.studies.map((study) => study.study) : names;
+document.title = `${about.join(', ')} · WMTP report`;
+document.getElementById('title').textContent = about.length > 4 ? `${about.length} runs` : about.join('\u00a0· ');
 const started = data.runs.map((run) => run.facts && run.facts.started).filter(Boolean).sort();
 const days = [...new Set([started[0], started[started.length - 1]].filter(Boolean).map((text) => text.slice(0, 10)))];
 document.getElementById('subtitle').textContent =
-  [names.length > 4 ? names.join(', ') : null, days.join(' to ') || null, `wmtp ${data.version}`].filter(Boolean).join(' · ');
+  [about !== names || names.length > 4 ? names.join(', ') : null, days.join(' to ') || null, `wmtp ${data.version}`].filter(Boolean).join(' · ');
 
 const PARTS = {study: studies, glance: atAGlance, curves, weights, values, evaluation: evaluations, tokens, facts, limits};
 

@@ -60,11 +60,12 @@ function tokens({runs}) {
       for (const one of solutions) if (one.name === name) one.show(at);
     };
     const solutions = shown(quantity).map((one) => solution({...one, quantity, head: state.head, scale, named: state.show !== 'pair', read}));
+    const first = Math.min(...problem.variants.map((variant) => variant.changed.indexOf(true)).filter((at) => at >= 0));
     for (const one of solutions) {
-      const at = one.name in state.read ? state.read[one.name] : one.first;
-      if (at >= 0) read(one.name, at);
+      const at = one.name in state.read ? state.read[one.name] : first;
+      if (Number.isFinite(at)) read(one.name, at);
     }
-    place.replaceChildren(html('p', {class: 'prompt'}, withCode(problem.prompt.trim())), scaleBar(quantity, scale),
+    place.replaceChildren(html('p', {class: 'prompt'}, withCode(problem.prompt.trim())), scaleBar(quantity, scale, solutions.some((one) => one.unknown)),
       html('div', {class: 'pair'}, solutions.map((one) => one.element)));
   }
 
@@ -108,16 +109,16 @@ function tint(part) {
   return `color-mix(in oklab, ${part < 0 ? 'var(--cold)' : 'var(--hot)'} ${strength.toFixed(1)}%, transparent)`;
 }
 
-function scaleBar(quantity, scale) {
+function scaleBar(quantity, scale, unknown) {
   const stops = upTo(9).map((i) => tint(scale.share(scale.low + (scale.high - scale.low) * (i - 1) / 8)));
   return html('div', {class: 'scale'}, html('span', {class: 'about'}, `${quantity.text}: ${quantity.about}`),
     html('span', {class: 'ends'}, html('span', {}, short(scale.low)),
       html('span', {class: 'ramp', css: {background: `linear-gradient(to right, ${stops.join(', ')})`}, 'aria-hidden': 'true'}),
       html('span', {}, short(scale.high))),
-    html('code', {class: 'token changed'}, 'changed'), html('code', {class: 'token unknown'}, 'no figure'));
+    html('code', {class: 'token changed'}, 'changed'), unknown ? html('code', {class: 'token unknown'}, 'no figure') : null);
 }
 
-// One solution of one arm: its element, and `show`, which reads a token without telling the others.
+// One solution of one arm: its element, whether a token has no figure, and `show`, which reads a token without telling the others.
 function solution({arm, variant, quantity, head, scale, named, read}) {
   const readout = html('div', {class: 'token-readout', 'aria-live': 'polite'}, html('p', {class: 'hint'}, 'No token chosen.'));
   const spans = variant.tokens.map((text, place) => {
@@ -145,7 +146,7 @@ function solution({arm, variant, quantity, head, scale, named, read}) {
   code.addEventListener('pointerover', (event) => { if (event.target.dataset.place) read(name, Number(event.target.dataset.place)); });
   code.addEventListener('focus', () => { if (at < 0) read(name, 0); });
   const title = html('h3', {class: name}, named ? [swatch(arm.i), `${arm.run.label}: `] : '', variant.correct ? '✓ correct' : '✗ incorrect');
-  return {name, first: variant.changed.indexOf(true), show, element: html('div', {class: 'solution'}, title, code, readout)};
+  return {name, unknown: spans.some((span) => span.classList.contains('unknown')), show, element: html('div', {class: 'solution'}, title, code, readout)};
 }
 
 // How many tokens to the first one of the next or of the previous line.
