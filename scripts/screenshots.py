@@ -1,7 +1,7 @@
 """Pictures of the page for the docs: `python scripts/screenshots.py RUN [RUN ...] --out FOLDER`.
 
 Makes the page of these runs, opens it in headless Chromium and writes overview.png, weights.png, tokens.png,
-dark.png and phone.png.
+arms.png, dark.png and phone.png.
 Needs selenium (in the dev extra), chromium and chromedriver.
 """
 
@@ -26,10 +26,7 @@ PLACE = """
 const box = document.querySelector(arguments[0]).getBoundingClientRect();
 return [box.top + scrollY, box.height];
 """
-READ_TOKENS = """
-for (const code of document.querySelectorAll('#tokens pre'))
-  for (let i = 0; i <= arguments[0]; i += 1) code.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
-"""
+IN_ALL_ARMS = "document.querySelector('#tokens input[value=incorrect]')?.click()"
 
 
 def main() -> None:
@@ -71,8 +68,9 @@ def take_all(browser: Any, page: Path, out: Path) -> None:
     if browser.find_elements("css selector", "#weights .part"):
         take(browser, out / "weights.png", *browser.execute_script(PLACE, "#weights .part"))
     if browser.find_elements("css selector", "#tokens"):
-        browser.execute_script(READ_TOKENS, 12)
         take(browser, out / "tokens.png", *browser.execute_script(PLACE, "#tokens"))
+        browser.execute_script(IN_ALL_ARMS)
+        take(browser, out / "arms.png", *browser.execute_script(PLACE, "#tokens"))
     show(browser, page, 1100, "dark")
     take(browser, out / "dark.png", 0, 740)
     show(browser, page, 360, "light")

@@ -34,11 +34,15 @@ State = Literal["ok", "absent", "less", "failed"]
 """`absent`: not here, which only who needs it will miss. `less`: works, but not as well as it could."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPTIONAL = {
-    "liger_kernel": "objective.loss=liger",
-    "cut_cross_entropy": "objective.loss=cce",
-    "mlflow": "tracking",
+    "boto3": ("s3:// locations", "s3"),
+    "mlflow": ("tracking", "mlflow"),
+    "peft": ("model.lora", "lora"),
+    "pyarrow": ("Parquet, Arrow and Zstandard files", "parquet"),
+    "sentencepiece": ("a tokenizer.model", "sentencepiece"),
+    "liger_kernel": ("objective.loss=liger", None),
+    "cut_cross_entropy": ("objective.loss=cce", None),
 }
-"""Packages that some option needs, and which."""
+"""Packages that some option needs: which, and the extra of wmtp that brings them."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,12 @@ def _sandbox() -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    for package, use in OPTIONAL.items():
+    for package, (use, extra) in OPTIONAL.items():
         if find_spec(package):
             yield Finding("optional packages", package, "ok", f"for {use}")
         else:
-            yield Finding("optional packages", package, "absent", f"not installed; only {use} needs it")
+            remedy = f"pip install 'wmtp[{extra}]'" if extra is not None else f"pip install {package.replace('_', '-')}"
+            yield Finding("optional packages", package, "absent", f"not installed; only {use} needs it", remedy)
 
 
 # A run

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from wmtp import checkpoint
-from wmtp.config import Config
+from wmtp.config import Config, DataConfig, load
 from wmtp.errors import CheckpointError, ConfigError, UsageError
+from wmtp.formats.hf import folder_of
 from wmtp.storage import ObjectPath, Place, held, place
 
 MAY_CHANGE = (
@@ -34,6 +35,9 @@ MAY_CHANGE = (
     "train.watchdog_grace_s",
 )
 """Keys that a resumed run may set otherwise; any other difference would make it another run."""
+
+DEFAULT_TEMPLATE: str = DataConfig.model_fields["template"].default
+"""`data.template`, where nobody set it."""
 
 
 def check_writable(folder: Place) -> None:
@@ -71,6 +75,12 @@ def run_folder(config: Config, out: str | Place | None, resume: str | None) -> P
     if given is not None and given.resolve() != folder.resolve():
         raise UsageError(f"--resume {resume} goes on in {folder}, --out says {out}; leave one of them out")
     return folder
+
+
+def template_of(source: str) -> str | None:
+    """The `data.template` that the model of a run folder (`RUN/final`) was trained with; None for other models."""
+    config = folder_of(source).parent / "config.yaml"
+    return load([config]).data.template if config.is_file() else None
 
 
 def find_start(folder: Place, resume: str | None, note: Callable[[str], None]) -> Place | None:

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from wmtp.config import dump, load
+from wmtp.data.records import Record
+from wmtp.data.text import render
+from wmtp.formats.hf import load_tokenizer
 from wmtp.formats.native import load_model, save_model
 from wmtp.testing import tiny_model, tiny_tokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ("--max-new-tokens", 8)
+RECIPE = Path(__file__).parent / "small_recipe.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def test_a_file_of_prompts_gives_one_completion_each_in_order(
     assert code == 0, err
     document = json.loads(out)
     assert [c["prompt"] for c in document["completions"]] == prompts
-    assert all(set(c) == {"prompt", "text", "tokens", "forwards", "finish"} for c in document["completions"])
+    assert all(set(c) == {"prompt", "asked", "text", "tokens", "forwards", "finish"} for c in document["completions"])
     assert set(document) == {"completions", "tokens_per_forward", "drafted", "accepted", "acceptance"}
     assert len(document["drafted"]) == len(document["acceptance"]) == 2
     assert json.loads(wmtp_command("generate", "--model", model, "--data", file, *options)[1]) == document
@@ -82,6 +87,60 @@ def test_a_braces_template_goes_around_the_prompt(model: Path, wmtp_command: Com
     assert plain[0] == 0
 
 
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The final model of a run with a template of its own; its tokenizer has a chat template."""
+    run = tmp_path_factory.mktemp("runs") / "chat"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    save_model(load_model(str(model)), run / "final", tokenizer)
+    (run / "config.yaml").write_text(dump(load([RECIPE], [r'data.template="Q: {prompt}\nA: "'])))
+    return run / "final"
+
+
+def asked(command: Command, *arguments: object) -> list[str]:
+    """The prompts as the model read them."""
+    code, out, err = command("generate", *arguments, "--json", *SHORT)
+    assert (code, err) == (0, "")
+    return [one["asked"] for one in json.loads(out)["completions"]]
+
+
+def test_a_prompt_is_put_into_the_template_of_the_models_run_unless_another_is_given(
+    model: Path, chat_model: Path, wmtp_command: Command
+) -> None:
+    given = ("--template", "<{prompt}>")
+    assert asked(wmtp_command, "--model", chat_model, "--prompt", "x") == ["Q: x\nA: "]
+    assert asked(wmtp_command, "--model", chat_model, "--prompt", "x", *given) == ["<x>"]
+    assert asked(wmtp_command, "--model", model, "--prompt", "x") == ["x\n"]
+
+
+def test_conversations_and_chat_are_rendered_by_the_tokenizers_chat_template_as_training_renders_them(
+    chat_model: Path, tmp_path: Path, wmtp_command: Command
+) -> None:
+    talk = [{"role": "user", "content": "Add."}]
+    record = Record(problem_id="p", prompt="Add.", response="a + b", messages=tuple(talk))
+    trained, _ = render(record, load_tokenizer(str(chat_model)), "{prompt}")
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "Add."}) + "\n" + json.dumps({"messages": talk, "prompt": "other"}))
+    assert trained == "<user> Add.\n<assistant> "
+    assert asked(wmtp_command, "--model", chat_model, "--prompt", "Add.", "--chat") == [trained]
+    assert asked(wmtp_command, "--model", chat_model, "--data", file) == ["Q: Add.\nA: ", trained]
+    assert asked(wmtp_command, "--model", chat_model, "--data", file, "--chat") == [trained, trained]
+
+
+def test_what_prompts_are_put_into_is_said_on_stderr(chat_model: Path, wmtp_command: Command) -> None:
+    _, _, plain = wmtp_command("generate", "--model", chat_model, "--prompt", "x", *SHORT)
+    _, _, chat = wmtp_command("generate", "--model", chat_model, "--prompt", "x", "--chat", *SHORT)
+    assert plain.startswith(r"prompts are put into 'Q: {prompt}\nA: ', as in the model's run; --chat takes ")
+    assert chat.startswith("conversations are put into the tokenizer's chat template\n")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -97,6 +156,8 @@ def test_a_braces_template_goes_around_the_prompt(model: Path, wmtp_command: Com
         (["--prompt", "x", "--temperature", "1", "--top-p", "2"], "top_p must be above 0 and at most 1"),
         (["--prompt", "x", "--stop", ""], "a stop string must have at least one character"),
         (["--prompt", "x", "--template", "{text}"], "only {prompt} may stand in braces"),
+        (["--prompt", "x", "--chat"], "has no chat template for conversations: leave out --chat"),
+        (["--prompt", "x", "--chat", "--template", "{prompt}"], "give one of them"),
         (["--prompt", "x", "--device", "abacus"], "abacus"),
         (["--prompt", "", "--template", "{prompt}"], "prompt 0 has no token"),
     ],
@@ -123,7 +184,8 @@ def test_a_model_without_a_tokenizer_is_refused(model: Path, tmp_path: Path, wmt
     ("content", "says"),
     [
         ("{", ":1: not JSON"),
-        ('{"prompt": "x"}\n["x"]', ':2: expected an object with a text "prompt", got ["x"]'),
+        ('{"prompt": "x"}\n["x"]', ':2: expected an object with a text "prompt", or with "messages", got ["x"]'),
+        ('{"messages": "x"}', ":1: field 'messages' must be a list of objects with role and content texts"),
         ('{"text": "x"}', ':1: expected an object with a text "prompt"'),
         ("\n", "has no line with a prompt"),
     ],

@@ -20,6 +20,7 @@ pytestmark = [
 from selenium.webdriver import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,35 @@ def test_a_token_read_by_key_gives_the_weights_of_every_head_of_the_chosen_arm(s
             code.send_keys(Keys.ARROW_RIGHT)
         expected = [f"{head[3]:.3f}" for head in tokens(arm)["problems"][0]["variants"][1]["weight"]]
         assert chosen_weights(shown, 2) == expected
+
+
+def test_what_differs_is_read_at_first_and_a_chosen_token_stays_when_the_arm_changes(shown: Any) -> None:
+    readout = ".solution:nth-child(2) .token-readout"
+    assert "token 8 of 10, changed" in find(shown, readout).text
+    find(shown, "#tokens .solution:nth-child(2) pre").send_keys(Keys.END)
+    pick(shown, "#tokens", "0")
+    assert "token 10 of 10" in find(shown, readout).text
+    assert chosen_weights(shown, 2) == [f"{head[9]:.3f}" for head in tokens(0)["problems"][0]["variants"][1]["weight"]]
+
+
+def test_one_solution_is_shown_in_every_arm_that_has_the_figure_and_all_read_the_same_token(shown: Any) -> None:
+    pick(shown, "#tokens", "incorrect")
+    assert texts(shown, "#tokens .solution h3") == ["baseline: ✗ incorrect", "verifiable: ✗ incorrect"]
+    find(shown, "#tokens .solution:nth-child(1) pre").send_keys(Keys.HOME)
+    for arm in (0, 1):
+        weights = tokens(arm)["problems"][0]["variants"][1]["weight"]
+        assert chosen_weights(shown, arm + 1) == [f"{head[0]:.3f}" for head in weights]
+    pick(shown, "#tokens", "advantage")
+    assert texts(shown, "#tokens .solution h3") == ["verifiable: ✗ incorrect"]
+
+
+def test_the_contents_stay_in_sight_and_mark_the_section_that_is_read(shown: Any) -> None:
+    for name in ("tokens", "curves"):
+        link = find(shown, f"nav a[href='#{name}']")
+        link.click()
+        WebDriverWait(shown, 5).until(lambda _, link=link: link.get_attribute("aria-current") == "true")
+        assert shown.execute_script("return document.querySelector('nav').getBoundingClientRect().top") == 0
+        assert len(shown.find_elements(By.CSS_SELECTOR, "nav a[aria-current=true]")) == 1
 
 
 def test_pointing_at_a_token_reads_it(shown: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -72,6 +73,29 @@ def test_every_command_has_a_section_and_an_example_that_its_parser_takes(refere
         assert example.startswith(" ".join(path)), f"{' '.join(path)} has no example"
         words = re.findall(r'"[^"]*"|\S+', example)[len(path) :]
         command.make_context(path[-1], [word.strip('"') for word in words])
+
+
+COMMAND = re.compile(r"^ *(?:[A-Z_]+=\S+ )?(?:\.venv/bin/)?(wmtp .*)$", re.MULTILINE)
+GUIDES = [ROOT / "README.md", ROOT / "README.ko.md", *(DOCS / page for page in PAGES if page != "log.md")]
+
+
+def commands_of(page: Path) -> Iterator[list[str]]:
+    """The commands that stand on lines of their own; one with brackets or a variable is a notation and left out."""
+    for line in COMMAND.findall(page.read_text()):
+        command = re.split(r"\s+#|\s{3,}| > ", line)[0]
+        if not re.search(r"[\[$\\]", command):
+            yield shlex.split(command)
+
+
+def test_every_command_in_the_guides_is_one_that_the_parser_takes() -> None:
+    found = [(page.name, words) for page in GUIDES for words in commands_of(page)]
+    assert len(found) > 90
+    for page, words in found:
+        command, used = get_command(app), 1
+        while hasattr(command, "commands"):
+            assert words[used] in command.commands, f"{page}: {' '.join(words)}"
+            command, used = command.commands[words[used]], used + 1
+        command.make_context(" ".join(words[:used]), words[used:])
 
 
 def test_every_page_is_in_the_contents_or_is_a_decision_that_has_its_row() -> None:

@@ -37,7 +37,9 @@ def export(
 def generate(
     model: Annotated[str, typer.Option(help="A model folder, RUN/final for one, or a hub id.")],
     prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads it from stdin.")] = None,
-    data: Annotated[str | None, typer.Option(help='JSON Lines with a "prompt" each, instead of --prompt.')] = None,
+    data: Annotated[
+        str | None, typer.Option(help='JSON Lines with a "prompt" or "messages" each, instead of --prompt.')
+    ] = None,
     mode: Annotated[
         str, typer.Option(help="speculative: heads draft, head 1 verifies; plain: head 1.")
     ] = "speculative",
@@ -48,28 +50,37 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Draw from tokens of this share of the likeliest one's.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
-    template: Annotated[str, typer.Option(help="Around each prompt: data.template of the training.")] = "{prompt}\n",
+    template: Annotated[
+        str | None, typer.Option(help="Around each prompt; default data.template of the model's run.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Each prompt is what a user says, in the tokenizer's chat template.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts.
 
-    Text on stdout, figures of the drafts on stderr.
+    Prompts are put into the template of the model's run, or with --chat into the tokenizer's chat template. Text on
+    stdout; what was used, and figures of the drafts, on stderr.
 
     Example: wmtp generate --model runs/first/final --prompt "Write a function that adds two numbers."
     """
-    from wmtp.completion import as_document, complete, read_prompts, sampling_of
+    from wmtp.completion import Prompt, as_document, complete, read_prompts, said, sampling_of
     from wmtp.decoding import Continuation, Generation
     from wmtp.storage import place
     from wmtp.terminal import decoding_figures
 
     if (prompt is None) == (data is None):
         raise UsageError("give exactly one of --prompt TEXT (or - for stdin) and --data FILE")
+    if chat and template is not None:
+        raise UsageError("--chat takes the tokenizer's chat template, --template another one; give one of them")
     quiet_libraries()
     given = sys.stdin.read() if prompt == "-" else prompt
+    prompts = read_prompts(place(str(data))) if given is None else [Prompt(given)]
     completions = complete(
         model,
-        read_prompts(place(str(data))) if given is None else [given],
+        [one if one.messages else said(one.text) for one in prompts] if chat else prompts,
         max_new_tokens=max_new_tokens,
         mode=mode,
         sampling=sampling_of(temperature, top_p, top_k, min_p),
@@ -77,6 +88,7 @@ def generate(
         stop=stop or [],
         template=template,
         device=device,
+        tell=lambda text: None if as_json else typer.echo(text, err=True),
     )
     if as_json:
         typer.echo(json.dumps(finite(as_document(list(completions)))))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.data.records import Record
-from wmtp.data.text import check_template
+from wmtp.data.text import check_template, has_chat_template
 from wmtp.errors import ConfigError, DataError, first_line
 
 WHERE = "objective.reward.template"
@@ -28,7 +28,7 @@ class RewardText:
     """
 
     def __init__(self, tokenizer: Any, template: str | None, context: int) -> None:
-        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        has_chat = has_chat_template(tokenizer)
         if has_chat and template is not None:
             raise ConfigError(f"{WHERE} is set, but the reward model's tokenizer has a chat template; leave it out")
         if not has_chat and template is None:

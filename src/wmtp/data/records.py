@@ -137,7 +137,12 @@ def _seconds(value: Any, name: str) -> float:
     return float(value)
 
 
-def _conversation(value: Any, name: str) -> tuple[dict[str, str], ...]:
+def conversation(value: Any, name: str) -> tuple[dict[str, str], ...]:
+    """The messages of a decoded JSON value.
+
+    Raises:
+        BadRow: it is no list of messages, which is named.
+    """
     messages = value if isinstance(value, list) else [value]
     for message in messages:
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in MESSAGE)):
@@ -166,7 +171,7 @@ _FIELDS = {
     "tests": _statements,
     "cases": _pairs,
     "time_limit_s": _seconds,
-    "messages": _conversation,
+    "messages": conversation,
     "source": _label,
     "about": _facts,
 }

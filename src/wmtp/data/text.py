@@ -7,7 +7,7 @@ EOS after a complete response is trainable too. Padding never is, even where its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from string import Formatter
@@ -224,28 +224,56 @@ def render(record: Record, tokenizer: Any, template: str) -> tuple[str, str]:
     """
     if not record.messages:
         return template.format(prompt=record.prompt), record.response
-    if not getattr(tokenizer, "chat_template", None):
+    name = f"problem {record.problem_id!r:.60}"
+    if not has_chat_template(tokenizer):
         raise DataError(
-            f"problem {record.problem_id!r:.60} is a conversation, and the tokenizer has no chat template; use a chat "
-            "model's tokenizer, or map the text with data.*.fields"
+            f"{name} is a conversation, and the tokenizer has no chat template; use a chat model's tokenizer, or map "
+            "the text with data.*.fields"
         )
-    given = [dict(message) for message in record.messages]
-    answered = [*given, {"role": "assistant", "content": record.response}]
-    try:
-        before: str = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
-        whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
-    except Exception as problem:
-        raise DataError(
-            f"problem {record.problem_id!r:.60}: the chat template refuses it: {first_line(problem)}; mend its "
-            "messages, or leave it out"
-        ) from problem
+    answered = [*record.messages, {"role": "assistant", "content": record.response}]
+    before = _in_chat(record.messages, tokenizer, name, unanswered=True)
+    whole = _in_chat(answered, tokenizer, name, unanswered=False)
     response = whole[len(before) :].rstrip().removesuffix(tokenizer.eos_token)
     if not whole.startswith(before) or record.response.strip() not in response:
         raise DataError(
-            f"problem {record.problem_id!r:.60}: the chat template does not end with prompt and response, so what is "
-            "to be learned cannot be told; map the text with data.*.fields instead"
+            f"{name}: the chat template does not end with prompt and response, so what is to be learned cannot be "
+            "told; map the text with data.*.fields instead"
         )
-    return before.removeprefix(tokenizer.bos_token) if bos(tokenizer) else before, response
+    return _without_bos(before, tokenizer), response
+
+
+def chat_prompt(messages: Sequence[Mapping[str, str]], tokenizer: Any, name: str) -> str:
+    """A conversation as `render` makes it, without its answer: up to where one begins.
+
+    Args:
+        tokenizer: with a chat template.
+        name: of the conversation, for messages of errors.
+
+    Raises:
+        DataError: the chat template refuses it.
+    """
+    return _without_bos(_in_chat(messages, tokenizer, name, unanswered=True), tokenizer)
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether it can render conversations."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def _in_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, name: str, *, unanswered: bool) -> str:
+    given = [dict(message) for message in messages]
+    try:
+        text: str = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=unanswered)
+    except Exception as problem:  # templates raise what they like
+        raise DataError(
+            f"{name}: the chat template refuses it: {first_line(problem)}; mend its messages, or leave it out"
+        ) from problem
+    return text
+
+
+def _without_bos(text: str, tokenizer: Any) -> str:
+    """Encoding puts it there again, where the tokenizer has one."""
+    return text.removeprefix(tokenizer.bos_token) if bos(tokenizer) else text
 
 
 def prompt_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

@@ -14,15 +14,14 @@ from wmtp.data.text import render
 from wmtp.decoding import MODES
 from wmtp.errors import UsageError
 from wmtp.evaluation.problems import KINDS, Benchmark, read_benchmark
-from wmtp.evaluation.run import Ask, Report, Subject, evaluate, run_template
+from wmtp.evaluation.run import Ask, Report, Subject, evaluate
 from wmtp.evaluation.suites import Corpus, heads, perplexity, speed
+from wmtp.runfolder import DEFAULT_TEMPLATE, template_of
 from wmtp.sandbox import Requirement
 from wmtp.storage import ObjectPath, Place, place, resolve, write_atomic
 
 EMBEDDED = "embedded://problems_validation.jsonl"
 SUITES = ("heads", "perplexity", "speed")
-DEFAULT_TEMPLATE = "{prompt}\n"
-"""As of `data.template`."""
 SPEED_TOKENS = 64
 T = TypeVar("T")
 
@@ -159,7 +158,7 @@ def _data(options: Options) -> Place:
 def _template(options: Options) -> str | None:
     if options.prompt == "benchmark" or options.model is None:
         return None
-    template = run_template(options.model)
+    template = template_of(options.model)
     if template is None and options.prompt == "run":
         raise UsageError(f"--prompt run: {options.model} does not lie in a run folder, so no template is known")
     return template

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from wmtp import devices
-from wmtp.config import load
 from wmtp.data.text import check_template, prompt_ids, render
 from wmtp.decoding import Sampling, StopStrings, generate_many
 from wmtp.errors import DataError, UsageError
@@ -109,12 +108,6 @@ def content_of(source: str) -> dict[str, Any]:
         return {"weights": {}, "commit": commit_of(source)}
     files = [*matches(folder, "*.safetensors"), *matches(folder, WEIGHTS)]
     return {"weights": {path.name: sha256_file(path) for path in files}}
-
-
-def run_template(source: str) -> str | None:
-    """The template that the model of a run folder (`RUN/final`) was trained with; None for other models."""
-    config = folder_of(source).parent / "config.yaml"
-    return load([config]).data.template if config.is_file() else None
 
 
 def evaluate(

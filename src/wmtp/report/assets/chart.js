@@ -3,7 +3,7 @@
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.7);
   const places = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) places.push(i * step);
   return {places, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9))};
@@ -57,7 +57,7 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
       ...xTicks.places.map((value) => svg('text', {class: 'tick', x: x(value), y: box.bottom + 17, 'text-anchor': 'middle'},
         compact(value, xTicks.digits))),
       svg('text', {class: 'axis', x: box.right, y: height - 2, 'text-anchor': 'end'}, xLabel),
-      ...drawn.map((one) => drawSeries(one, x, y)),
+      ...drawn.map((one) => drawSeries(one, x, y, drawn.every(({kind}) => kind === 'line'))),
       svg('g', {class: 'cursor'}));
     if (at !== null) show(at);
   }
@@ -103,11 +103,12 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
   return html('figure', {class: 'chart'}, html('figcaption', {}, title), holder, asTable(title, drawn, all, xLabel, format));
 }
 
-function drawSeries({run, kind, points}, x, y) {
+// Lines end in the mark of their run, unless there are marked lines beside them.
+function drawSeries({run, kind, points}, x, y, ended) {
   const d = points.map(([a, b], i) => `${i ? 'L' : 'M'}${x(a).toFixed(1)},${y(b).toFixed(1)}`).join('');
   const line = svg('path', {class: 'line ' + kind, d, css: {stroke: color(run)}});
-  if (kind === 'line' && points.length > 1) return line;
-  const marks = points.length > 60 ? [points[points.length - 1]] : points;
+  const few = points.length <= 60;
+  const marks = kind === 'points' && few ? points : kind === 'points' || ended || points.length === 1 ? points.slice(-1) : [];
   return svg('g', {}, line, marks.map(([a, b]) => mark(run, x(a), y(b), 4)));
 }
 
@@ -134,7 +135,7 @@ function dotChart({title, rows, format, axis}) {
   const picture = svg('svg', {role: 'img', 'aria-label': `${title}. ${told}.`});
   holder.append(picture);
   const [low, high] = extent(lines.flatMap((row) => row.dots.flatMap((dot) =>
-    [dot.value, dot.low, dot.high].filter(known))), axis && axis.floor);
+    [dot.value, dot.low, dot.high].filter(known))).concat((axis && axis.shown) || []), axis && axis.floor);
 
   function draw() {
     const width = Math.max(holder.clientWidth, 220);

@@ -90,6 +90,8 @@ function mark(run, x, y, r) {
   return svg('path', {d: SHAPES[run % SHAPES.length](r), transform: `translate(${x},${y})`, css: {fill: color(run)}});
 }
 
+const legend = (runs) => html('div', {class: 'legend'}, runs.map((run, i) => html('span', {}, swatch(i), run.label)));
+
 function section(id, title, intro, ...children) {
   return html('section', {id, 'aria-labelledby': id + '-title'},
     html('h2', {id: id + '-title'}, title), intro ? html('p', {class: 'intro'}, intro) : null, children);

@@ -3,9 +3,10 @@
 function evaluations({runs}) {
   const parts = [benchmarks(runs), perplexity(runs), byHead(runs), speed(runs)].filter(Boolean);
   if (!parts.length) return null;
-  return section('evaluation', 'Evaluation', 'From wmtp eval. Intervals are the ones its files give: 95 %, over problems or rows of this one model; they do not hold the spread between seeds.', parts);
+  return section('evaluation', 'Evaluation', 'From wmtp eval. Intervals are the ones its files give: 95 %, over problems or rows of this one model; they do not hold the spread between seeds.', legend(runs), parts);
 }
 
+const percent = {floor: 0, shown: [0], format: (value) => fixed(0)(100 * value) + ' %'};
 const withInterval = (format, of) => (of && known(of.mean) ? {text: format(of.mean), sub: known(of.low) ? `${format(of.low)} to ${format(of.high)}` : null} : MISSING);
 
 function benchmarks(runs) {
@@ -18,7 +19,7 @@ function benchmarks(runs) {
     ...ks.map((k) => withInterval(share, one.result.pass_at_k[k])), withInterval(share, one.result.exact_match),
     Object.entries(one.result.statuses || {}).map(([status, count]) => `${whole(count)} ${status}`).join(', ')]);
   const kinds = [...new Set(found.map(named))];
-  const chart = dotChart({title: 'pass@k with 95 % intervals over problems', format: share, axis: {floor: 0, format: (value) => fixed(0)(100 * value) + ' %'},
+  const chart = dotChart({title: 'pass@k with 95 % intervals over problems', format: share, axis: percent,
     rows: kinds.flatMap((kind) => ks.map((k) => ({name: kinds.length > 1 ? `${kind} @${k}` : `pass@${k}`,
       dots: found.filter((one) => named(one) === kind && one.result.pass_at_k[k]).map(({run, i, result}) =>
         ({run: i, label: run.label, value: result.pass_at_k[k].mean, low: result.pass_at_k[k].low, high: result.pass_at_k[k].high}))})))});
@@ -72,7 +73,16 @@ function byHead(runs) {
 function speed(runs) {
   const found = runs.flatMap((run, i) => ((run.evaluations.speed || {}).rows || []).map((row) => ({run, i, row})));
   if (!found.length) return null;
+  const settingOf = ({row}) => `batch ${row.batch}, prompt ${row.prompt_tokens}`;
+  const settings = [...new Set(found.map(settingOf))];
+  const inSetting = (name, of) => found.filter((one) => settingOf(one) === name)
+    .map(({run, i, row}) => ({run: i, label: run.label, ...of(row)})).filter((dot) => known(dot.value));
+  const drafts = Math.max(0, ...found.map(({row}) => (row.acceptance || []).length));
   return html('div', {class: 'part'}, html('h3', {}, 'Decoding with the heads'),
+    dotChart({title: 'Speed with heads over plain speed (above 1 is faster)', format: fixed(2), axis: {floor: 0, shown: [0, 1]}, rows: settings.map((name) =>
+      ({name, dots: inSetting(name, (row) => ({value: row.speedup, low: row.speedup_lowest, high: row.speedup_highest}))}))}),
+    dotChart({title: `Share of drafts accepted (${settings[0]})`, format: share, axis: percent, rows: upTo(drafts).map((k) =>
+      ({name: `token +${k + 1}`, dots: inSetting(settings[0], (row) => ({value: (row.acceptance || [])[k - 1]}))}))}),
     table('Greedy decoding: plain, and with heads drafting', ['run', 'batch', 'prompt', 'plain tokens/s', 'with heads', 'ratio', 'tokens per forward', 'accepted, by place', 'same tokens'],
       found.map(({run, i, row}) => [{text: run.label, run: i}, whole(row.batch), whole(row.prompt_tokens), whole(row.plain_tokens_per_s), whole(row.speculative_tokens_per_s),
         {text: fixed(2)(row.speedup), sub: known(row.speedup_lowest) ? `${fixed(2)(row.speedup_lowest)} to ${fixed(2)(row.speedup_highest)}` : null},

@@ -21,7 +21,7 @@ function factList(run) {
     ['command', of.argv && of.argv.map(quoted).join(' ')],
     ['repeat it', run.config === null ? null : `wmtp train --config ${quoted(run.folder + '/config.yaml')} --out NEW_FOLDER`],
     ['seed', known(of.seed) ? String(of.seed) : null], ['data', of.data], ['tokenizer', of.tokenizer], ['commit', commit],
-    ['device', of.device && `${of.device}${known(of.num_threads) ? `, ${of.num_threads} threads` : ''}`], ['machine', machine], ['versions', versions || null],
+    ['device', of.device && `${of.device}${known(of.num_threads) ? `, ${of.num_threads} ${of.num_threads === 1 ? 'thread' : 'threads'}` : ''}`], ['machine', machine], ['versions', versions || null],
     ...(run.saved ? [['saved', run.saved]] : [])];
   const code = new Set(['folder', 'command', 'repeat it', 'data', 'tokenizer', 'commit']);
   return html('dl', {}, told.flatMap(([name, value]) => [html('dt', {}, name),
@@ -34,7 +34,7 @@ function limits({runs}) {
   if (!runs.some((run) => run.evaluations.benchmarks.length)) missing.push('whether programs pass their tests (wmtp eval --benchmark)');
   if (!runs.some((run) => run.evaluations.speed)) missing.push('how fast decoding is (wmtp eval --suite speed)');
   if (!runs.some((run) => run.tokens)) missing.push('single tokens (wmtp inspect)');
-  return section('limits', 'What this page does not show', null, html('p', {},
+  return section('limits', 'Not shown here', null, html('p', {},
     `It shows ${runs.length} ${runs.length === 1 ? 'run' : 'runs'} and ${seeds.size} ${seeds.size === 1 ? 'seed' : 'seeds'}. `,
     'Which arm is better takes several seeds, the controls, and a statistic over them; figures of single runs, however many digits they have, do not answer it.',
     missing.length ? ` Not measured for these runs: ${missing.join('; ')}.` : ''));

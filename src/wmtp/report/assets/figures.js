@@ -30,7 +30,7 @@ function atAGlance({runs}) {
       ({run: i, label: run.label, value: lastOf(run, 'validation', `loss/nll_head_${k}`)})).filter((dot) => known(dot.value))}))});
   return section('glance', 'Side by side',
     'Figures on held-out rows at the last evaluation, unweighted: head k predicts the token k places ahead. Under each nll, the share of tokens that were the most likely one.',
-    html('div', {class: 'legend'}, runs.map((run, i) => html('span', {}, swatch(i), run.label))), chart,
+    legend(runs), chart,
     table('Runs side by side', ['run', ...upTo(heads).map((k) => `nll +${k}`), 'weight', 'effective share', 'tokens/s', 'peak memory', 'steps'], rows),
     html('p', {class: 'aside'}, 'Weight is mean ± standard deviation over held-out tokens; the effective share is the effective sample size over the number of tokens. Tokens per second is the median of the logged steps; memory is the process’ peak. One run is one seed: no interval can be given for these figures, and differences between rows may be chance.'));
 }
@@ -96,7 +96,7 @@ function curves({runs}) {
   }
   rebuild();
   const thinned = runs.some((run) => ['train', 'validation'].some((split) => run.series[split].logged > column(run, split, 'step').length));
-  return section('curves', 'Learning curves', 'Lines are training steps, marked lines are held-out rows. Point at the chart, or focus it and use the arrow keys, to read figures.',
+  return section('curves', 'Learning curves', 'Lines are training steps, dashed lines with marks are held-out rows. Point at the chart, or focus it and use the arrow keys, to read figures.',
     panel, place, thinned ? html('p', {class: 'aside'}, 'Long runs are thinned: the page keeps evenly spread log points; metrics.jsonl has them all.') : null);
 }
 

@@ -12,12 +12,13 @@ function themeSwitch() {
 
 const main = document.getElementById('main');
 const names = data.runs.map((run) => run.label);
-document.title = `${names.join(', ')} · WMTP report`;
-document.getElementById('title').textContent = names.length > 4 ? `${names.length} runs` : names.join('\u00a0· ');
+const about = data.studies.length ? data.studies.map((study) => study.study) : names;
+document.title = `${about.join(', ')} · WMTP report`;
+document.getElementById('title').textContent = about.length > 4 ? `${about.length} runs` : about.join('\u00a0· ');
 const started = data.runs.map((run) => run.facts && run.facts.started).filter(Boolean).sort();
 const days = [...new Set([started[0], started[started.length - 1]].filter(Boolean).map((text) => text.slice(0, 10)))];
 document.getElementById('subtitle').textContent =
-  [names.length > 4 ? names.join(', ') : null, days.join(' to ') || null, `wmtp ${data.version}`].filter(Boolean).join(' · ');
+  [about !== names || names.length > 4 ? names.join(', ') : null, days.join(' to ') || null, `wmtp ${data.version}`].filter(Boolean).join(' · ');
 
 const PARTS = {study: studies, glance: atAGlance, curves, weights, values, evaluation: evaluations, tokens, facts, limits};
 
@@ -34,5 +35,12 @@ const sections = Object.entries(PARTS).map(drawn).filter(Boolean);
 const broken = data.runs.flatMap((run) => run.notes.map((note) => `${run.label}: ${note}`));
 if (broken.length) main.append(html('aside', {class: 'note', 'aria-label': 'Notes'}, html('p', {}, 'Not everything is there:'), html('ul', {}, broken.map((note) => html('li', {}, note)))));
 main.append(...sections);
-document.getElementById('contents').append(...sections.map((part) => html('a', {href: '#' + part.id}, part.querySelector('h2').textContent)));
+const links = sections.map((part) => html('a', {href: '#' + part.id}, part.querySelector('h2').textContent));
+document.querySelector('#contents .links').append(...links);
 document.getElementById('theme').append(themeSwitch());
+
+// The section that crosses a line near the top of the screen is the one that is read: its link is marked.
+const reading = new IntersectionObserver((entries) => {
+  for (const {target, isIntersecting} of entries) links[sections.indexOf(target)].setAttribute('aria-current', isIntersecting);
+}, {rootMargin: '-20% 0px -79% 0px'});
+sections.forEach((part) => reading.observe(part));
