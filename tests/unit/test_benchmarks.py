@@ -56,12 +56,12 @@ TINY_PACKING = [
 ]
 
 
-def document_of(name: str, options: Sequence[str], folder: Path) -> dict[str, Any]:
+def document_of(name: str, options: Sequence[str], folder: Path, version: int = 1) -> dict[str, Any]:
     """The JSON that a benchmark writes, run through the command line."""
     file = folder / f"{name}.json"
     assert run_command(["bench", name, *options, "--json", str(file)]) == 0
     document: dict[str, Any] = json.loads(file.read_text())
-    assert (document["version"], document["benchmark"]) == (1, name)
+    assert (document["version"], document["benchmark"]) == (version, name)
     readme = (FOLDER / "README.md").read_text()
     assert all(f"`{key}`" in readme for key in documented_keys(document))
     return document
@@ -296,7 +296,7 @@ def test_the_json_of_packing_has_the_documented_keys(tmp_path: Path, capsys: pyt
 def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--small", "--prompts", "3", "--batch", "1", "2", "--length", "4", "--repeat", "1", "--family", "chain"]
     options += ["--candidates", "2", "--data", "embedded://problems_train.jsonl"]
-    document = document_of("decoding", options, tmp_path)
+    document = document_of("decoding", options, tmp_path, decoding.VERSION)
     (model,) = document["models"]
     assert model["family"] == "chain"
     assert set(document["machine"]) == MACHINE_KEYS

@@ -172,6 +172,8 @@ def cases_of(setup: Setup, batch: int, length: int, settings: argparse.Namespace
     reasons = {variant: obstacle(variant, batch, setup) for variant in settings.variant}
     runs = {v: run_of(v, setup, batch, length) for v, reason in reasons.items() if reason is None}
     results: dict[str, Generation | Tokens] = {}
+    about = {"family": setup.model.family, "batch": batch, "length": length}
+    print(f"measuring batch {batch}, length {length}: {', '.join(runs)}", file=sys.stderr, flush=True)
 
     def keep(variant: str, run: Callable[[], Generation | Tokens]) -> Callable[[], None]:
         def kept() -> None:
@@ -186,7 +188,6 @@ def cases_of(setup: Setup, batch: int, length: int, settings: argparse.Namespace
         clock=measuring.CLOCKS[settings.clock],
         most_seconds=settings.seconds,
     )
-    about = {"family": setup.model.family, "batch": batch, "length": length}
     plain = tokens_of(results["plain"])
     cases = [
         about

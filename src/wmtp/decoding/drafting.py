@@ -107,7 +107,7 @@ class ChainDrafter:
     the trunk, and all start where the one furthest behind does, since each reads the states of the one before.
     """
 
-    layers = 2.0
+    layers = 1.0
 
     def __init__(self, trunk: CachedTrunk, rows: int) -> None:
         self.trunk = trunk
