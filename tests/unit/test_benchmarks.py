@@ -56,12 +56,12 @@ TINY_PACKING = [
 ]
 
 
-def document_of(name: str, options: Sequence[str], folder: Path) -> dict[str, Any]:
+def document_of(name: str, options: Sequence[str], folder: Path, version: int = 1) -> dict[str, Any]:
     """The JSON that a benchmark writes, run through the command line."""
     file = folder / f"{name}.json"
     assert run_command(["bench", name, *options, "--json", str(file)]) == 0
     document: dict[str, Any] = json.loads(file.read_text())
-    assert (document["version"], document["benchmark"]) == (1, name)
+    assert (document["version"], document["benchmark"]) == (version, name)
     readme = (FOLDER / "README.md").read_text()
     assert all(f"`{key}`" in readme for key in documented_keys(document))
     return document
@@ -296,23 +296,28 @@ def test_the_json_of_packing_has_the_documented_keys(tmp_path: Path, capsys: pyt
 def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--small", "--prompts", "3", "--batch", "1", "2", "--length", "4", "--repeat", "1", "--family", "chain"]
     options += ["--candidates", "2", "--data", "embedded://problems_train.jsonl"]
-    document = document_of("decoding", options, tmp_path)
-    assert document["family"] == "chain"
+    document = document_of("decoding", options, tmp_path, decoding.VERSION)
+    (model,) = document["models"]
+    assert model["family"] == "chain"
     assert set(document["machine"]) == MACHINE_KEYS
-    cases = document["cases"]
+    cases = model["cases"]
     assert [(row["batch"], row["variant"]) for row in cases] == [(b, v) for b in (1, 2) for v in decoding.VARIANTS]
     skipped = {(row["batch"], row["variant"]) for row in cases if row["skipped"]}
     assert skipped == {(1, "assisted"), (2, "assisted"), (2, "prompt_lookup")}
     done = [row for row in cases if not row["skipped"]]
     assert all(row["same_as_plain"] == 1 and row["tokens"] == 12 for row in done)
     assert {len(row["drafted"]) for row in done if row["variant"] == "longest"} == {3}
-    found = document["trees"]
+    found = model["trees"]
     assert found["trees"][0]["nodes"] == 3
     assert [len(row) for row in found["shares"]] == [2, 2, 2]
     readme = (FOLDER / "README.md").read_text()
-    names = (*decoding.VARIANTS, *done[0], *document["settings"], *found, *found["trees"][0])
+    names = (*decoding.VARIANTS, *done[0], *document["settings"], *model, *found, *found["trees"][0])
     assert all(f"`{name}`" in readme for name in names)
-    assert "hopeless" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "hopeless" in printed.out
+    assert [line.split()[:4] for line in printed.err.splitlines() if line.startswith("chain")] == [
+        ["chain", str(row["batch"]), "4", row["variant"]] for row in cases
+    ]
 
 
 def test_the_json_of_storage_has_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +362,11 @@ def test_the_json_of_tracking_has_the_documented_keys_and_a_point_that_is_lost_o
     readme = (FOLDER / "README.md").read_text()
     names = (*documented_keys(document), *document["settings"], *tracking.VARIANTS, *tracking.CLOCKS, *points)
     assert all(f"`{name}`" in readme for name in names)
+
+
+def test_rounds_end_when_their_time_is_over_but_one_is_measured() -> None:
+    taken = measuring.interleaved({"a": lambda: None}, 9, torch.device("cpu"), most_seconds=0)
+    assert len(taken["a"]) == 1
 
 
 def test_the_prompts_of_decoding_are_as_transformers_pads_them() -> None:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import wmtp
 from wmtp.decoding import Continuation, Generation, Sampling, StopStrings, eos_of, generate, generate_many
-from wmtp.decoding.pace import Adaptive, Fixed
+from wmtp.decoding.attention import GROUPED, grouped, grouped_attention
+from wmtp.decoding.pace import Adaptive, Cost, Fixed
 from wmtp.decoding.sampling import Drawn, Greedy, draw, uniform_numbers
-from wmtp.decoding.slots import attention_windows
+from wmtp.decoding.slots import attention_windows, select_rows
 from wmtp.decoding.trunk import check_cached
 from wmtp.errors import ModelError, UsageError
 from wmtp.testing import tiny_model, tiny_tokenizer
@@ -152,23 +153,28 @@ def test_greedy_accepts_up_to_the_first_draft_that_is_not_the_likeliest() -> Non
 # Draft length.
 
 
-def spent(accepts: list[float], forwards: int, layers: int = 12) -> tuple[float, float]:
-    """Tokens and cost, in plain forwards, of an adaptive row whose drafts are accepted with these chances."""
+def adaptive(longest: int, layers: int = 12) -> Adaptive:
+    """With heads that are layers, on a CPU."""
+    return Adaptive(longest, Cost(32.0, 1 / layers))
+
+
+def spent(accepts: list[float], forwards: int, layers: int = 12, rows: int = 1) -> tuple[float, float]:
+    """Tokens and cost, in plain forwards, of rows that share a pace and accept drafts with these chances."""
     random = torch.Generator().manual_seed(0)
-    pace, tokens, cost = Adaptive(len(accepts), layers), 0.0, 0.0
+    pace, tokens, cost = adaptive(len(accepts), layers), 0.0, 0.0
     for _ in range(forwards):
-        length = pace.next(len(accepts))
-        kept = 0
-        while kept < length and float(torch.rand((), generator=random)) < accepts[kept]:
-            kept += 1
-        pace.learn(length, kept)
-        tokens, cost = tokens + 1 + kept, cost + 1 + pace.cost * length
+        length = pace.next(len(accepts), rows)
+        taken = torch.rand(rows, length, generator=random) < torch.tensor(accepts)[:length]
+        kept = taken.long().cumprod(1).sum(1).tolist()
+        pace.learn([(length, n) for n in kept])
+        tokens, cost = tokens + 1 + sum(kept) / rows, cost + pace.cost.of(length, rows)
     return tokens, cost
 
 
-def test_hopeless_heads_cost_little() -> None:
+@pytest.mark.parametrize("rows", [1, 16])
+def test_hopeless_heads_cost_little(rows: int) -> None:
     for forwards, bound in ((64, 1.12), (256, 1.05), (2000, 1.02)):
-        tokens, cost = spent([0.0, 0.0, 0.0], forwards)
+        tokens, cost = spent([0.0, 0.0, 0.0], forwards, rows=rows)
         assert cost / tokens < bound
 
 
@@ -177,31 +183,83 @@ def test_perfect_heads_are_used_in_full() -> None:
     assert tokens > 395
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(2, 40))
-def test_no_acceptance_makes_it_much_slower_than_plain_decoding(accepts: list[float], layers: int) -> None:
-    tokens, cost = spent(accepts, 300, layers)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(2, 40), st.sampled_from([1, 3, 16]))
+def test_no_acceptance_makes_it_much_slower_than_plain_decoding(accepts: list[float], layers: int, rows: int) -> None:
+    tokens, cost = spent(accepts, 300, layers, rows)
     assert cost < 1.15 * tokens
 
 
-def test_heads_that_get_better_are_noticed() -> None:
-    pace = Adaptive(3, 12)
+def test_a_batch_drafts_less_than_a_row_where_its_drafts_cost_more() -> None:
+    lengths = []
+    for rows in (1, 16, 256):
+        pace = adaptive(3)
+        pace.accepted, pace.tested = [0.75, 0.75, 0.75], [1.0, 1.0, 1.0]
+        lengths.append(pace.next(3, rows))
+    assert lengths == [3, 1, 0]
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_heads_that_get_better_are_noticed(rows: int) -> None:
+    pace = adaptive(3)
     for _ in range(200):
-        length = pace.next(3)
-        pace.learn(length, 0)
-    assert pace.next(3) <= 1
+        pace.learn([(pace.next(3, rows), 0)] * rows)
+    assert pace.next(3, rows) <= 1
     lengths = []
     for _ in range(1500):
-        lengths.append(pace.next(3))
-        pace.learn(lengths[-1], lengths[-1])
+        lengths.append(pace.next(3, rows))
+        pace.learn([(lengths[-1], lengths[-1])] * rows)
     assert lengths[-1] == 3
 
 
 def test_a_draft_is_never_longer_than_what_may_still_come() -> None:
-    assert [Fixed(3).next(most) for most in range(5)] == [0, 1, 2, 3, 3]
-    pace = Adaptive(3, 12)
+    assert [Fixed(3).next(most, 1) for most in range(5)] == [0, 1, 2, 3, 3]
+    pace = adaptive(3)
     for most in (0, 1, 2) * 30:
-        assert pace.next(most) <= most
-        pace.learn(pace.next(most), most)
+        length = pace.next(most, 1)
+        assert length <= most
+        pace.learn([(length, length)])
+
+
+# Rows and attention.
+
+
+@given(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=8))
+def test_rows_that_are_kept_are_those_that_were_named(count: int, rows: list[int]) -> None:
+    rows = [row % count for row in rows]
+    held = torch.arange(3 * count).view(count, 3)
+    assert select_rows(held.clone(), rows).tolist() == [held[row].tolist() for row in rows]
+
+
+@given(st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.integers(1, 5), st.booleans())
+def test_heads_of_a_group_read_what_they_read_with_a_copy_each(
+    rows: int, heads: tuple[int, int], width: int, masked: bool
+) -> None:
+    random, (many, groups), slots = torch.Generator().manual_seed(width), heads, width + 3
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    query, key, value = drawn(rows, many, width, 8), drawn(rows, groups, slots, 8), drawn(rows, groups, slots, 8)
+    mask = drawn(rows, 1, width, slots) if masked else None
+    layer = nn.Module()
+    layer.num_key_value_groups, layer.is_causal = many // groups, False
+    got, _ = grouped_attention(layer, query, key, value, mask, scaling=0.3, dropout=0.0)
+    copied = [x.repeat_interleave(many // groups, 1) for x in (key, value)]
+    expected = nn.functional.scaled_dot_product_attention(query, *copied, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(got, expected.transpose(1, 2), rtol=1e-10, atol=1e-10)
+
+
+def test_a_config_says_again_what_it_said_after_decoding() -> None:
+    config = tiny_model("llama", 1).base.config
+
+    def interrupted() -> None:
+        with grouped(config):
+            assert config._attn_implementation == GROUPED
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert config._attn_implementation == "sdpa"
 
 
 # Stop strings.

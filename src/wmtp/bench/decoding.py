@@ -3,6 +3,7 @@
     wmtp train --recipe recipes/decoding_embedded_cpu.yaml --out runs/decoding
     wmtp bench decoding --model runs/decoding/final --json decoding.json
 
+Several models (`--model A B`) are lines of one table. What has been measured is told on stderr as it comes.
 Greedy, on prompts of the embedded problems, or of `--data`. Without `--model`: a random Llama, whose heads are never
 right.
 benchmarks/README.md in the repository says how to read the figures.
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -34,11 +36,11 @@ from wmtp.formats.native import load_model
 from wmtp.model import MTPModel
 from wmtp.storage import resolve
 
-VERSION = 1
+VERSION = 2
 """Of the JSON: raised when a key changes its meaning or goes away."""
 VARIANTS = ("plain", "speculative", "longest", "hopeless", "transformers", "prompt_lookup", "assisted")
 DATA = "embedded://problems_validation.jsonl"
-SETTINGS = ("model", "assistant", "data", "prompts", "repeat", "clock", "candidates")
+SETTINGS = ("model", "assistant", "data", "prompts", "repeat", "seconds", "clock", "candidates")
 """What the JSON repeats."""
 LOOKUP = 10
 """Tokens that prompt lookup drafts, as in transformers' documentation."""
@@ -59,16 +61,24 @@ class Setup:
     base: Any
     """The same model as transformers loads it."""
     assistant: Any | None
+    texts: list[str]
+    """Prompts of all distinct problems."""
+    tokenizer: Any
     prompts: Tokens
     eos: list[int]
 
+    def with_prompts(self, count: int) -> Setup:
+        """With so many prompts, spread over all problems."""
+        texts = self.texts
+        chosen = [texts[i * len(texts) // count] for i in range(count)]
+        return replace(self, prompts=prompt_ids(chosen, self.tokenizer))
 
-def setup_of(settings: argparse.Namespace) -> Setup:
-    """Models on their device, and prompts of distinct problems, spread over all of them."""
-    disable_progress_bar()
-    source = settings.model or "embedded://tiny-llama"
+
+def setup_of(model_source: str | None, settings: argparse.Namespace) -> Setup:
+    """Models on their device, and the problems."""
+    source = model_source or "embedded://tiny-llama"
     tokenizer = load_tokenizer(source)
-    if settings.model is None:
+    if model_source is None:
         base = random_causal_lm(SMALL if settings.small else RANDOM, len(tokenizer), seed=0)
         model = MTPModel(copy.deepcopy(base), settings.heads or 4, family=settings.family or "parallel")
     else:
@@ -80,14 +90,14 @@ def setup_of(settings: argparse.Namespace) -> Setup:
             parameter.normal_()
     assistant = None if settings.assistant is None else load_causal_lm(settings.assistant).to(settings.device).eval()
     records, _ = read_records(resolve(settings.data))
-    texts = list(dict.fromkeys(f"{record.prompt}\n" for record in records))
-    chosen = [texts[i * len(texts) // settings.prompts] for i in range(settings.prompts)]
     return Setup(
         model.to(settings.device).eval(),
         hopeless.to(settings.device).eval(),
         base.to(settings.device).eval(),
         assistant,
-        prompt_ids(chosen, tokenizer),
+        list(dict.fromkeys(f"{record.prompt}\n" for record in records)),
+        tokenizer,
+        [],
         eos_of(model),
     )
 
@@ -158,23 +168,41 @@ def run_of(variant: str, setup: Setup, batch: int, length: int) -> Callable[[], 
 
 def cases_of(setup: Setup, batch: int, length: int, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """Every variant at one batch size and length, in turns."""
+    setup = setup.with_prompts(max(settings.prompts, batch))
     reasons = {variant: obstacle(variant, batch, setup) for variant in settings.variant}
     runs = {v: run_of(v, setup, batch, length) for v, reason in reasons.items() if reason is None}
-    results = {variant: run() for variant, run in runs.items()}
-    clock = measuring.CLOCKS[settings.clock]
-    seconds = measuring.interleaved(runs, settings.repeat, settings.device, clock=clock)
-    about = {"batch": batch, "length": length}
+    results: dict[str, Generation | Tokens] = {}
+    about = {"family": setup.model.family, "batch": batch, "length": length}
+    print(f"measuring batch {batch}, length {length}: {', '.join(runs)}", file=sys.stderr, flush=True)
+
+    def keep(variant: str, run: Callable[[], Generation | Tokens]) -> Callable[[], None]:
+        def kept() -> None:
+            results[variant] = run()
+
+        return kept
+
+    seconds = measuring.interleaved(
+        {variant: keep(variant, run) for variant, run in runs.items()},
+        settings.repeat,
+        settings.device,
+        clock=measuring.CLOCKS[settings.clock],
+        most_seconds=settings.seconds,
+    )
     plain = tokens_of(results["plain"])
-    return [
+    cases = [
         about
         | {"variant": variant, "skipped": reason}
         | (figures(results[variant], plain, seconds[variant], seconds["plain"]) if reason is None else {})
         for variant, reason in reasons.items()
     ]
+    for case in cases:
+        print("  ".join(line_of(case)), file=sys.stderr, flush=True)
+    return cases
 
 
 def trees_of(setup: Setup, settings: argparse.Namespace) -> dict[str, Any]:
     """What trees of drafts would give in the longest of these texts."""
+    setup = setup.with_prompts(settings.prompts)
     continuations = ours(setup.model, setup, max(settings.batch), max(settings.length), mode="plain").tokens
     return trees.figures(setup.model, setup.prompts, continuations, settings)
 
@@ -202,14 +230,11 @@ def figures(
     }
 
 
-def measure(settings: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
-    setup = setup_of(settings)
+def measure_model(source: str | None, settings: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model."""
+    setup = setup_of(source, settings)
     return {
-        "version": VERSION,
-        "benchmark": "decoding",
-        "machine": measuring.machine(settings.device, "float32"),
-        "settings": {name: getattr(settings, name) for name in SETTINGS},
+        "model": source,
         "heads": setup.model.num_heads,
         "family": setup.model.family,
         "layers": setup.model.num_layers,
@@ -223,12 +248,34 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-COLUMNS = ("batch", "length", "variant", "tokens/s", "speed to plain", "tokens/forward", "accepted", "same as plain")
+def measure(settings: argparse.Namespace) -> dict[str, Any]:
+    """All figures."""
+    disable_progress_bar()
+    return {
+        "version": VERSION,
+        "benchmark": "decoding",
+        "machine": measuring.machine(settings.device, "float32"),
+        "settings": {name: getattr(settings, name) for name in SETTINGS},
+        "models": [measure_model(source, settings) for source in settings.model or [None]],
+    }
+
+
+COLUMNS = (
+    "heads",
+    "batch",
+    "length",
+    "variant",
+    "tokens/s",
+    "speed to plain",
+    "tokens/forward",
+    "accepted",
+    "same as plain",
+)
 
 
 def line_of(case: dict[str, Any]) -> list[str]:
     """A row of the table."""
-    about = [str(case["batch"]), str(case["length"]), case["variant"]]
+    about = [case["family"], str(case["batch"]), str(case["length"]), case["variant"]]
     if case["skipped"] is not None:
         return [*about, f"skipped: {case['skipped']}"]
     shares = [a / d for a, d in zip(case["accepted"] or [], case["drafted"] or [], strict=True) if d]
@@ -244,12 +291,13 @@ def line_of(case: dict[str, Any]) -> list[str]:
 
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
-    print(
-        f"{result['parameters']:,} parameters, {result['layers']} layers, K = {result['heads']} ({result['family']})\n"
-    )
-    print(measuring.aligned([COLUMNS, *map(line_of, result["cases"])]))
-    if result["trees"] is not None:
-        print("\n".join(["", *trees.lines_of(result["trees"])]))
+    models = result["models"]
+    for each in models:
+        print(f"{each['parameters']:,} parameters, {each['layers']} layers, K = {each['heads']} ({each['family']})")
+    print("\n" + measuring.aligned([COLUMNS, *(line_of(case) for each in models for case in each["cases"])]))
+    for each in models:
+        if each["trees"] is not None:
+            print("\n".join(["", f"{each['family']} heads", *trees.lines_of(each["trees"])]))
 
 
 def folder(text: str) -> str:
@@ -263,16 +311,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = measuring.parser("decoding", __doc__)
     parser.add_argument("--device", type=measuring.device, default="auto", help="cpu, cuda, mps or auto")
-    parser.add_argument("--model", type=folder, help="a model folder with heads; default: a random one")
+    parser.add_argument("--model", type=folder, nargs="+", help="model folders with heads; default: a random one")
     parser.add_argument("--assistant", type=folder, help="a smaller model, for transformers' assisted generation")
     parser.add_argument("--data", default=DATA, help="records whose prompts are continued; default: the recipe's own")
     parser.add_argument("--heads", type=measuring.positive, help="use only so many; default: all, or 4")
     parser.add_argument("--family", choices=FAMILIES, help="of a random model's heads; default: parallel")
     parser.add_argument("--batch", type=measuring.positive, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--length", type=measuring.positive, nargs="+", default=[32, 128], help="most new tokens")
-    parser.add_argument("--prompts", type=measuring.positive, default=16)
+    parser.add_argument("--length", type=measuring.positive, nargs="+", default=[32, 96], help="most new tokens")
+    parser.add_argument("--prompts", type=measuring.positive, default=4, help="at least; and a batch is always full")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="plain is always there")
     parser.add_argument("--repeat", type=measuring.positive, default=5, help="rounds after the warm-up")
+    parser.add_argument(
+        "--seconds", type=measuring.positive, default=30, help="no round of a batch and length begins later than that"
+    )
     parser.add_argument("--candidates", type=measuring.positive, help="also count trees of so many drafts a place")
     parser.add_argument("--clock", choices=measuring.CLOCKS, default="wall", help="cpu: time on the cores alone")
     parser.add_argument("--small", action="store_true", help="a toy model, to try the command")

@@ -55,14 +55,19 @@ def interleaved(
     device: torch.device,
     prepare: Callable[[Key], None] | None = None,
     clock: Clock = time.perf_counter,
+    most_seconds: float = float("inf"),
 ) -> dict[Key, list[float]]:
     """Seconds per round: every run once per round, so that noise meets all of them alike. One round warms up.
 
     Args:
         prepare: called before each run, outside its time.
+        most_seconds: no round begins later than that, but the first after the one that warms up.
     """
     taken: dict[Key, list[float]] = {key: [] for key in runs}
+    begin = time.perf_counter()
     for turn in range(repeat + 1):
+        if turn > 1 and time.perf_counter() - begin > most_seconds:
+            break
         for key, run in runs.items():
             if prepare is not None:
                 prepare(key)

@@ -1,6 +1,7 @@
 """Decoding with the heads: they draft, head 1 verifies, and the result is that of plain decoding. docs/math.md (6).
 
 slots        caches in which every row has its own length
+attention    several queries on keys that heads share
 trunk        the trunk and head 1 over new tokens only
 drafting     what a head family must say to draft        pace      how many tokens to draft
 sampling     which token follows, which drafts are kept  stopping  where a text ends

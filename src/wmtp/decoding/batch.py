@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wmtp.decoding.drafting import Drafter, drafter_of
-from wmtp.decoding.pace import Adaptive, Fixed, Pace
+from wmtp.decoding.pace import FLAT, FLAT_ELSEWHERE, Adaptive, Cost, Fixed, Pace
 from wmtp.decoding.sampling import Choice, Drawn, Greedy, Sampling, uniform_numbers
 from wmtp.decoding.stopping import Stop
 from wmtp.decoding.trunk import CachedTrunk, decoding
@@ -43,29 +43,33 @@ class Row:
     prompt: Sequence[int]
     budget: int
     """Tokens it may still get when it starts."""
-    pace: Pace
     drafted: list[int]
     accepted: list[int]
     tokens: list[int] = field(default_factory=list)
     finish: Finish | None = None
     forwards: int = 1
+    draft: int = 0
+    """How many tokens are drafted for it in the running forward."""
+    outcome: tuple[int, int] = (0, 0)
+    """Drafts of the last forward, and how many of them were accepted."""
 
     @property
     def length(self) -> int:
         """Tokens that the trunk has seen for good: all but the last new one."""
         return len(self.prompt) + max(len(self.tokens) - 1, 0)
 
-    def next_draft(self) -> int:
-        """How many tokens to draft now."""
-        return 0 if self.finish else self.pace.next(self.budget - len(self.tokens) - 1)
+    @property
+    def room(self) -> int:
+        """Most drafts that may still be of use: a forward gives one token more."""
+        return self.budget - len(self.tokens) - 1
 
-    def take(self, drafted: int, new: list[int], options: Options) -> None:
+    def take(self, new: list[int], options: Options) -> None:
         """Add the accepted drafts and the token that head 1 chose after them, up to where the row ends."""
         accepted = len(new) - 1
-        for j in range(drafted):
+        for j in range(self.draft):
             self.drafted[j] += 1
             self.accepted[j] += j < accepted
-        self.pace.learn(drafted, accepted)
+        self.outcome = self.draft, accepted
         since = len(self.tokens)
         self.tokens += new
         end = next((n for n, token in enumerate(self.tokens[since:], since + 1) if token in options.eos), None)
@@ -92,6 +96,25 @@ def decode_batch(
         return _Batch(model, prompts, members, options).run()
 
 
+@dataclass
+class Group:
+    """Rows that share a draft length, and have not ended."""
+
+    pace: Pace
+    rows: list[Row]
+
+    def set_drafts(self, rows: int) -> None:
+        """Say how many tokens to draft for each row, in a forward of so many rows."""
+        length = self.pace.next(max(row.room for row in self.rows), rows)
+        for row in self.rows:
+            row.draft = min(length, row.room)
+
+    def learn(self) -> None:
+        """From what came of the drafts; then let go of the rows that have ended."""
+        self.pace.learn([row.outcome for row in self.rows])
+        self.rows = [row for row in self.rows if row.finish is None]
+
+
 class _Batch:
     """The rows that are still going on, and all that is kept for them between forwards."""
 
@@ -111,13 +134,26 @@ class _Batch:
         self.drafter: Drafter | None = drafter_of(model, self.trunk, len(prompts)) if drafts else None
         self.device = self.trunk.slots.device
         self.choice = self._choice([(prompt, sample) for _, prompt, sample in members])
+        self.groups = self._groups()
         self.active = self.rows
 
     def _row(self, prompt: Sequence[int]) -> Row:
         options, longest = self.options, self.options.longest_draft
         room = options.max_new_tokens if options.context is None else options.context - len(prompt)
-        pace = Adaptive(longest, self.model.num_layers) if options.adaptive else Fixed(longest)
-        return Row(prompt, min(options.max_new_tokens, room), pace, [0] * longest, [0] * longest)
+        return Row(prompt, min(options.max_new_tokens, room), [0] * longest, [0] * longest)
+
+    def _groups(self) -> list[Group]:
+        """All rows together where tokens do not depend on drafts; each by itself where they are drawn, so that what it
+        draws does not depend on the rows beside it."""
+        together = [[*self.rows]] if self.options.sampling is None else [[row] for row in self.rows]
+        return [Group(self._pace(), rows) for rows in together]
+
+    def _pace(self) -> Pace:
+        longest = self.options.longest_draft
+        if self.drafter is None or not self.options.adaptive:
+            return Fixed(longest)
+        flat = FLAT.get(self.device.type, FLAT_ELSEWHERE)
+        return Adaptive(longest, Cost(flat, self.drafter.layers / self.model.num_layers))
 
     def _choice(self, names: Sequence[tuple[int, int]]) -> Choice:
         options = self.options
@@ -129,7 +165,7 @@ class _Batch:
     def run(self) -> list[Row]:
         """The rows, each at its end."""
         certain_B = self._read_prompts()
-        while any(row.finish is None for row in self.active):
+        while self.active:
             certain_B = self._forward(certain_B)
         return self.rows
 
@@ -146,49 +182,56 @@ class _Batch:
                 self.drafter.fill(lengths)
             self._select(self.source)
         logits_PV = self.model.project(hidden_PD)
-        return self._advance(logits_PV[self.source][:, None], self._no_drafts(), [0] * len(self.active))
+        return self._advance(logits_PV[self.source][:, None], self._no_drafts())
 
     def _no_drafts(self) -> Tensor:
         return torch.zeros(len(self.active), 0, dtype=torch.long, device=self.device)
 
     def _forward(self, certain_B: Tensor) -> Tensor:
         """One forward of the trunk: one new token for every row, and the drafts that were right."""
-        counts = [row.next_draft() for row in self.active]
+        for group in self.groups:
+            group.set_drafts(1 if self.options.sampling else len(self.active))
+        longest = max(row.draft for row in self.active)
         length = [row.length for row in self.active]
         drafts_BJ = self._no_drafts()
-        if self.drafter is not None and max(counts) > 0:
+        if self.drafter is not None and longest > 0:
             place_B = self._places()
             drafts_BJ = self.drafter.draft(
-                length, certain_B, max(counts), lambda logits: self.choice.draft(logits, place_B)
+                length, certain_B, longest, lambda logits: self.choice.draft(logits, place_B)
             )
         hidden_BQD = self.trunk.run(torch.cat([certain_B[:, None], drafts_BJ], 1), length)
         for row in self.active:
-            row.forwards += row.finish is None
-        return self._advance(self.model.project(hidden_BQD), drafts_BJ, counts)
+            row.forwards += 1
+        return self._advance(self.model.project(hidden_BQD), drafts_BJ)
 
     def _places(self) -> Tensor:
         """Number of each row's next new token."""
         return torch.tensor([len(row.tokens) for row in self.active], device=self.device)
 
-    def _advance(self, logits_BQV: Tensor, drafts_BJ: Tensor, counts: Sequence[int]) -> Tensor:
+    def _advance(self, logits_BQV: Tensor, drafts_BJ: Tensor) -> Tensor:
         """Verify the drafts, let every row take what it got; the last token of each row that goes on."""
-        count_B = torch.tensor(counts, device=self.device)
+        count_B = torch.tensor([row.draft for row in self.active], device=self.device)
         accepted_B, next_B = self.choice.verify(logits_BQV, drafts_BJ, count_B, self._places())
         drafts, accepted, following = drafts_BJ.tolist(), accepted_B.tolist(), next_B.tolist()
         for b, row in enumerate(self.active):
-            if row.finish is None:
-                row.take(counts[b], [*drafts[b][: accepted[b]], following[b]], self.options)
+            row.take([*drafts[b][: accepted[b]], following[b]], self.options)
+        for group in self.groups:
+            group.learn()
+        self.groups = [group for group in self.groups if group.rows]
         return self._drop_finished(next_B)
 
     def _drop_finished(self, next_B: Tensor) -> Tensor:
-        """Go on without the finished rows once they are half of the batch: dropping rows copies the others' caches."""
-        going = [b for b, row in enumerate(self.active) if row.finish is None]
-        if not 0 < 2 * len(going) <= len(self.active):
+        """Go on without the rows that have ended; the last ones take their places, so that few caches are copied."""
+        count = sum(row.finish is None for row in self.active)
+        if count == len(self.active):
             return next_B
-        self.active = [self.active[b] for b in going]
-        self._select(going)
-        self.choice.select(torch.tensor(going, dtype=torch.long, device=self.device))
-        return next_B[going]
+        movers = (b for b in range(count, len(self.active)) if self.active[b].finish is None)
+        kept = [b if self.active[b].finish is None else next(movers) for b in range(count)]
+        self.active = [self.active[b] for b in kept]
+        if kept:
+            self._select(kept)
+            self.choice.select(kept)
+        return next_B[kept]
 
     def _select(self, rows: Sequence[int]) -> None:
         self.trunk.select(rows)

@@ -19,6 +19,9 @@ Choose = Callable[[Tensor], Tensor]
 class Drafter(Protocol):
     """The heads after the first, with what they remember of a batch."""
 
+    layers: float
+    """What one draft costs beside the trunk's own layers."""
+
     def fill(self, length: Sequence[int]) -> None:
         """See the first `length[b]` tokens of each row, of which the last is looked at again by the next `draft`."""
         ...
@@ -41,6 +44,8 @@ class Drafter(Protocol):
 
 class ParallelDrafter:
     """`parallel` heads: each is one layer on the trunk's output, with a cache of its own (docs/math.md (3))."""
+
+    layers = 1.0
 
     def __init__(self, trunk: CachedTrunk, rows: int) -> None:
         self.trunk = trunk
@@ -75,6 +80,8 @@ class ParallelDrafter:
 class LinearDrafter:
     """`linear` heads: they read one position and remember nothing."""
 
+    layers = 0.25
+
     def __init__(self, trunk: CachedTrunk) -> None:
         self.trunk = trunk
 
@@ -99,6 +106,8 @@ class ChainDrafter:
     values there, are a guess: the head runs over s again when the token is known. So heads are a few positions behind
     the trunk, and all start where the one furthest behind does, since each reads the states of the one before.
     """
+
+    layers = 1.0
 
     def __init__(self, trunk: CachedTrunk, rows: int) -> None:
         self.trunk = trunk

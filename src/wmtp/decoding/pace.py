@@ -1,28 +1,52 @@
-"""How many tokens to draft, from how often drafts were accepted. docs/math.md (6).
+"""How many tokens to draft, from how often drafts were accepted. docs/math.md (6.4).
 
 It counts and never looks at a clock, so that the same seed gives the same tokens on every machine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256
 WINDOW = 32
-"""Tests that an estimate remembers."""
-WIDER = 0.03
-"""Share of a forward that one more token in it costs."""
+"""Forwards whose tests an estimate remembers."""
+FLAT = {"cpu": 32.0}
+FLAT_ELSEWHERE = 128.0
+"""Positions whose arithmetic takes as long as what a forward costs however many there are."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a draft costs. docs/math.md (6.4), decision 0037.
+
+    Args:
+        flat: see `FLAT`.
+        head: a head's share of a forward.
+    """
+
+    flat: float
+    head: float
+
+    def of(self, length: int, rows: int) -> float:
+        """A forward of so many rows with so many drafts in each, to one without drafts."""
+        return (1 + self.head * length) * (self.flat + rows * (1 + length)) / (self.flat + rows)
 
 
 class Pace(Protocol):
-    """Draft length of one row."""
+    """Draft length of rows that share one."""
 
-    def next(self, most: int) -> int:
-        """How many tokens to draft now, at most `most`."""
+    def next(self, most: int, rows: int) -> int:
+        """How many tokens to draft now in each row, at most `most`.
+
+        Args:
+            rows: that the forward runs over.
+        """
         ...
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """What came of it."""
+    def learn(self, outcomes: Sequence[tuple[int, int]]) -> None:
+        """What came of it: for each row the drafts and how many of them were accepted."""
         ...
 
 
@@ -32,11 +56,11 @@ class Fixed:
     def __init__(self, length: int) -> None:
         self.length = length
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, rows: int) -> int:
         """See `Pace`."""
         return min(self.length, most)
 
-    def learn(self, drafted: int, accepted: int) -> None:
+    def learn(self, outcomes: Sequence[tuple[int, int]]) -> None:
         """Nothing to learn."""
 
 
@@ -44,42 +68,48 @@ class Adaptive:
     """The length d that makes (expected tokens) / (cost of the forward) largest; 0 is plain decoding.
 
     With a_j the chance that draft j is accepted if those before it are, a forward gives 1 + a_1 + a_1 a_2 + ... tokens
-    and costs 1 + c d plain forwards. What is not drafted is not learnt about, so now and then one draft more is tried:
-    after 16 forwards, and after twice as many each time that it is not accepted.
+    a row. What is not drafted is not learnt about, so now and then one draft more is tried: after 16 forwards, and
+    after twice as many each time that fewer than half of the rows accept it.
 
     Args:
         longest: K - 1.
-        layers: depth of a plain forward; a draft costs one head, which is one layer, and a wider forward.
+        cost: of drafting.
     """
 
-    def __init__(self, longest: int, layers: int) -> None:
-        self.cost = 1 / layers + WIDER
+    def __init__(self, longest: int, cost: Cost) -> None:
+        self.cost = cost
         self.accepted, self.tested = [1.0] * longest, [2.0] * longest
         self.pause, self.waited = FIRST_PAUSE, 0
-        self._trial = False
+        self._trial = 0
 
-    def _best(self) -> int:
+    def _best(self, rows: int) -> int:
         chance, tokens, best, fastest = 1.0, 1.0, 0, 1.0
         for length, (accepted, tested) in enumerate(zip(self.accepted, self.tested, strict=True), 1):
             chance *= accepted / tested
             tokens += chance
-            if tokens / (1 + self.cost * length) > fastest:
-                best, fastest = length, tokens / (1 + self.cost * length)
+            speed = tokens / self.cost.of(length, rows)
+            if speed > fastest:
+                best, fastest = length, speed
         return best
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, rows: int) -> int:
         """See `Pace`."""
-        best = self._best()
-        self._trial = self.waited >= self.pause and best < min(most, len(self.tested))
-        return min(best + self._trial, most)
+        best = self._best(rows)
+        tried = self.waited >= self.pause and best < min(most, len(self.tested))
+        self._trial = best + 1 if tried else 0
+        return min(best + tried, most)
 
-    def learn(self, drafted: int, accepted: int) -> None:
+    def learn(self, outcomes: Sequence[tuple[int, int]]) -> None:
         """See `Pace`."""
-        for j in range(min(accepted + 1, drafted)):
-            kept = min(1.0, (WINDOW - 1) / self.tested[j])
-            self.accepted[j] = kept * self.accepted[j] + (j < accepted)
-            self.tested[j] = kept * self.tested[j] + 1
+        for j in range(len(self.tested)):
+            asked = [accepted > j for drafted, accepted in outcomes if drafted > j and accepted >= j]
+            if asked:
+                kept = min(1.0, (WINDOW * len(outcomes) - len(asked)) / self.tested[j])
+                self.accepted[j] = kept * self.accepted[j] + sum(asked)
+                self.tested[j] = kept * self.tested[j] + len(asked)
         self.waited += 1
         if self._trial:
+            tried = [accepted for drafted, accepted in outcomes if drafted == self._trial]
+            right = sum(accepted == self._trial for accepted in tried)
             self.waited = 0
-            self.pause = FIRST_PAUSE if accepted == drafted else min(2 * self.pause, LONGEST_PAUSE)
+            self.pause = FIRST_PAUSE if 2 * right >= len(tried) else min(2 * self.pause, LONGEST_PAUSE)

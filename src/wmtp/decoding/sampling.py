@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmtp.decoding.slots import select_rows
 from wmtp.errors import UsageError
 
 DRAFT, ACCEPT, CHOOSE = range(3)
@@ -90,7 +91,7 @@ class Choice(Protocol):
         """
         ...
 
-    def select(self, row_B: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         ...
 
@@ -114,7 +115,7 @@ class Greedy:
         accepted_B = leading((drafts_BJ == target_BQ[:, :-1]) & meant_BJ)
         return accepted_B, target_BQ.gather(1, accepted_B[:, None])[:, 0]
 
-    def select(self, row_B: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Nothing is kept."""
 
 
@@ -153,9 +154,9 @@ class Drawn:
         rest_BV = torch.where(rest_BV.sum(-1, keepdim=True) > 0, rest_BV, p_BV)
         return accepted_B, draw(rest_BV, self._uniform(place_B + accepted_B, 1, CHOOSE)[:, 0])
 
-    def select(self, row_B: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """See `Choice`."""
-        self.uniform_BN3 = self.uniform_BN3[row_B]
+        self.uniform_BN3 = select_rows(self.uniform_BN3, rows)
 
     def _uniform(self, place_B: Tensor, width: int, purpose: int) -> Tensor:
         """`[B, width]`; past a row's last token any number does, nothing there is used."""

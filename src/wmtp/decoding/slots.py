@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from wmtp.decoding.attention import GROUPED
 from wmtp.errors import ModelError
 
 
@@ -78,10 +79,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         end = place.slot_S.shape[0]
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def select(self, row_B: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[row_B], self.values[row_B]
+            self.keys, self.values = select_rows(self.keys, rows), select_rows(self.values, rows)
 
     def get_seq_length(self) -> int:
         """Slots that hold something before the running forward."""
@@ -108,7 +109,7 @@ class Slots:
     """
 
     def __init__(self, config: Any, rows: int, limit: int, device: torch.device, dtype: torch.dtype) -> None:
-        if config._attn_implementation not in ("eager", "sdpa"):
+        if config._attn_implementation not in ("eager", "sdpa", GROUPED):
             raise ModelError(
                 f"decoding needs attention that takes a mask: load the model with attn_implementation 'sdpa' or "
                 f"'eager', got {config._attn_implementation!r}"
@@ -150,11 +151,21 @@ class Slots:
             :, None
         ]
 
-    def select(self, row_B: Tensor, caches: Sequence[Cache]) -> None:
+    def select(self, rows: Sequence[int], caches: Sequence[Cache]) -> None:
         """Keep these rows of the batch, in every cache."""
         for layer in {id(layer): layer for cache in caches for layer in cache.layers}.values():
-            layer.select(row_B)
-        self.row_B1 = torch.arange(len(row_B), device=self.device)[:, None]
+            layer.select(rows)
+        self.row_B1 = torch.arange(len(rows), device=self.device)[:, None]
+
+
+def select_rows(held: Tensor, rows: Sequence[int]) -> Tensor:
+    """`held[rows]`. Rows that only take the places of rows that leave are copied there, and the others stay."""
+    moved = [(to, row) for to, row in enumerate(rows) if row != to]
+    if len(rows) > len(held) or any(row < len(rows) for _, row in moved):
+        return held[torch.tensor(rows, device=held.device)]
+    for to, row in moved:
+        held[to] = held[row]
+    return held[: len(rows)]
 
 
 def attention_windows(config: Any) -> dict[str, int | None] | int | None:

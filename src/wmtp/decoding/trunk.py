@@ -15,7 +15,8 @@ import torch.fx.experimental._config
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from wmtp.decoding.slots import Place, SlotCache, SlotLayer, Slots
+from wmtp.decoding.attention import grouped
+from wmtp.decoding.slots import Place, SlotCache, SlotLayer, Slots, select_rows
 from wmtp.errors import ModelError, first_line
 from wmtp.heads import Branch, TrunkOutput
 from wmtp.model import MTPModel
@@ -112,10 +113,10 @@ class CachedTrunk:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows of the batch, in this order; a row may be named more than once."""
-        row_B = torch.tensor(rows, dtype=torch.long, device=self.slots.device)
-        self.slots.select(row_B, self.caches)
+        self.slots.select(rows, self.caches)
         if self._output_BTD is not None:
-            self._output_BTD, self.tokens_BT = self._output_BTD[row_B], self.tokens_BT[row_B]
+            self._output_BTD = select_rows(self._output_BTD, rows)
+            self.tokens_BT = select_rows(self.tokens_BT, rows)
         self._last = None
 
 
@@ -124,6 +125,8 @@ def _bypassed(model: MTPModel) -> tuple[nn.Module, Branch]:
     last = Branch(model.branch.layer)
 
     def passed_over(module: nn.Module | None) -> nn.Module | None:
+        if module is model.final_norm:
+            return nn.Identity()
         if not isinstance(module, nn.ModuleList) or module[-1] is not model.branch:
             return module
         return nn.ModuleList([*(Branch(layer) for layer in module[:-1]), last])
@@ -145,7 +148,7 @@ def with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
 
 @contextmanager
 def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
-    """Evaluation mode, no gradients, and compiled code only where `compile_layers` made it.
+    """Evaluation mode, no gradients, attention without copies, and compiled code only where `compile_layers` made it.
 
     Layers that were compiled for training are one program per place in the cache: more than torch keeps, and each would
     be compiled while decoding waits.
@@ -153,7 +156,8 @@ def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
     Args:
         eager: no compiled code at all.
     """
-    with evaluating(model), torch.inference_mode(), ExitStack() as held:
+    config = model.base.config.get_text_config()
+    with evaluating(model), torch.inference_mode(), grouped(config), ExitStack() as held:
         if eager or model not in COMPILED:
             held.enter_context(torch.compiler.set_stance("force_eager"))
         else:  # a layer's number and sizes that happen to be equal are not part of a program
