@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from forked import Zygote, zygote
 from hypothesis import settings
 from s3_server import BUCKET, Proxy, Server, missing, serving
 
@@ -87,3 +88,10 @@ def refusing(
     """The same in one that answers conditions with 501."""
     with Proxy(s3_server, share=0.0, refused=("If-None-Match", "If-Match")) as proxy:
         yield from _folder_in(proxy.server, monkeypatch, request)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Starts processes that have imported what a training needs."""
+    with zygote(tmp_path_factory.mktemp("forks")) as made:
+        yield made

@@ -1,6 +1,6 @@
-"""Ranks for `test_checkpoint_ranks.py`: reads one line of JSON per scenario, forks its ranks, prints how they ended.
+"""A rank of `test_checkpoint_ranks.py`: writes what it found to `<out>/<rank>.json`.
 
-Torch is imported once; a scenario then costs a second or two. Every rank writes what it found to `<out>/<rank>.json`.
+python checkpoint_ranks.py SCENARIO FOLDER OUT ARGUMENTS            (ARGUMENTS is JSON; RANK and WORLD_SIZE are set)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import resource
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -277,44 +276,21 @@ def snapshot(folder: Path, rank: int, ranks: int, group: Any) -> Report:
 # The machinery
 
 
-def rank_main(request: dict[str, Any], rank: int) -> None:
-    scenario: Any = globals()[request["name"]]
-    os.environ.update(request["environment"])
-    ranks, folder, out = request["ranks"], place(request["folder"]), Path(request["out"])
+def main(name: str, folder: str, out: Path, arguments: list[Any]) -> None:
+    scenario: Any = globals()[name]
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     group, timeout = None, timedelta(seconds=60)
     if ranks > 1:
-        store = dist.FileStore(str(out / "store"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
+        dist.init_process_group("gloo", timeout=timeout)
         group = dist.new_group(backend="gloo", timeout=timeout)
-    report = scenario(*request["arguments"], folder, rank, ranks, group)
+    report = scenario(*arguments, place(folder), rank, ranks, group)
     (out / f"{rank}.json").write_text(json.dumps(report))
     if ranks > 1 and scenario is not killed_in_mid_save:
         dist.barrier()
         dist.destroy_process_group()
 
 
-def forked(request: dict[str, Any]) -> list[int]:
-    """How each rank ended; none of them returns from here."""
-    children = []
-    for rank in range(request["ranks"]):
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                rank_main(request, rank)
-                code = 0
-            except Exception:  # noqa: BLE001 - told on stderr and by the exit code
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        sys.stdout.write(json.dumps(forked(json.loads(line))) + "\n")
-        sys.stdout.flush()
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]))
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads make an ordinary exit crash now and then

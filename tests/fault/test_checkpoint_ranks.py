@@ -1,21 +1,19 @@
 """Checkpoints of several processes: any number of ranks to any other, and no rank's death or failure costs the old one.
 
-Ranks are forked by `checkpoint_ranks.py` and talk over gloo; rendezvous is a file, so there is no port to collide on.
+Ranks are forked, run `checkpoint_ranks.py`, and talk over gloo.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Zygote
 
 from wmtp.checkpoint import list_steps, load, newest, remove_litter, save
 from wmtp.storage import ObjectPath, Place
@@ -23,34 +21,21 @@ from wmtp.storage import ObjectPath, Place
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 Run = Callable[..., list[Any]]
+SCENARIOS = Path(__file__).with_name("checkpoint_ranks.py")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(forks: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Run a scenario on so many ranks; the reports in rank order."""
-    command = [sys.executable, "-W", "error", str(Path(__file__).with_name("checkpoint_ranks.py"))]
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    environment, pipe = {**os.environ, **threads, "GLOO_SOCKET_IFNAME": "lo"}, subprocess.PIPE
-    errors = tmp_path_factory.mktemp("ranks") / "stderr"
-    with (
-        errors.open("w+") as stderr,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment) as process,
-    ):
 
-        def run(name: str, ranks: int, folder: Place, *arguments: Any, died: dict[int, int] | None = None) -> list[Any]:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            out = tmp_path_factory.mktemp("out")
-            request = {"name": name, "ranks": ranks, "folder": str(folder), "out": str(out), "arguments": arguments}
-            request["environment"] = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            codes = json.loads(process.stdout.readline())
-            assert codes == [(died or {}).get(rank, 0) for rank in range(ranks)], errors.read_text()[-5000:]
-            return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
+    def run(name: str, ranks: int, folder: Place, *arguments: Any, died: dict[int, int] | None = None) -> list[Any]:
+        out = tmp_path_factory.mktemp("out")
+        loopback = {"GLOO_SOCKET_IFNAME": "lo"}
+        codes, said = forks.ranks(ranks, SCENARIOS, name, folder, out, json.dumps(arguments), environment=loopback)
+        assert codes == [(died or {}).get(rank, 0) for rank in range(ranks)], said[-5000:]
+        return [json.loads(file.read_text()) for file in sorted(out.glob("*.json"))]
 
-        yield run
-        process.communicate(timeout=60)
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
-"""Every fault point of a training, reached through the command line: what was saved is never lost, the run is the same.
-
-One process imports what training needs and forks for each attempt, so that a kill costs no imports.
-"""
+"""Every fault point of a training, through the command line: what was saved is not lost, the run is the same."""
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Zygote
+from tests_recipe import with_few_rows
 
 from wmtp import faults
 from wmtp.faults import POINTS
@@ -24,60 +20,21 @@ pytestmark = [
     pytest.mark.skipif("fault(" not in TRAINER.read_text(), reason="the trainer does not come to the fault points yet"),
 ]
 
-ZYGOTE = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
-import transformers.models.llama.modeling_llama
-from wmtp import cli, faults, trainer
-
-for line in sys.stdin:
-    wanted = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        log = os.open(wanted["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        faults._unread = wanted["fault"]
-        try:
-            code = cli.run_command(wanted["arguments"])
-        except Exception as problem:
-            sys.stderr.write(f"{problem!r}\\n")
-            code = 1
-        sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+TRAINING = "from wmtp.cli import main; main()"
 
 
 class Trainings:
-    """`wmtp train` in processes that are forked."""
+    """`wmtp train` in processes that are forked, so that a kill costs no imports."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.recipe = folder / "recipe.yaml"
-        self.recipe.write_text((Path(__file__).parents[1] / "e2e" / "small_recipe.yaml").read_text())
-        command = [sys.executable, "-c", ZYGOTE]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, forks: Zygote, folder: Path) -> None:
+        self.forks, self.folder, self.recipe = forks, folder, with_few_rows(folder)
 
     def train(self, name: str, fault: str = "") -> tuple[int, str]:
         """Exit code, and what was printed, of one attempt that resumes if it can."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        log = self.folder / f"{name}.log"
         files = ["--recipe", str(self.recipe), "--out", str(self.folder / name), "--resume", "auto"]
-        arguments = ["train", *files, "checkpoint.every=2"]
-        self.process.stdin.write(json.dumps({"arguments": arguments, "fault": fault, "log": str(log)}) + "\n")
-        self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        return code, log.read_text()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        log, fault_here = self.folder / f"{name}.log", {faults.VARIABLE: fault}
+        process = self.forks.start(TRAINING, "train", *files, "checkpoint.every=2", environment=fault_here, log=log)
+        return process.wait(), process.said()
 
     def journal(self, name: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
@@ -92,12 +49,11 @@ class Trainings:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
-    made = Trainings(tmp_path_factory.mktemp("points"))
+def trainings(forks: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    made = Trainings(forks, tmp_path_factory.mktemp("points"))
     code, said = made.train("whole")
     assert code == 0, said
-    yield made
-    made.close()
+    return made
 
 
 NTH = {"eval": 1, "prune": 1}

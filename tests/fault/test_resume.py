@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Zygote
 from safetensors.torch import load_file
+from tests_recipe import with_few_rows
 
 from wmtp.cli import run_command
 
@@ -77,17 +77,16 @@ def arguments(recipe: Path, out: Path, *extra: str) -> list[str]:
     return ["train", "--recipe", str(recipe), "--out", str(out), *extra]
 
 
-def killed(where: str, step: int, command: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", DRIVER, where, str(step), *command], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+def killed(forks: Zygote, where: str, step: int, command: list[str]) -> None:
+    process = forks.start(DRIVER, where, step, *command)
+    assert process.wait() == -signal.SIGKILL, process.said()
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A recipe with dropout-like random use left out, a critic, and undisturbed runs of two arms with memory."""
     folder = tmp_path_factory.mktemp("resume")
-    recipe = folder / "recipe.yaml"
-    recipe.write_text((Path(__file__).parents[1] / "e2e" / "small_recipe.yaml").read_text())
+    recipe = with_few_rows(folder)
     critic = ["objective={kind: value, loss: lambda_return, head: sigmoid}", "train.steps=3"]
     assert run_command(arguments(recipe, folder / "critic", *critic)) == 0
     return {"recipe": recipe, "folder": folder}
@@ -98,19 +97,19 @@ def scheme_with_memory(folder: Path) -> str:
 
 
 def test_killed_in_mid_step_and_again_at_a_step_boundary_the_resumed_run_is_the_same_run(
-    prepared: dict[str, Path],
+    prepared: dict[str, Path], forks: Zygote
 ) -> None:
     recipe, folder = prepared["recipe"], prepared["folder"]
     extra = [scheme_with_memory(folder)]
     assert run_command(arguments(recipe, folder / "whole", *extra)) == 0
     broken = folder / "broken"
-    killed("mid_step", 6, arguments(recipe, broken, *extra))
-    killed("boundary", 8, arguments(recipe, broken, *extra, "--resume", "auto"))
+    killed(forks, "mid_step", 6, arguments(recipe, broken, *extra))
+    killed(forks, "boundary", 8, arguments(recipe, broken, *extra, "--resume", "auto"))
     assert run_command(arguments(recipe, broken, *extra, "--resume", "auto")) == 0
     assert_same_run(folder / "whole", broken)
 
 
-def test_a_model_with_dropout_resumes_with_the_same_random_numbers(prepared: dict[str, Path]) -> None:
+def test_a_model_with_dropout_resumes_with_the_same_random_numbers(prepared: dict[str, Path], forks: Zygote) -> None:
     recipe, folder = prepared["recipe"], prepared["folder"]
     gpt2 = "model_type: gpt2, n_embd: 16, n_layer: 2, n_head: 2, n_positions: 256"
     replace = [f"model.architecture={{{gpt2}, bos_token_id: 0, eos_token_id: 1, pad_token_id: 2}}"]
@@ -119,27 +118,26 @@ def test_a_model_with_dropout_resumes_with_the_same_random_numbers(prepared: dic
     gpt2_recipe = folder / "gpt2.yaml"
     gpt2_recipe.write_text(head + tail[tail.index("  tokenizer:") :])
     assert run_command(arguments(gpt2_recipe, folder / "gpt2-whole", *replace)) == 0
-    killed("mid_step", 6, arguments(gpt2_recipe, folder / "gpt2-broken", *replace))
+    killed(forks, "mid_step", 6, arguments(gpt2_recipe, folder / "gpt2-broken", *replace))
     assert run_command(arguments(gpt2_recipe, folder / "gpt2-broken", *replace, "--resume", "auto")) == 0
     assert_same_run(folder / "gpt2-whole", folder / "gpt2-broken")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_state_exits_with_its_code_and_the_run_goes_on(
-    prepared: dict[str, Path], number: int, code: int
+    prepared: dict[str, Path], forks: Zygote, number: int, code: int
 ) -> None:
     recipe, folder = prepared["recipe"], prepared["folder"]
     run = folder / f"signal-{number}"
-    command = [sys.executable, "-W", "error", "-m", "wmtp", *arguments(recipe, run, "train.steps=2000")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = forks.start("from wmtp.cli import main; main()", *arguments(recipe, run, "train.steps=2000"))
     deadline = time.monotonic() + 100
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == code, errors
+    os.kill(process.pid, number)
+    assert process.wait() == code, process.said()
+    errors = process.said()
     assert "--resume auto" in errors
     assert "Traceback" not in errors
     saved = sorted((run / "checkpoints").iterdir())[-1]
@@ -177,7 +175,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(
     assert "step 8 of 10" in errors
 
 
-def test_resume_writes_no_process_or_file_leak(prepared: dict[str, Path]) -> None:
+def test_resume_writes_no_process_or_file_leak(prepared: dict[str, Path], forks: Zygote) -> None:
     recipe, folder = prepared["recipe"], prepared["folder"]
     code = (
         "import os, sys\n"
@@ -189,18 +187,7 @@ def test_resume_writes_no_process_or_file_leak(prepared: dict[str, Path]) -> Non
         "assert not left, left\n"
         "import multiprocessing; assert not multiprocessing.active_children()\n"
     )
-    command = [
-        sys.executable,
-        "-X",
-        "dev",
-        "-W",
-        "error",
-        "-c",
-        code,
-        *arguments(recipe, folder / "leak-run", "train.steps=2"),
-    ]
-    environment = {**os.environ, "PYTHONMALLOC": "malloc", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Warning" not in done.stderr
-    assert "leaked" not in done.stderr
+    process = forks.start(code, *arguments(recipe, folder / "leak-run", "train.steps=2"))
+    assert process.wait() == 0, process.said()
+    assert "Warning" not in process.said()
+    assert "leaked" not in process.said()

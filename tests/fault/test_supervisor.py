@@ -406,6 +406,7 @@ def command_line() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             process.communicate()
 
 
+@pytest.mark.exhaustive  # with two ranks, always: test_ranks_resume.py; one process alone: test_resume.py
 def test_a_training_that_is_killed_ends_with_the_weights_of_one_that_is_not(recipe: Path) -> None:
     folder = recipe.parent
     assert run_command(arguments(recipe, folder / "whole")) == 0

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from wmtp.storage import resolve
 
-RECIPE = (Path(__file__).parent / "small_recipe.yaml").read_text()
+SMALL = Path(__file__).parent / "e2e" / "small_recipe.yaml"
+RECIPE = SMALL.read_text()
 
 ARMS = {
     "critic": ["objective={{kind: value, loss: pairwise}}"],
