@@ -1,6 +1,6 @@
 """Trains every case for a few steps, in one process or as a rank of several, and writes what came out.
 
-python rank_worker.py CASES.json OUT            (or under torchrun)
+python rank_worker.py CASES.json OUT            (with the environment that torchrun makes, or without)
 """
 
 from __future__ import annotations

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Zygote
 from fsdp_events import check_fetched_ahead, check_reduced_behind, micro_batches
+from tests_recipe import with_few_rows
 
 from wmtp.config import load
 from wmtp.formats.hf import load_tokenizer, random_causal_lm
@@ -24,7 +23,6 @@ from wmtp.prescoring import score
 from wmtp.rehearsal import units_of
 from wmtp.value import ValueModel
 
-RECIPE = Path(__file__).parent.parent / "e2e" / "small_recipe.yaml"
 WORKER = Path(__file__).with_name("rank_worker.py")
 pytestmark = pytest.mark.slow
 
@@ -133,32 +131,28 @@ def cases_of(items: list[pytest.Item]) -> dict[int, list[tuple[str, str]]]:
 def recipe_of(arm: str, strategy: str, models: Path) -> dict[str, Any]:
     """What the worker is told about a case."""
     overrides = [o.format(models=models) for o in ARMS[arm]]
-    return {"recipe": str(RECIPE), "overrides": [*overrides, f"distributed.strategy={strategy}"]}
+    return {"recipe": str(models / "recipe.yaml"), "overrides": [*overrides, f"distributed.strategy={strategy}"]}
 
 
-def launch(ranks: int, cases: dict[str, dict[str, Any]], out: Path) -> dict[str, Any]:
+def launch(forks: Zygote, ranks: int, cases: dict[str, dict[str, Any]], out: Path) -> dict[str, Any]:
     """What the cases came to with so many ranks."""
     out.mkdir()
     file = out / "cases.json"
     file.write_text(json.dumps(cases))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), str(file), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=300 + 20 * len(cases),
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    codes, said = forks.ranks(ranks, WORKER, file, out, limit_s=300 + 20 * len(cases))
+    assert codes == [0] * ranks, said[-6000:]
     return {name: torch.load(out / f"{name}.pt", weights_only=True) for name in cases}
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def results(
+    request: pytest.FixtureRequest, forks: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Any]]:
     """What every case that is asked for came to with 1 (the arm alone: no strategy), 2 and 4 ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     tokenizer = load_tokenizer("embedded://tiny-llama")
-    architecture = load([RECIPE]).model.architecture or {}
+    recipe = with_few_rows(folder)
+    architecture = load([recipe]).model.architecture or {}
 
     def base(seed: int) -> Any:
         return random_causal_lm(architecture, len(tokenizer), seed)
@@ -168,12 +162,12 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     save_model(MTPModel(base(2), 1, "copy"), folder / "reference", tokenizer)
     save_model(MTPModel(base(3), 3, "fresh"), folder / "heads", tokenizer)
     save_model(MTPModel(base(3), 3, "fresh", family="chain"), folder / "chain", tokenizer)
-    score(load([RECIPE], recipe_of("stored", "FULL_SHARD", folder)["overrides"]), batch_tokens=2048)
+    score(load([recipe], recipe_of("stored", "FULL_SHARD", folder)["overrides"]), batch_tokens=2048)
     wanted = cases_of(request.session.items)
     arms = {arm for cases in wanted.values() for arm, _ in cases}
-    one = launch(1, {arm: recipe_of(arm, "FULL_SHARD", folder) for arm in ARMS if arm in arms}, folder / "1")
+    one = launch(forks, 1, {arm: recipe_of(arm, "FULL_SHARD", folder) for arm in ARMS if arm in arms}, folder / "1")
     many = {
-        ranks: launch(ranks, {f"{a}-{s}": recipe_of(a, s, folder) for a, s in cases}, folder / str(ranks))
+        ranks: launch(forks, ranks, {f"{a}-{s}": recipe_of(a, s, folder) for a, s in cases}, folder / str(ranks))
         for ranks, cases in wanted.items()
     }
     scored = {ranks: folder / str(ranks) / "scores" for ranks in (1, *CASES)}
@@ -209,7 +203,7 @@ def test_weights_gradients_and_optimiser_take_the_bytes_that_a_dry_run_says(
     results: dict[int, dict[str, Any]], ranks: int, arm: str, strategy: str, tmp_path: Path
 ) -> None:
     case = recipe_of(arm, strategy, results[0]["models"])
-    model = build(load([RECIPE], case["overrides"]), weights=False).model
+    model = build(load([Path(case["recipe"])], case["overrides"]), weights=False).model
     pieces = layout(strategy, 2 if strategy == "HYBRID_SHARD" else ranks).pieces
     said = sum(term(units_of(model), pieces) for term in (weight_bytes, gradient_bytes, optimiser_bytes))
     assert results[ranks][f"{arm}-{strategy}"]["state_bytes"] == said

@@ -6,17 +6,18 @@ import time
 from pathlib import Path
 
 import pytest
-from test_ranks_resume import LIMIT_S, assert_equal, finish, start, train
+from forked import Zygote
+from test_ranks_resume import LIMIT_S, assert_equal, finish, forked, start, train
 
 pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 
-def test_a_disk_that_is_full_for_one_rank_costs_a_checkpoint_and_not_the_run(tmp_path: Path) -> None:
-    code, errors = train(tmp_path / "calm", "--ranks", "2", "train.steps=6")
-    assert code == 0, errors
+def test_a_disk_that_is_full_for_one_rank_costs_a_checkpoint_and_not_the_run(forks: Zygote, tmp_path: Path) -> None:
+    codes, errors = forked(forks, 2, tmp_path / "calm", "train.steps=6")
+    assert codes == [0, 0], errors
     run = tmp_path / "run"
-    code, errors = train(run, "--ranks", "2", "train.steps=6", fault="ckpt_write:1:enospc@1")
-    assert code == 0, errors
+    codes, errors = forked(forks, 2, run, "train.steps=6", fault="ckpt_write:1:enospc@1")
+    assert codes == [0, 0], errors
     assert "a checkpoint was not written" in errors
     assert "training goes on" in errors
     assert_equal(run, tmp_path / "calm")

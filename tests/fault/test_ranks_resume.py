@@ -1,4 +1,7 @@
-"""Two ranks that are killed, stopped or changed in number go on as if nothing had been; nothing is left over."""
+"""Two ranks that are killed, stopped or changed in number go on as if nothing had been; nothing is left over.
+
+Jobs that a supervisor or torchrun has no part in are ranks that are forked: they cost no imports.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Zygote
 
+from wmtp.faults import VARIABLE
 from wmtp.formats.remote import tensors_of
 from wmtp.storage import ObjectPath, Place, matches
 
@@ -38,6 +43,12 @@ def train(out: Place, *extra: str, **options: Any) -> tuple[int, str]:
     return finish(start(out, *extra, **options))
 
 
+def forked(forks: Zygote, ranks: int, out: Place, *extra: str, fault: str = "") -> tuple[list[int], str]:
+    """The same without a supervisor: how each rank ended, and all that they printed."""
+    arguments = ["train", "--recipe", str(RECIPE), "--out", str(out), *extra]
+    return forks.ranks(ranks, "from wmtp.cli import main; main()", *arguments, environment={VARIABLE: fault})
+
+
 def weights(run: Place) -> dict[str, Any]:
     return {f"{f.name}/{k}": v for f in matches(run / "final", "*.safetensors") for k, v in tensors_of(f).items()}
 
@@ -55,11 +66,11 @@ def assert_equal(run: Place, other: Place) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks, to the end, with every warning of ours an error."""
+def undisturbed(forks: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, to the end, with every warning an error."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, errors = train(out, "--ranks", "2", warnings="error:::wmtp")
-    assert code == 0, errors
+    codes, errors = forked(forks, 2, out)
+    assert codes == [0, 0], errors
     assert "Warning" not in errors
     return out
 
@@ -106,18 +117,21 @@ def test_two_ranks_that_are_stopped_save_and_go_on(undisturbed: Path, tmp_path: 
     code, errors = finish(process)
     assert code == 143, errors
     assert not (run / "final").exists()
-    code, errors = train(run, "--ranks", "2", "--resume", "auto")
+    code, errors = train(run, "--ranks", "2", "--resume", "auto", warnings="error:::wmtp")
     assert code == 0, errors
+    assert "Warning" not in errors
     assert_equal(run, undisturbed)
 
 
-@pytest.mark.parametrize(("first", "then"), [("2", "1"), pytest.param("1", "2", marks=pytest.mark.exhaustive)])
-def test_a_run_goes_on_with_another_number_of_ranks(first: str, then: str, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "then"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.exhaustive)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    first: int, then: int, undisturbed: Path, forks: Zygote, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    assert train(run, "--ranks", first, fault="step_begin:7:raise")[0] == 1
+    assert forked(forks, first, run, fault="step_begin:7:raise")[0] == [1] * first
     assert not (run / "final").exists()
-    code, errors = train(run, "--ranks", then, "--resume", "auto")
-    assert code == 0, errors
+    codes, errors = forked(forks, then, run, "--resume", "auto")
+    assert codes == [0] * then, errors
     assert "random states start anew" in errors
     assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-6)
 
@@ -130,8 +144,8 @@ def test_a_config_that_is_wrong_is_told_once_and_ends_all_ranks(tmp_path: Path) 
     assert "Traceback" not in errors
 
 
-def test_strategies_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    code, errors = train(tmp_path / "run", "--ranks", "2", "distributed.strategy=HYBRID_SHARD")
-    assert code == 2
+def test_strategies_that_cannot_be_are_refused(forks: Zygote, tmp_path: Path) -> None:
+    codes, errors = forked(forks, 2, tmp_path / "run", "distributed.strategy=HYBRID_SHARD")
+    assert codes == [2, 2]
     assert "needs several hosts" in errors
     assert "Traceback" not in errors
