@@ -208,6 +208,12 @@ def _held_out(config: Config, rows: _Rows) -> tuple[HeldOut | None, Integers]:
             "sees: it needs a problem with a response whose is_correct is true and one whose is false (`wmtp data "
             "label`, `wmtp data mutate`), or more train.eval_batches"
         )
+    seen_pairs = int(np.isin(pair_P2, evaluated).all(1).sum())
+    if seen_pairs < len(pair_P2):
+        rows.notes.append(
+            f"train.eval_batches: an evaluation sees {seen_pairs:,} of {len(pair_P2):,} held-out pairs, and pair "
+            "accuracy is of these"
+        )
     return HeldOut(len(facts), torch.from_numpy(pair_P2)), place_N
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ JOB = "WMTP_JOB"
 """Environment variable: the folder of the attempt this process belongs to. Whoever has it is ended with the job."""
 TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
 """Environment variable set by torchrun: where it looks for the reason when a rank fails."""
+
+LEFT_ALONE = "wmtp-left-alone"
+"""Name of a thread that nobody waits for after a signal."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ def end(code: int, message: str = "", kind: str = "") -> None:
     if folder is not None and (began := read(folder, rank)) is not None and began.pid == os.getpid():
         _said = True
         _write(folder, Outcome(rank, os.getpid(), code, kind, message, time.monotonic()))
+
+
+def leaves_work() -> bool:
+    """Whether a thread goes on that nobody waits for: an ordinary exit would wait for what it uploads."""
+    return any(thread.name == LEFT_ALONE for thread in threading.enumerate())
 
 
 def read(folder: Path, rank: int) -> Outcome | None:

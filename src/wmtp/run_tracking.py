@@ -20,6 +20,7 @@ from typing import Any
 from wmtp import provenance
 from wmtp.config import Config, TrackingConfig
 from wmtp.errors import Interrupted, TrackingError, UsageError, WmtpError
+from wmtp.outcome import LEFT_ALONE
 from wmtp.redaction import HIDDEN, looks_secret
 from wmtp.storage import ObjectPath, Place, place, write_atomic
 from wmtp.tracking.delivered import JOURNAL, cut_back, delivered_to
@@ -230,7 +231,7 @@ class Tracking:
 
         received = stopped()
         if not received:
-            threading.Thread(target=work, name="wmtp-register", daemon=True).start()
+            threading.Thread(target=work, name=LEFT_ALONE, daemon=True).start()
         while not received and not done.done():
             wait([done], LOOK_S)
             received = stopped()

@@ -79,8 +79,9 @@ def run_folder(config: Config, out: str | Place | None, resume: str | None) -> P
 
 def template_of(source: str) -> str | None:
     """The `data.template` that the model of a run folder (`RUN/final`) was trained with; None for other models."""
-    config = folder_of(source).parent / "config.yaml"
-    return load([config]).data.template if config.is_file() else None
+    folder = folder_of(source).parent
+    is_run = all((folder / name).is_file() for name in ("config.yaml", "provenance.json"))
+    return load([folder / "config.yaml"]).data.template if is_run else None
 
 
 def find_start(folder: Place, resume: str | None, note: Callable[[str], None]) -> Place | None:

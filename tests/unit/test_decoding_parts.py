@@ -230,7 +230,7 @@ def test_rows_that_are_kept_are_those_that_were_named(count: int, rows: list[int
     assert select_rows(held.clone(), rows).tolist() == [held[row].tolist() for row in rows]
 
 
-@given(st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.integers(1, 5), st.booleans())
+@given(st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (6, 1)]), st.integers(1, 5) | st.just(40), st.booleans())
 def test_heads_of_a_group_read_what_they_read_with_a_copy_each(
     rows: int, heads: tuple[int, int], width: int, masked: bool
 ) -> None:

@@ -244,9 +244,13 @@ class TwiceAsked:
     def create_model_version(self, name: str, source: str, *, run_id: str, **_: Any) -> Any:
         number = len(self.versions) + 1
         self.versions += [
-            SimpleNamespace(name=name, source=source, run_id=run_id, version=str(n)) for n in (number, number + 1)
+            SimpleNamespace(name=name, source=source, run_id=run_id, version=str(n), aliases=[])
+            for n in (number, number + 1)
         ]
         return self.versions[-1]
+
+    def get_model_version(self, name: str, version: str) -> Any:
+        return next(one for one in self.versions if (one.name, one.version) == (name, version))
 
     def delete_model_version(self, name: str, version: str) -> None:
         self.versions = [one for one in self.versions if one.version != version]
@@ -258,6 +262,16 @@ def test_a_registry_that_was_asked_twice_has_one_version_of_each_run(tmp_path: P
     found = [store.register(run, "wmtp_baseline", tmp_path, {}).version for run in ("a", "b", "a")]
     assert found == ["1", "2", "1"]
     assert [(one.run_id, one.version) for one in client.versions] == [("a", "1"), ("b", "2")]
+
+
+def test_versions_with_an_alias_or_of_other_files_are_left_alone(tmp_path: Path) -> None:
+    store = MlflowStore("sqlite:///x", "all", artifacts="", timeout_s=1, upload_timeout_s=1)
+    store._client = client = TwiceAsked()
+    for version, source, aliases in (("1", str(tmp_path), []), ("2", str(tmp_path), ["champion"]), ("3", "/other", [])):
+        made = SimpleNamespace(name="wmtp_baseline", source=source, run_id="a", version=version, aliases=aliases)
+        client.versions.append(made)
+    assert store.register("a", "wmtp_baseline", tmp_path, {}).version == "1"
+    assert [one.version for one in client.versions] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///x", "http://here"])

@@ -166,13 +166,25 @@ def paths(machine: str, data: str = "train.jsonl") -> dict[str, Any]:
     return {"data": {"train": {"path": f"/{machine}/{data}"}, "cache": f"/{machine}/cache-{machine}"}}
 
 
-def test_a_copy_from_a_machine_with_other_folders_has_its_figures_and_not_those_of_other_files(write: Any) -> None:
-    finished(write(config=paths("there")))
-    assert arms_with_values(table_of(write(config=paths("here")))) == ["baseline", "rho1"]
-    assert arms_with_values(table_of(write(config=paths("here", "other.jsonl")))) == []
-    other = {"objective": {"weighting": {"scheme": "rho1", "reference": "/there/final"}}}
-    found = table_of(write(config=paths("there"), arms={"baseline": {}, "rho1": {"config": other}}))
-    assert arms_with_values(found) == ["baseline"]
+def test_a_copy_from_a_machine_with_other_folders_has_its_figures_and_not_those_of_other_files(
+    write: Any, tmp_path: Path
+) -> None:
+    def of_rho1(reference: str) -> Any:
+        return {
+            "baseline": {},
+            "rho1": {"config": {"objective": {"weighting": {"scheme": "rho1", "reference": reference}}}},
+        }
+
+    arms = of_rho1("/there/runs/one/final")
+    folder = shutil.copytree(finished(write(config=paths("there"), arms=arms)).folder, tmp_path / "elsewhere")
+
+    def values(study: Study, **change: Any) -> list[str]:
+        return arms_with_values(table_of(replace(study, **change)))
+
+    assert values(write(config=paths("here"), arms=of_rho1("/here/one/final")), folder=folder) == ["baseline", "rho1"]
+    assert values(write(config=paths("here", "other.jsonl"), arms=arms), folder=folder) == []
+    assert values(write(config=paths("there"), arms=of_rho1("/there/runs/two/final")), folder=folder) == ["baseline"]
+    assert values(write(config=paths("here"), arms=arms)) == []  # no copy: other files are other files
 
 
 def test_a_model_folder_that_is_not_on_this_machine_is_the_one_of_the_copy(
@@ -183,6 +195,7 @@ def test_a_model_folder_that_is_not_on_this_machine_is_the_one_of_the_copy(
     (tmp_path / "models" / "base").mkdir(parents=True)
     study = finished(write(config=base))
     (tmp_path / "models" / "base").rmdir()  # from now on models/base is taken for a hub id
+    study = replace(study, folder=Path(shutil.copytree(study.folder, tmp_path / "elsewhere")))
     assert study.run_config(study.runs[0]).model.path == "models/base"
     assert arms_with_values(table_of(study)) == ["baseline", "rho1"]
 

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage, config or input; 130 / 143 interrup
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -78,7 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _leave(code: int, problem: Exception | None = None) -> None:
-    """One rank of several ends at once, see `wmtp.distributed.leave`; a single process goes on."""
+    """One rank of several ends at once, see `wmtp.distributed.leave`, and so does a process that left a thread alone;
+    another single process goes on."""
+    if outcome.leaves_work():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if "wmtp.distributed" not in sys.modules:
         return
     from wmtp.distributed import launched, leave

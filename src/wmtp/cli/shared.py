@@ -51,7 +51,7 @@ def run_of(path: Place) -> Place:
 
 def leads() -> bool:
     """Whether this process is the one that prints results: the only one, or the first of a job."""
-    return os.environ.get("RANK", "0") == "0"
+    return int(os.environ.get("WORLD_SIZE", "1")) <= 1 or os.environ.get("RANK", "0") == "0"
 
 
 def say_tracked(tracked: Tracked) -> None:

@@ -3,7 +3,8 @@
 Transformers' `sdpa` copies keys and values once for every head of a group, unless the forward is one token wide: then
 the heads of a group become queries of one head. A forward over drafts is wider, and its copies of whole caches, in
 every layer, would cost more than all else that drafts add to it. The heads of a group can become queries of one head
-whatever the width, if the mask says for each what it sees.
+whatever the width, if the mask says for each what it sees. A forward over a prompt is so wide that the mask would be
+the larger copy: there each head of a group is asked by itself, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -45,6 +47,15 @@ def grouped_attention(
         )
         return out
     size = heads // groups
+    if width > 2 * groups * key_BGSD.shape[-1] and not torch.compiler.is_compiling():
+        query_BGMQD = query_BHQD.unflatten(1, (groups, size))
+        of_member = [
+            scaled_dot_product_attention(
+                query_BGMQD[:, :, i], key_BGSD, value_BGSD, attn_mask=attention_mask, scale=scaling
+            )
+            for i in range(size)
+        ]
+        return torch.stack(of_member, 2).flatten(1, 2).transpose(1, 2).contiguous(), None
     query = query_BHQD.reshape(rows, groups, size * width, -1)
     mask = attention_mask[:, :, None].expand(-1, -1, size, -1, -1).reshape(rows, 1, size * width, -1)
     read = scaled_dot_product_attention(query, key_BGSD, value_BGSD, attn_mask=mask, scale=scaling)

@@ -86,10 +86,10 @@ def stored_shapes(folder: Place) -> dict[str, tuple[int, ...]]:
 
 def weight_files(folder: Place) -> list[Place]:
     """The files of a model's own weights, as transformers chooses them: `model.safetensors`, or else those that its
-    index names. `check_folder` has looked at it before."""
+    index names; none of a model whose config names another file. `check_folder` has looked at it before."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
-        return [whole]
+        return [whole] if whole.is_file() else []
     return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
 
 

@@ -22,8 +22,7 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
     """The stored config of a run; None if it was given none yet. A folder without budgets is of an earlier version.
 
     Args:
-        copied: take what was given in another folder or on another machine, of which this is a copy: good for figures,
-            not for going on.
+        copied: take what was given in another folder, of which this is a copy: good for figures, not for going on.
 
     Raises:
         UsageError: the study says otherwise now, of the run or of one that it needs.
@@ -39,7 +38,8 @@ def given_before(study: Study, run: Run, *, copied: bool = False) -> Config | No
     except ValueError as problem:
         raise UsageError(f"{of_budget} is damaged: {problem}; remove it, if {file} was made for {budget}") from problem
     now = study.run_config(run, None if budget is None else stored.train.steps)
-    same = _alike(_anywhere(stored), _anywhere(now)) if copied else stored == now
+    moved = copied and stored.runs != now.runs
+    same = _alike(_anywhere(stored), _anywhere(now)) if moved else stored == now
     if before != budget or not same:
         what = "" if before == budget else f" (budget {json.dumps(before)}, now {json.dumps(budget)})"
         raise UsageError(
@@ -68,16 +68,22 @@ def _anywhere(config: Config) -> dict[str, Any]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same, or paths on disks with the same last part. A folder that is not on this machine
-    may look like a hub id here."""
+    """Whether two values are the same, or paths on disks with the same last part; of models that runs wrote, with the
+    same two, since all are called `final` or `best`. A folder that is not on this machine may look like a hub id here.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_alike, one, other))
     texts = isinstance(one, str) and isinstance(other, str) and "://" not in one + other
     if texts and (one.startswith("/") or other.startswith("/")):
-        return Path(one).name == Path(other).name
+        return _last_parts(one) == _last_parts(other)
     return bool(one == other)
+
+
+def _last_parts(path: str) -> tuple[str, ...]:
+    parts = Path(path).parts
+    return parts[-2:] if parts[-1:] in (("final",), ("best",)) else parts[-1:]
 
 
 def give(study: Study, run: Run, config: Config) -> None:

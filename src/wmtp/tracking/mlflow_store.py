@@ -124,7 +124,8 @@ class MlflowStore:
                 there = self._versions(name, run_id) or [made]
             version, *others = there
             for other in others:
-                self._connected().delete_model_version(name, other.version)
+                if str(other.source) == str(version.source):  # another one is what somebody else registered
+                    self._removed(name, other.version)
             copied = self.is_server and isinstance(model, Path)
             stored = sum(file.stat().st_size for file in model.iterdir() if file.is_file()) if copied else 0
             return ModelVersion(name, str(version.version), str(version.source), stored)
@@ -182,6 +183,18 @@ class MlflowStore:
         """Those of a run, the oldest first."""
         found = self._connected().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         return sorted(found, key=lambda version: int(version.version))
+
+    def _removed(self, name: str, version: str) -> None:
+        """Take a version away, which may be gone already, and is kept where somebody has given it an alias."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._connected()
+        try:
+            if not client.get_model_version(name, version).aliases:
+                client.delete_model_version(name, version)
+        except MlflowException as problem:
+            if problem.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def _version(self, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> Any:
         from mlflow.exceptions import MlflowException

@@ -14,7 +14,7 @@ const main = document.getElementById('main');
 const names = data.runs.map((run) => run.label);
 const about = data.studies.length ? data.studies.map((study) => study.study) : names;
 document.title = `${about.join(', ')} · WMTP report`;
-document.getElementById('title').textContent = about.length > 4 ? `${about.length} runs` : about.join('\u00a0· ');
+document.getElementById('title').textContent = about.length > 4 ? `${about.length} ${data.studies.length ? 'studies' : 'runs'}` : about.join('\u00a0· ');
 const started = data.runs.map((run) => run.facts && run.facts.started).filter(Boolean).sort();
 const days = [...new Set([started[0], started[started.length - 1]].filter(Boolean).map((text) => text.slice(0, 10)))];
 document.getElementById('subtitle').textContent =

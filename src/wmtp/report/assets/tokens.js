@@ -47,7 +47,7 @@ function tokens({runs}) {
   function update() {
     const arm = chosenArm();
     const quantity = QUANTITIES.find(({value}) => value === state.quantity);
-    const problem = problemOf(arm);
+    const problem = problemOf(arm) || (state.show === 'pair' ? undefined : arms.map(problemOf).find(Boolean));
     about.textContent = arm.view.about || '';
     if (!problem) {
       place.replaceChildren(html('p', {class: 'empty'}, `${arm.run.label} was not inspected on this problem.`));
