@@ -101,6 +101,7 @@ def chat_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = CHAT
     save_model(load_model(str(model)), run / "final", tokenizer)
     (run / "config.yaml").write_text(dump(load([RECIPE], [r'data.template="Q: {prompt}\nA: "'])))
+    (run / "provenance.json").write_text("{}")
     return run / "final"
 
 

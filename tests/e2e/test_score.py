@@ -18,6 +18,7 @@ from tests_recipe import with_few_rows
 from torch import Tensor
 
 from wmtp import frozen
+from wmtp.cli.shared import leads
 from wmtp.config import load
 from wmtp.formats.hf import load_tokenizer, random_causal_lm
 from wmtp.formats.native import save_model
@@ -190,18 +191,34 @@ def test_the_recipe_says_where_the_scores_go_and_scoring_again_is_done_at_once(
     assert "key.data.max_length" in error
 
 
+@pytest.mark.parametrize("leading", [True, False])
 def test_of_several_ranks_the_first_one_says_what_was_done(
-    models: Path, scored: dict[str, Path], wmtp_command: Command, monkeypatch: pytest.MonkeyPatch
+    leading: bool, models: Path, scored: dict[str, Path], wmtp_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("wmtp.cli.training.leads", lambda: leading)
     arguments = ["score", "--recipe", models / "recipe.yaml", "--out", scored["critic"], "--batch-tokens", 2000]
-    said = []
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        code, out, _ = wmtp_command(*arguments, weighting("critic", models))
-        assert code == 0
-        said.append(out)
-    assert "scored tokens" in said[0]
-    assert said[1] == ""
+    code, out, _ = wmtp_command(*arguments, weighting("critic", models))
+    assert (code, "scored tokens" in out) == (0, leading)
+    assert leading or out == ""
+
+
+@pytest.mark.parametrize(
+    ("set_to", "leading"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_a_process_leads_unless_it_is_a_later_one_of_several(
+    set_to: dict[str, str], leading: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert leads() is leading
 
 
 @pytest.mark.parametrize(
