@@ -308,7 +308,9 @@ class MTPModel(nn.Module):
         """
         family = family or self.family
         if family != self.family and self.num_heads > 1:
-            raise ModelError(f"the model has {self.family} heads, {family!r} were asked for; one model has one family")
+            raise ModelError(
+                f"the model has {self.family} heads, {family!r} were asked for; one model has one family: ask for that"
+            )
         self.extra_heads.extend(more_heads(family, count, init, self._origin(self.branch.layer)))
         self.family = family
         self.num_heads += count
