@@ -48,7 +48,7 @@ def grouped_attention(
         return out
     size = heads // groups
     if width > 2 * groups * key_BGSD.shape[-1] and not torch.compiler.is_compiling():
-        query_BGMQD = query_BHQD.unflatten(1, (groups, size))
+        query_BGMQD = query_BHQD.reshape(rows, groups, size, width, -1)
         of_member = [
             scaled_dot_product_attention(
                 query_BGMQD[:, :, i], key_BGSD, value_BGSD, attn_mask=attention_mask, scale=scaling
