@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from wmtp.cli import run_command
 from wmtp.errors import ModelError
+from wmtp.export import export
 from wmtp.formats.hf import load_causal_lm, load_tokenizer, model_config
 from wmtp.formats.hub import commit_of, forget
 from wmtp.formats.identity import model_fingerprint
@@ -116,6 +117,15 @@ def test_heads_and_value_heads_come_with_their_models(hub: Hub, tmp_path: Path) 
     hub.add("organisation/critic", Path(str(save_model(critic, tmp_path / "critic"))))
     assert same(load_model("organisation/heads"), ours)
     assert same(load_value_model("organisation/critic"), critic)
+
+
+def test_a_model_with_layers_for_multi_token_prediction_comes_with_them(hub: Hub, tmp_path: Path) -> None:
+    save_model(tiny_model("qwen2", 2, heads="chain", noise=0.05, vocab_size=269), tmp_path / "ours", tiny_tokenizer())
+    folder = export(str(tmp_path / "ours"), str(tmp_path / "mimo"), "sglang-mimo")
+    hub.add("organisation/mimo", Path(str(folder)))
+    found = load_model("organisation/mimo")
+    assert (found.family, found.num_heads) == ("chain", 2)
+    assert same(found, load_model(str(folder)))
 
 
 def test_an_adapter_by_id_is_added_to_its_model_by_id(hub: Hub, plain: Path, tmp_path: Path) -> None:

@@ -355,3 +355,13 @@ def test_a_critic_and_a_reward_model_with_code_of_their_own_go_by_the_same_rule(
     change(custom / "config.json", num_labels=1, id2label={"0": "x"}, label2id={"x": 0})
     with remote_code(str(custom)):
         assert type(load_reward_model(str(custom)).base).__name__ == "OwnForSequenceClassification"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"attn_implementation": "someone/kernel"}, {"text_config": {"attn_implementation": {"": "someone/kernel@main"}}}],
+)
+def test_attention_by_code_of_the_hub_is_refused(fields: dict[str, Any], custom: Path) -> None:
+    change(custom / "config.json", model_type="llama", auto_map={}, **fields)
+    with remote_code(str(custom), "someone/kernel"):
+        assert "code of someone/kernel" in refused(lambda: load_causal_lm(str(custom)))

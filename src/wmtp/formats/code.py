@@ -63,8 +63,10 @@ def code_of(source: str, folder: Path) -> Iterator[bool]:
         folder: where its files are.
 
     Raises:
-        ModelError: code is needed, and it or a repository that it is in was not named; or it does not run.
+        ModelError: code is needed, and it or a repository that it is in was not named; or it does not run. Also where a
+            config asks for compiled attention of the hub, which transformers would run for anybody.
     """
+    _check_attention(folder / CONFIG)
     may_run = _may_run(source, folder)
     try:
         yield may_run
@@ -76,6 +78,23 @@ def code_of(source: str, folder: Path) -> Iterator[bool]:
         raise ModelError(
             f"the code of {source} does not run: {first_line(problem)}; mend it, or use another model"
         ) from problem
+
+
+def _check_attention(path: Path) -> None:
+    asked = [one for one in _attention(read_json(path)) if "/" in one] if path.is_file() else []
+    if asked:
+        raise ModelError(
+            f"{path} asks for attention by code of {asked[0]}, which is never run: leave attn_implementation out there"
+        )
+
+
+def _attention(config: Any) -> Iterator[str]:
+    """What a config, and configs in it, say of how attention is computed."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if name.endswith("attn_implementation"):
+            yield from map(str, value.values() if isinstance(value, dict) else [value])
+        else:
+            yield from _attention(value)
 
 
 def _may_run(source: str, folder: Path) -> bool:
