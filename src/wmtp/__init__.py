@@ -12,6 +12,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from wmtp.decoding import Generation, Sampling, generate
+    from wmtp.formats.code import remote_code
     from wmtp.formats.native import load_model, load_value_model, save_model
     from wmtp.loss_fused import linear_nll
     from wmtp.model import MTPModel, mtp_loss
@@ -28,6 +29,7 @@ _HOME = {
     "load_model": "wmtp.formats.native",
     "load_value_model": "wmtp.formats.native",
     "mtp_loss": "wmtp.model",
+    "remote_code": "wmtp.formats.code",
     "save_model": "wmtp.formats.native",
     "train": "wmtp.trainer",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "load_model",
     "load_value_model",
     "mtp_loss",
+    "remote_code",
     "save_model",
     "train",
 ]

@@ -811,6 +811,8 @@ class Config(_Part):
     """Default: nothing but `metrics.jsonl`."""
     # what
     model: ModelConfig
+    remote_code: list[ModelLocation] = []
+    """Folders or hub ids of models whose own Python files may run; no others do (docs/models.md)."""
     data: DataConfig
     objective: ObjectiveConfig = MTPObjectiveConfig()
     online: OnlineConfig | None = None

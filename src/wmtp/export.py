@@ -16,11 +16,12 @@ from wmtp.dataset import load_tokenizer
 from wmtp.errors import CheckpointError, ModelError, UsageError, WmtpError, first_line
 from wmtp.formats import hf, medusa, meta, mimo
 from wmtp.formats.adapter import write_adapter
+from wmtp.formats.code import remote_code
 from wmtp.formats.native import ValueCard, load_model, load_value_model, read_card, save_model, write_folder
 from wmtp.model import MTPModel
 from wmtp.parts import build_model
 from wmtp.probing import evaluating, probe
-from wmtp.storage import Place, place
+from wmtp.storage import ObjectPath, Place, place
 from wmtp.value import ValueModel
 
 Model = MTPModel | ValueModel
@@ -45,12 +46,19 @@ def export(source: str, out: str, target: str = "wmtp", note: Callable[[str], No
         UsageError: no such source or target, a model that the target cannot hold, or a folder in the way.
         WmtpError: what was written is not what was read.
     """
-    number = _head(target)
-    if number is None and target not in TARGETS:
+    if _head(target) is None and target not in TARGETS:
         raise UsageError(f"--to must be one of {', '.join(TARGETS)}; got {target!r}")
     if target == "adapter":
         return _export_adapter(_found(source, note), out)
     model, tokenizer = _read(source, note)
+    if model.base.is_remote_code() and isinstance(place(out), ObjectPath):
+        raise UsageError(f"{source} has code of its own, which runs from a disk only: give a local --out, not {out}")
+    with remote_code(out):  # what is read back has the code that runs already
+        return _write(model, tokenizer, out, target, note)
+
+
+def _write(model: Model, tokenizer: Any, out: str, target: str, note: Callable[[str], None]) -> Place:
+    number = _head(target)
     if target == "wmtp":
         folder = save_model(model, out, tokenizer)
         _check(model, folder)

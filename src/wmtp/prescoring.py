@@ -24,6 +24,7 @@ from wmtp.data.text import Row
 from wmtp.dataset import build_data, load_tokenizer
 from wmtp.distributed import Sharding, World, joined
 from wmtp.errors import ConfigError
+from wmtp.formats.code import remote_code
 from wmtp.frozen import Scorer, build_scorers, column_card, columns_wanted, score_key
 from wmtp.objective import Precision
 from wmtp.parts import sharding_of, spread, stored_in
@@ -81,7 +82,10 @@ def score(
     folder = _folder(config, out)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    with joined(devices.pick(config.device), config.distributed.timeout_s) as world:
+    with (
+        remote_code(*config.remote_code),
+        joined(devices.pick(config.device), config.distributed.timeout_s) as world,
+    ):
         return folder, score_in(world, config, folder, dtype, batch_tokens, report)
 
 

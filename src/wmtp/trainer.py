@@ -48,6 +48,7 @@ from wmtp.errors import (
 )
 from wmtp.estimate import Estimate, estimate
 from wmtp.faults import fault
+from wmtp.formats.code import remote_code
 from wmtp.formats.native import copy_model, save_model
 from wmtp.grading import grade
 from wmtp.model import MTPModel
@@ -169,7 +170,8 @@ def run(
         StorageError: a store refuses, or does not answer; with exit code 2 only before the first step.
         TrackingError: the store of runs is required, and does not answer or has not everything.
     """
-    with StopSignal() as stop, ExitStack() as lock:  # held until the final model is registered
+    lock = ExitStack()  # held until the final model is registered
+    with remote_code(*config.remote_code), StopSignal() as stop, lock:
         result, tracking = _train(config, out, resume, reporter or Silent(), stop, lock)
         return replace(result, tracked=tracking.finish(lambda: stop.received))
 
@@ -291,7 +293,8 @@ def dry_run(
         UsageError: the first thing that would fail.
     """
     reporter = Silent()
-    folder, _, parts = prepare(config, out, resume, reporter, World(), weights=False)
+    with remote_code(*config.remote_code):
+        folder, _, parts = prepare(config, out, resume, reporter, World(), weights=False)
     needs = estimate(parts, ranks)
     tell(needs, [*parts.notes, *reporter.notes])
     check_disk(folder, config, needs.checkpoint_bytes)

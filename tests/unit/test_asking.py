@@ -11,6 +11,7 @@ from test_chat_text import CHATML
 
 from wmtp.evaluation.problems import read_benchmark
 from wmtp.evaluation.run import Ask, Subject, answer, content_of, prompt_of
+from wmtp.formats.hub import forget
 from wmtp.formats.identity import model_fingerprint
 from wmtp.testing import tiny_model, tiny_tokenizer
 
@@ -52,6 +53,7 @@ def test_a_hub_model_is_told_by_its_commit(tmp_path: Path, monkeypatch: pytest.M
     for commit in ("a" * 40, "b" * 40):
         tiny_model(num_heads=1).base.config.save_pretrained(stored / "snapshots" / commit)
         (stored / "refs" / "main").write_text(commit)
+        forget()  # a process sees one commit
         found.append(content_of("someone/tiny"))
         fingerprints.add(model_fingerprint("someone/tiny"))
     assert found == [{"weights": {}, "commit": "a" * 40}, {"weights": {}, "commit": "b" * 40}]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wmtp.cli.shared import AsJson, quiet_libraries
+from wmtp.cli.shared import AsJson, RemoteCode, quiet_libraries
 from wmtp.errors import UsageError
 
 app = typer.Typer(help="A critic: inspect.", no_args_is_help=True)
@@ -24,6 +24,7 @@ def inspect(
         int, typer.Option(min=1, help="Problems to show, each with a correct and an incorrect solution.")
     ] = 4,
     by: Annotated[str, typer.Option(help="What colours the tokens: value, advantage or weight.")] = "weight",
+    remote_code: RemoteCode = None,
     as_json: AsJson = False,
 ) -> None:
     """Held-out solutions as a critic sees them.
@@ -37,10 +38,12 @@ def inspect(
     if by not in COLUMNS:
         raise UsageError(f"--by must be one of {', '.join(COLUMNS)}, got {by!r}")
     quiet_libraries()
+    from wmtp.formats import code
     from wmtp.inspection import inspect_run
     from wmtp.storage import place
 
-    result, path = inspect_run(place(run), rows, weighting or (), needs_critic=True)
+    with code.remote_code(*remote_code or ()):
+        result, path = inspect_run(place(run), rows, weighting or (), needs_critic=True)
     if as_json:
         typer.echo(json.dumps(result))
         return

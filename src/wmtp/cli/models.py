@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wmtp.cli.shared import AsJson, finite, quiet_libraries
+from wmtp.cli.shared import AsJson, RemoteCode, finite, quiet_libraries
 from wmtp.errors import UsageError
 
 
@@ -19,6 +19,7 @@ def export(
         str,
         typer.Option(help="wmtp, hf (heads dropped), head:K, meta, vllm-medusa, vllm-mimo, sglang-mimo or adapter."),
     ] = "wmtp",
+    remote_code: RemoteCode = None,
     as_json: AsJson = False,
 ) -> None:
     """One model folder from a checkpoint, for us or for others.
@@ -29,8 +30,10 @@ def export(
     """
     quiet_libraries()
     from wmtp.export import export as write
+    from wmtp.formats import code
 
-    folder = write(model, out, to, lambda text: typer.echo(text, err=True))
+    with code.remote_code(*remote_code or ()):
+        folder = write(model, out, to, lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps({"folder": str(folder)}) if as_json else f"wrote {folder}")
 
 
@@ -57,6 +60,7 @@ def generate(
         bool, typer.Option("--chat", help="Each prompt is what a user says, in the tokenizer's chat template.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    remote_code: RemoteCode = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts.
@@ -68,6 +72,7 @@ def generate(
     """
     from wmtp.completion import Prompt, as_document, complete, read_prompts, said, sampling_of
     from wmtp.decoding import Continuation, Generation
+    from wmtp.formats import code
     from wmtp.storage import place
     from wmtp.terminal import decoding_figures
 
@@ -78,18 +83,19 @@ def generate(
     quiet_libraries()
     given = sys.stdin.read() if prompt == "-" else prompt
     prompts = read_prompts(place(str(data))) if given is None else [Prompt(given)]
-    completions = complete(
-        model,
-        [one if one.messages else said(one.text) for one in prompts] if chat else prompts,
-        max_new_tokens=max_new_tokens,
-        mode=mode,
-        sampling=sampling_of(temperature, top_p, top_k, min_p),
-        seed=seed,
-        stop=stop or [],
-        template=template,
-        device=device,
-        tell=lambda text: None if as_json else typer.echo(text, err=True),
-    )
+    with code.remote_code(*remote_code or ()):
+        completions = complete(
+            model,
+            [one if one.messages else said(one.text) for one in prompts] if chat else prompts,
+            max_new_tokens=max_new_tokens,
+            mode=mode,
+            sampling=sampling_of(temperature, top_p, top_k, min_p),
+            seed=seed,
+            stop=stop or [],
+            template=template,
+            device=device,
+            tell=lambda text: None if as_json else typer.echo(text, err=True),
+        )
     if as_json:
         typer.echo(json.dumps(finite(as_document(list(completions)))))
         return
@@ -136,6 +142,7 @@ def evaluate(
     batches: Annotated[str, typer.Option(help="Of --suite speed, comma-separated.")] = "1,4",
     lengths: Annotated[str, typer.Option(help="Prompt tokens of --suite speed, comma-separated.")] = "32,128",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    remote_code: RemoteCode = None,
     as_json: AsJson = False,
 ) -> None:
     """pass@k by running what a model writes, in a sandbox.
@@ -146,6 +153,7 @@ def evaluate(
     """
     from wmtp.evaluation import command
     from wmtp.evaluation.tables import evaluation_table
+    from wmtp.formats import code
     from wmtp.progress import Latest
 
     quiet_libraries()
@@ -154,7 +162,7 @@ def evaluate(
         temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, mode=mode, prompt=prompt,
         split=split, require=require, partial=partial, batches=batches, lengths=lengths, device=device,
     )  # fmt: skip
-    with Latest(quiet=as_json) as report:
+    with code.remote_code(*remote_code or ()), Latest(quiet=as_json) as report:
         result, path = command.run(options, report)
     if as_json:
         typer.echo(json.dumps(finite(result)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from wmtp.cli.shared import AsJson, quiet_libraries
+from wmtp.cli.shared import AsJson, RemoteCode, quiet_libraries
 from wmtp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def index_records(
     ids: Annotated[
         bool, typer.Option("--ids", help="With --tokenizer: keep the ids, so that training tokenises nothing.")
     ] = False,
+    remote_code: RemoteCode = None,
     as_json: AsJson = False,
 ) -> None:
     """An index of rows, so that training reads only its own.
@@ -169,18 +170,21 @@ def index_records(
         raise UsageError("--ids keeps what a tokenizer makes of the rows: give --tokenizer MODEL too")
     path = place(file)
     folder = place(out) if out is not None else default_folder(path)
-    counts = build_index(path, folder, _measure(tokenizer, template, workers, ids) if tokenizer is not None else None)
+    measure = None if tokenizer is None else _measure(tokenizer, template, workers, ids, remote_code or [])
+    counts = build_index(path, folder, measure)
     with Index(path, folder) as index:
         found = {"folder": str(folder), **counts, **describe(index)}
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
-def _measure(tokenizer: str, template: str, workers: int, ids: bool) -> Measure:
+def _measure(tokenizer: str, template: str, workers: int, ids: bool, remote_code: list[str]) -> Measure:
     from wmtp.data.token_lengths import Measure
+    from wmtp.formats import code
     from wmtp.formats.hf import backend_fingerprint, load_tokenizer
 
     quiet_libraries()
-    loaded = load_tokenizer(tokenizer)
+    with code.remote_code(*remote_code):
+        loaded = load_tokenizer(tokenizer)
     return Measure(loaded, backend_fingerprint(loaded), template, workers, ids)
 
 

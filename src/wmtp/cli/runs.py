@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from wmtp import __version__
-from wmtp.cli.shared import AsJson, finite, quiet_libraries
+from wmtp.cli.shared import AsJson, RemoteCode, finite, quiet_libraries
 
 
 def study(
@@ -104,6 +104,7 @@ def inspect(
     rows: Annotated[
         int, typer.Option(min=1, help="Problems to show, each with a correct and an incorrect solution.")
     ] = 4,
+    remote_code: RemoteCode = None,
     as_json: AsJson = False,
 ) -> None:
     """Held-out solutions token by token.
@@ -113,10 +114,12 @@ def inspect(
     Example: wmtp inspect wmtp-quickstart/verifiable --rows 2
     """
     quiet_libraries()
+    from wmtp.formats import code
     from wmtp.inspection import inspect_run
     from wmtp.storage import place
 
-    result, path = inspect_run(place(run), rows)
+    with code.remote_code(*remote_code or ()):
+        result, path = inspect_run(place(run), rows)
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -20,6 +20,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, e.g. optim.lr=1e-4")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for machines.")]
+RemoteCode = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODEL", help="Run the Python files of this model folder or hub id; may be given again."),
+]
 
 
 def settings_of(
@@ -74,6 +78,8 @@ def finite(value: Any) -> Any:
 def quiet_libraries() -> None:
     """Progress bars and advice of libraries stay off the terminal; their errors still come as exceptions."""
     import transformers
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -20,8 +20,8 @@ from wmtp.errors import DataError, UsageError
 from wmtp.evaluation.judging import Judged, Key, figures, judge, only, read_verdicts, unsampled
 from wmtp.evaluation.problems import Benchmark, Problem
 from wmtp.evaluation.samples import Sample, by_problem, from_answer, read_samples, write_rows
-from wmtp.formats.hf import folder_of, load_tokenizer
-from wmtp.formats.identity import commit_of
+from wmtp.formats.hf import folder_of, load_tokenizer, locate
+from wmtp.formats.hub import commit_of, is_id
 from wmtp.formats.meta import WEIGHTS
 from wmtp.formats.native import load_model, read_card
 from wmtp.model import MTPModel
@@ -103,9 +103,9 @@ class Subject:
 
 def content_of(source: str) -> dict[str, Any]:
     """What tells one content of a folder or hub id from another: SHA-256 of each file of weights, or the commit."""
-    folder = folder_of(source)
-    if not folder.is_dir():
+    if is_id(locate(source)):
         return {"weights": {}, "commit": commit_of(source)}
+    folder = folder_of(source)
     files = [*matches(folder, "*.safetensors"), *matches(folder, WEIGHTS)]
     return {"weights": {path.name: sha256_file(path) for path in files}}
 

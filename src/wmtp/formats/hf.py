@@ -1,8 +1,8 @@
 """Hugging Face models and tokenizers in: loaded strictly, from a local folder or by hub id.
 
 `transformers` fills tensors that a checkpoint lacks with random numbers and says so in a log line. Here a missing,
-unexpected or misshapen tensor is an error that names it. Weights come from safetensors only; no code of a model
-folder is ever run.
+unexpected or misshapen tensor is an error that names it. Weights come from safetensors only, and code of a model runs
+only where it was named (`formats.code`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from wmtp.errors import ModelError, first_line
+from wmtp.formats import hub
 from wmtp.formats.adapter import add_stored, read_adapter
+from wmtp.formats.code import code_of
 from wmtp.formats.kind import kind_of
 from wmtp.formats.remote import at_hand, tensors_of
 from wmtp.formats.scan import check_finite, check_floating, check_folder, weight_files
@@ -41,25 +43,34 @@ def locate(source: str) -> str:
         return str(path)
     if path.is_file():
         raise ModelError(f"{source} is a file; a model folder (config.json, *.safetensors) was expected")
-    if "://" not in source and source.count("/") == 1 and not source.startswith((".", "/", "~")):
+    if hub.is_id(source):
         return source
     raise ModelError(f"no model folder at {source}; give one that is there, or a hub id: ORGANISATION/NAME")
 
 
-def folder_of(source: str) -> Place:
-    """The folder that `locate` finds; of a hub id one that is not there. Raises as it does."""
-    return place(locate(source))
+def folder_of(source: str, *, weights: bool = False) -> Place:
+    """The folder that `locate` finds; of a hub id that of its files in the cache.
+
+    Args:
+        weights: of a hub id too, which are not there before they are asked for.
+
+    Raises:
+        ModelError: as `locate`, and `hub.fetched`.
+        WmtpError: the hub does not deliver.
+    """
+    found = locate(source)
+    return hub.fetched(found, weights=weights) if hub.is_id(found) else place(found)
 
 
 @contextmanager
 def files_of(source: str) -> Iterator[str]:
-    """What transformers can be given to find everything but weights. Raises as `locate` does."""
+    """A folder on a disk with everything but weights. Raises as `folder_of` does."""
     folder = folder_of(source)
     if isinstance(folder, ObjectPath):
         with at_hand(folder) as local:
             yield str(local)
     else:
-        yield locate(source)
+        yield str(folder)
 
 
 @contextmanager
@@ -87,7 +98,7 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-    folder = folder_of(source)
+    folder = folder_of(source, weights=True)
     kind = kind_of(folder)
     if kind == "adapter":
         return _load_adapted(source, dtype)
@@ -97,21 +108,32 @@ def load_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
             "model was expected"
         )
     check_folder(folder)
-    remote = _remote_weights(folder, dtype) if isinstance(folder, ObjectPath) else {}
     with told(f"cannot load a causal language model from {source}"):
-        of_config = MODEL_FOR_CAUSAL_LM_MAPPING[type(remote["config"])] if remote else AutoModelForCausalLM
-        model, info = of_config.from_pretrained(None if remote else locate(source), **remote, dtype=dtype, **STRICT)
+        if isinstance(folder, ObjectPath):
+            given = _remote_weights(folder, dtype)
+            of_config = MODEL_FOR_CAUSAL_LM_MAPPING[type(given["config"])]
+            model, info = of_config.from_pretrained(None, **given, dtype=dtype, **STRICT)
+        else:
+            model, info = from_folder(AutoModelForCausalLM, source, folder, dtype)
     check_loaded(source, info, model)
     _check_tied(source, model)
     check_files(folder, model)
     return model
 
 
+def from_folder(auto_class: Any, source: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The model that one of transformers' auto classes loads from a folder on a disk, and what it told of its loading.
+
+    Args:
+        source: the model as it was given.
+    """
+    with code_of(source, folder) as may_run:
+        model, info = auto_class.from_pretrained(folder, trust_remote_code=may_run, dtype=dtype, **STRICT)
+    return model, info
+
+
 def check_files(folder: Place, model: Any) -> None:
-    """Raise `ModelError` unless the files of weights are what their checksums say, and hold floats where it does. Of a
-    model by hub id there are none to look at."""
-    if not folder.is_dir():
-        return
+    """Raise `ModelError` unless the files of weights are what their checksums say, and hold floats where it does."""
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     for path in weight_files(folder):
         check_floating(path, floating)
@@ -119,7 +141,7 @@ def check_files(folder: Place, model: Any) -> None:
 
 
 def _load_adapted(source: str, dtype: torch.dtype) -> Any:
-    base, folder = base_of(source), folder_of(source)
+    base, folder = base_of(source), folder_of(source, weights=True)
     if kind_of(folder_of(base)) == "adapter":
         raise ModelError(f"{source} is an adapter of {base}, which is an adapter itself; one of a model was expected")
     model = load_causal_lm(base, dtype)
@@ -149,7 +171,7 @@ def _remote_weights(folder: ObjectPath, dtype: torch.dtype) -> dict[str, Any]:
     with told(f"cannot read the weights of {folder}"):
         tensors = {k: v for file in weight_files(folder) for k, v in tensors_of(file, widened=dtype).items()}
         with at_hand(folder) as local:
-            given: dict[str, Any] = {"config": model_config(str(local)), "state_dict": tensors}
+            given: dict[str, Any] = {"config": _config_in(str(folder), str(local)), "state_dict": tensors}
             if (local / "generation_config.json").is_file():
                 given["generation_config"] = GenerationConfig.from_pretrained(local)
     return given
@@ -165,21 +187,36 @@ def random_causal_lm(architecture: dict[str, Any] | str, vocabulary: int, seed: 
     Raises:
         ModelError: unknown `model_type`, or a key the config class does not have.
     """
-    from transformers import AutoModelForCausalLM
-
     config = architecture_config(architecture, vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with told("cannot build a causal language model of model.architecture", "one that transformers has"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return causal_lm_of(config)
 
 
 def model_config(source: str) -> Any:
     """The transformers config of a model folder, without its weights; of an adapter, that of its model."""
+    base = base_of(source)
+    with told(f"cannot read the config of the model {source}"), files_of(base) as folder:
+        return _config_in(base, folder)
+
+
+def _config_in(source: str, folder: str) -> Any:
+    """The config in a folder on a disk. It has an `auto_map` only if that code may run: see `causal_lm_of`."""
     from transformers import AutoConfig
 
-    with told(f"cannot read the config of the model {source}"), files_of(base_of(source)) as folder:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with code_of(source, Path(folder)) as may_run:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=may_run)
+    if not may_run:
+        vars(config).pop("auto_map", None)
+    return config
+
+
+def causal_lm_of(config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model of a config that `model_config` or `architecture_config` gave, as it is initialised."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=True)
 
 
 def architecture_config(architecture: dict[str, Any] | str, vocabulary: int) -> Any:
@@ -250,7 +287,6 @@ def _check_tied(source: str, model: Any) -> None:
 
 STRICT = {
     "use_safetensors": True,  # no pickle
-    "trust_remote_code": False,  # no code of the folder
     "ignore_mismatched_sizes": True,  # `check_loaded` names them
     "output_loading_info": True,
 }
@@ -306,11 +342,14 @@ def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
         if alone:  # AutoTokenizer would guess, and put a space in front that SentencePiece has not
             tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            with code_of(source, Path(folder)) as may_run:
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=may_run)
             if not follows_its_file(tokenizer, Path(folder)):
                 by_type, tokenizer = tokenizer, PreTrainedTokenizerFast.from_pretrained(folder)
                 if tokenizer.eos_token is None and by_type.eos_token in tokenizer.get_vocab():
                     tokenizer.eos_token = by_type.eos_token  # as models of its type have it
+    except ModelError:
+        raise
     except Exception as problem:  # the tokenizers library raises bare `Exception`s
         raise ModelError(
             f"cannot load a tokenizer from {source}: {first_line(problem)}; expected tokenizer.json or tokenizer.model"

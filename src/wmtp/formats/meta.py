@@ -138,7 +138,7 @@ def load_meta(source: str, dtype: torch.dtype | None = torch.float32) -> MTPMode
         ModelError: a file that is damaged, dangerous or none of Meta's, or tensors that do not fit, named.
     """
     params = read_params(source)
-    folder = folder_of(source)
+    folder = folder_of(source, weights=True)
     stored = _stored(folder)
     vocabulary = params.vocab_size
     if vocabulary < 0 and "tok_embeddings.weight" in stored and stored["tok_embeddings.weight"].ndim == 2:

@@ -171,7 +171,7 @@ def load_value_head(source: str) -> ValueHead:
         raise ModelError(
             f"{source} is neither a critic nor a policy that followed one: it has no value head; name one that has"
         )
-    path = folder_of(source) / VALUE_HEAD
+    path = folder_of(source, weights=True) / VALUE_HEAD
     shapes = check_safetensors(path)
     try:
         head = ValueHead(shapes["layers.0.weight"][1], kind)

@@ -55,7 +55,11 @@ def stored_layers(source: str) -> int:
     if not (folder / CONFIG).is_file() or not _speaks_of_some(read_json(folder / CONFIG)):
         return 0
     config = model_config(source)
-    found = {number for name in stored_shapes(folder) if (number := next_layer(name, config)) is not None}
+    found = {
+        number
+        for name in stored_shapes(folder_of(source, weights=True))
+        if (number := next_layer(name, config)) is not None
+    }
     count = config.num_nextn_predict_layers
     if found and found != set(range(count)):
         raise ModelError(
@@ -83,7 +87,7 @@ def load_nextn(source: str, dtype: torch.dtype = torch.float32) -> MTPModel:
     base = load_causal_lm(source, dtype)
     if read_json(folder / CONFIG).get("wmtp_engine") == "vllm":
         raise ModelError(f"{source} was written for vLLM, whose MiMo layers read another state; give the model itself")
-    count = stored_layers(str(folder))
+    count = stored_layers(base_of(source))
     as_mimo = any(name.startswith(MIMO) for name in stored_shapes(folder))
     theirs = None if as_mimo else _by_transformers(source, folder, base)  # before the model's last layer moves
     model = MTPModel(base, 1 + count, family="chain")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from wmtp.data.judged import RewardText
+from wmtp.errors import ModelError
 from wmtp.formats.hf import (
-    STRICT,
     check_files,
     check_loaded,
+    folder_of,
+    from_folder,
     load_tokenizer,
-    locate,
     model_config,
     told,
     without_parameters,
 )
 from wmtp.formats.scan import check_folder
 from wmtp.reward import RewardModel
+from wmtp.storage import ObjectPath
 
 
 def load_reward_model(source: str, dtype: torch.dtype = torch.float32) -> RewardModel:
@@ -29,12 +29,14 @@ def load_reward_model(source: str, dtype: torch.dtype = torch.float32) -> Reward
     """
     from transformers import AutoModelForSequenceClassification
 
-    folder = locate(source)
-    check_folder(Path(folder))
+    folder = folder_of(source, weights=True)
+    if isinstance(folder, ObjectPath):
+        raise ModelError(f"the reward model {source} is in an object store: copy it to a disk")
+    check_folder(folder)
     with told(f"cannot load a reward model from {source}"):
-        base, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **STRICT)
+        base, info = from_folder(AutoModelForSequenceClassification, source, folder, dtype)
     check_loaded(source, info, base)
-    check_files(Path(folder), base)
+    check_files(folder, base)
     return RewardModel(base)
 
 
@@ -48,7 +50,9 @@ def empty_reward_model(source: str) -> RewardModel:
 
     config = model_config(source)
     with told(f"cannot build the reward model of {source}"), without_parameters():
-        return RewardModel(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+        return RewardModel(
+            AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=True)
+        )
 
 
 def load_reward_text(source: str, template: str | None) -> RewardText:

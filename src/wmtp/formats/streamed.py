@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from wmtp.distributed import rows_held
 from wmtp.errors import ModelError, first_line
-from wmtp.formats.hf import folder_of, loading_errors, model_config, without_parameters
+from wmtp.formats.hf import causal_lm_of, folder_of, loading_errors, model_config, without_parameters
 from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, ValueCard, read_card
 from wmtp.formats.remote import opened
 from wmtp.formats.scan import check_finite, check_safetensors
@@ -36,12 +36,10 @@ def empty_causal_lm(source: str, dtype: torch.dtype = torch.float32) -> Any:
     Raises:
         ModelError: no such model.
     """
-    from transformers import AutoModelForCausalLM
-
     config = model_config(source)
     try:
         with without_parameters():
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return causal_lm_of(config, dtype)
     except loading_errors() as problem:
         raise ModelError(
             f"cannot build the model of {source}: {first_line(problem)}; expected files as transformers saves them"
@@ -88,8 +86,6 @@ def fits(architecture: Any, most: int | None = None) -> bool:
         architecture: a transformers config.
         most: parameters that may be made for the sake of asking; a wider model is not asked.
     """
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(architecture)
     config.num_hidden_layers = 2
     if getattr(config, "layer_types", None):
@@ -98,11 +94,11 @@ def fits(architecture: Any, most: int | None = None) -> bool:
     try:
         if most is not None:
             with without_parameters():
-                sketch = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+                sketch = causal_lm_of(copy.deepcopy(config))
             if sum(parameter.numel() for parameter in sketch.parameters()) > most:
                 return True
         with torch.random.fork_rng(devices=[]):
-            MTPModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32), 1)
+            MTPModel(causal_lm_of(config), 1)
     except refusals:
         return False  # the ordinary way will say what is wrong, if it is
     return True
@@ -113,7 +109,7 @@ class Stored:
 
     def __init__(self, source: str, held: ExitStack) -> None:
         self._files: dict[str, Any] = {}
-        for path in matches(folder_of(source), "*.safetensors"):
+        for path in matches(folder_of(source, weights=True), "*.safetensors"):
             prefix = {MTP_HEADS: "extra_heads.", VALUE_HEAD: "value_head."}.get(path.name, "")
             check_safetensors(path)
             file = opened(path, held)
