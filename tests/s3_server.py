@@ -147,12 +147,24 @@ class Proxy:
         share: of requests that fail, drawn with a seed.
         refused: headers; a request that has one of them is answered with 501.
         stalled: so many answers to ranges stop in the middle, and the connection stays open.
+        slow: seconds that each 64 KiB of what is sent take.
+        older: a request that removes must have the sum that older servers want.
+        region: of the bucket, where requests for another one are told so.
     """
 
     KINDS = ("503", "before", "lost", "cut")
 
     def __init__(
-        self, server: Server, share: float, seed: int = 0, *, refused: Collection[str] = (), stalled: int = 0
+        self,
+        server: Server,
+        share: float,
+        seed: int = 0,
+        *,
+        refused: Collection[str] = (),
+        stalled: int = 0,
+        slow: float = 0.0,
+        older: bool = False,
+        region: str = "",
     ) -> None:
         self.share, self.requests, self.failed = share, 0, 0
         self.gone = False
@@ -171,11 +183,16 @@ class Proxy:
 
             def _pass_on(self) -> None:
                 fault = proxy._next("Range" in self.headers)
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self._sent(int(self.headers.get("Content-Length") or 0))
                 if fault == "before":
                     return self._hang_up()
                 if any(name in self.headers for name in refused):
                     return self._answer(501, [], b"<Error><Code>NotImplemented</Code></Error>", None)
+                if older and "?delete" in self.path and "Content-MD5" not in self.headers:
+                    return self._answer(400, [], b"<Error><Code>MissingContentMD5</Code></Error>", None)
+                if f"/{region}/" not in self.headers["Authorization"] and region:
+                    told = [("x-amz-bucket-region", region)]
+                    return self._answer(301, told, b"<Error><Code>PermanentRedirect</Code></Error>", None)
                 if fault == "503":
                     return self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>", None)
                 connection = http.client.HTTPConnection(upstream, timeout=30)
@@ -187,6 +204,15 @@ class Proxy:
                     return self._hang_up()
                 half = len(content) // 2 if fault in ("cut", "stalled") else None
                 return self._answer(answer.status, headers, content, half, stall=fault == "stalled")
+
+            def _sent(self, count: int) -> bytes:
+                if not slow:
+                    return self.rfile.read(count)
+                pieces = []
+                for start in range(0, count, 1 << 16):
+                    pieces.append(self.rfile.read(min(1 << 16, count - start)))
+                    time.sleep(slow)
+                return b"".join(pieces)
 
             def _answer(
                 self,
@@ -225,6 +251,8 @@ class Proxy:
                 pass  # connections that end early are what this is for
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
+        if slow:  # else the system takes what the server does not
+            self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     @property

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from tests_recipe import with_few_rows
 
 from wmtp import delivery, load_model, run_tracking, trainer
+from wmtp.bench import runs_server
 from wmtp.config import Config, load
 from wmtp.errors import ConfigError, Interrupted, TrackingError, UsageError
 from wmtp.run_tracking import Tracked
@@ -413,6 +416,44 @@ def test_credentials_of_the_environment_are_in_no_file_and_no_message(
     files = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert not any(PLANTED in text for text in said)
     assert not any(PLANTED.encode() in content for content in files)
+
+
+class Guarded(runs_server.Handler):
+    """A server behind a login, which repeats what it refuses."""
+
+    def parse_request(self) -> bool:
+        """Look at who asks."""
+        known = super().parse_request()
+        shown = self.headers["Authorization"] if known else ""
+        if not known or shown in (f"Bearer {PLANTED}", f"Basic {b64encode(f'me:{PLANTED}'.encode()).decode()}"):
+            return known
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.send_error(401, explain=f"{shown} of {self.headers}")
+        return False
+
+
+@pytest.mark.parametrize(
+    "login",
+    [{"MLFLOW_TRACKING_TOKEN": PLANTED}, {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": PLANTED}],
+)
+def test_a_server_behind_a_login_takes_a_run_and_what_it_repeats_of_a_refused_login_is_not_shown(
+    login: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guarded, "runs", runs_server.Runs(tmp_path), raising=False)
+    with closing(Guarded.runs.file), ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        store = MlflowStore(uri, "wmtp", artifacts="", timeout_s=5, upload_timeout_s=5)
+        for name, value in login.items():
+            monkeypatch.setenv(name, value)
+        store.log(store.open(RunCard("key", "name"), None), [Point("train/loss", 1.0, 1, 1)])
+        for name in login:
+            monkeypatch.setenv(name, f"{PLANTED}-old")
+        with pytest.raises(TrackingError, match="401") as told:
+            store.open(RunCard("other", "name"), None)
+        server.shutdown()
+    assert [len(points) for points in Guarded.runs.points.values()] == [1]
+    assert PLANTED not in str(told.value)
 
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "mlruns", "sqlite://", "sqlite:///a?mode=ro"])

@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
-from botocore.exceptions import ClientError
-from s3_server import BUCKET, Proxy, Server
+from botocore.exceptions import ClientError, SSLError, UnauthorizedSSOTokenError
+from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, Proxy, Server
 
 from wmtp.cli import run_command
 from wmtp.errors import StorageError, UsageError
@@ -32,7 +35,7 @@ from wmtp.storage import (
     write_atomic,
 )
 from wmtp.storage import s3 as client
-from wmtp.testing import memory_storage
+from wmtp.testing import MemoryStore, memory_storage
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -83,34 +86,59 @@ def test_what_is_wrong_is_said_with_its_exit_code_and_without_secrets(
 
 
 class Answers:
-    """A client of S3 that refuses everything in one way."""
+    """A client of S3 that fails always in one way."""
 
     meta = SimpleNamespace(endpoint_url="http://here")
 
-    def __init__(self, code: str) -> None:
-        self.code, self.asked = code, 0
+    def __init__(self, problem: Exception) -> None:
+        self.problem, self.asked = problem, 0
 
     def list_objects_v2(self, **_: Any) -> Any:
         self.asked += 1
-        raise ClientError({"Error": {"Code": self.code}}, "ListObjectsV2")
+        raise self.problem
+
+
+def refused(code: str) -> ClientError:
+    """An answer."""
+    return ClientError({"Error": {"Code": code}}, "ListObjectsV2")
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("problem", "said", "asked"),
     [
-        ("ExpiredToken", "ExpiredToken; http://here wants those of AWS_ACCESS_KEY_ID"),
-        ("AccessDenied", "AccessDenied: http://here does not let these credentials do that"),
-        ("PermanentRedirect", "the bucket is in another region than AWS_REGION says"),
+        (refused("ExpiredToken"), "ExpiredToken; http://here wants those of AWS_ACCESS_KEY_ID", 2),
+        (refused("AccessDenied"), "AccessDenied: http://here does not let these credentials do that", 1),
+        (refused("PermanentRedirect"), "the bucket is in another region than AWS_REGION says", 1),
+        (refused("RequestTimeTooSkewed"), "this machine's clock is not that of http://here", 1),
+        (UnauthorizedSSOTokenError(), "the AWS settings cannot be used: .* run aws sso login", 1),
+        (SSLError(endpoint_url="https://here", error="[SSL: CERTIFICATE_VERIFY_FAILED]"), "AWS_CA_BUNDLE", 1),
     ],
 )
-def test_what_no_further_attempt_would_change_is_asked_once_and_is_a_matter_of_settings(
-    code: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_what_no_further_attempt_would_change_is_a_matter_of_settings_and_not_asked_again_but_with_new_credentials(
+    problem: Exception, said: str, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = Answers(code)
-    monkeypatch.setattr(client, "_client", lambda pid: answers)
+    answers = Answers(problem)
+    monkeypatch.setattr(client, "_client", lru_cache(lambda pid: answers))
     with pytest.raises(StorageError, match=said) as told:
         client.S3Store("bucket").status("key")
-    assert (told.value.exit_code, answers.asked) == (2, 1)
+    assert (told.value.exit_code, answers.asked) == (2, asked)
+
+
+def test_credentials_that_are_replaced_in_their_file_are_used_from_then_on(
+    s3: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    client.forget_client()
+    file.write_text(f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key=expired\n")
+    with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
+        s3.is_file()
+    file.write_text(f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
+    with created(s3 / "x") as stream:
+        stream.write(bytes(12 << 20))
+    assert (s3 / "x").stat().st_size == 12 << 20
 
 
 class Slow:
@@ -122,9 +150,9 @@ class Slow:
     def create_multipart_upload(self, **_: Any) -> Any:
         return {"UploadId": "u"}
 
-    def upload_part(self, *, PartNumber: int, Body: bytearray, **_: Any) -> Any:
+    def upload_part(self, *, PartNumber: int, Body: IO[bytes], **_: Any) -> Any:
         self.free.wait()
-        self.parts[PartNumber] = len(Body)
+        self.parts[PartNumber] = len(Body.read())
         return {"ETag": str(PartNumber)}
 
     def complete_multipart_upload(self, *, MultipartUpload: Any, **_: Any) -> Any:
@@ -203,6 +231,58 @@ def test_an_answer_that_stops_in_the_middle_is_given_up_and_asked_for_again(
         assert proxy.failed == 2
 
 
+def test_a_part_that_takes_longer_than_a_time_out_arrives(s3: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time-out is of a block that stands still, not of all that is sent."""
+    monkeypatch.setattr(client, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(client, "ATTEMPTS", 1)
+    content, direct = os.urandom(client.PART), Server(os.environ["AWS_ENDPOINT_URL_S3"])
+    with Proxy(direct, share=0.0, slow=0.015) as proxy:
+        through(proxy.server, monkeypatch)
+        with created(s3 / "x") as stream:
+            stream.write(content)
+    through(direct, monkeypatch)
+    assert (s3 / "x").read_bytes() == content
+
+
+def test_what_fails_late_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that takes a minute has as many attempts as any other."""
+    now, pieces = [0.0], [b"all of it", b""]
+
+    class Late:
+        def get_object(self, **_: Any) -> Any:
+            now[0] += 2 * client.PATIENCE_S
+            piece = pieces.pop()
+            body = SimpleNamespace(read=lambda count: piece, close=lambda: None)
+            return {"Body": body, "ContentRange": "bytes 0-8/9"}
+
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None))
+    monkeypatch.setattr(client, "_client", lambda pid: Late())
+    view = bytearray(9)
+    client.S3Store("bucket").read_into("key", 0, memoryview(view))
+    assert view == b"all of it"
+
+
+# Other servers
+
+
+def test_objects_are_removed_from_a_server_that_wants_the_older_sum(
+    s3: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomic(s3 / "x", b"x")
+    with Proxy(Server(os.environ["AWS_ENDPOINT_URL_S3"]), share=0.0, older=True) as proxy:
+        through(proxy.server, monkeypatch)
+        (s3 / "x").unlink()
+        assert not s3.exists()
+
+
+def test_a_bucket_of_another_region_is_asked_there(s3: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Proxy(Server(os.environ["AWS_ENDPOINT_URL_S3"]), share=0.0, region="eu-west-1") as proxy:
+        through(proxy.server, monkeypatch)
+        with created(s3 / "x") as stream:
+            stream.write(b"x" * (9 << 20))
+        assert (s3 / "x").read_bytes() == b"x" * (9 << 20)
+
+
 # The lock
 
 
@@ -249,6 +329,29 @@ def test_a_lock_of_a_holder_that_is_gone_is_taken(quick: ObjectPath, machine: st
         assert b"other" not in quick.read_bytes()
 
 
+def test_a_holder_whose_renewal_was_done_though_nobody_heard_of_it_goes_on(
+    quick: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, lost, replace = list[int](), list[bytes](), MemoryStore.replace
+
+    def unheard(self: MemoryStore, key: str, old: bytes, new: bytes) -> bool:
+        done = replace(self, key, old, new)
+        if not lost:
+            lost.append(new)
+            raise StorageError("no answer")
+        return done
+
+    monkeypatch.setattr(lease.os, "_exit", ended.append)
+    monkeypatch.setattr(lease.outcome, "end", lambda *_: None)
+    monkeypatch.setattr(MemoryStore, "replace", unheard)
+    with held(quick, "another is here"):
+        until = time.monotonic() + 20
+        while not ended and json.loads(quick.read_bytes())["beat"] < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+    assert lost
+    assert not ended
+
+
 def test_a_store_that_answers_conditions_with_501_is_refused_before_anything_is_trained(refusing: ObjectPath) -> None:
     with (
         pytest.raises(StorageError, match=r"cannot write once .*NotImplemented: .* has no such request") as told,
@@ -267,7 +370,6 @@ def test_a_store_that_ignores_conditions_is_found_out_by_the_probe(rclone: Objec
 
 
 def test_a_store_that_is_gone_is_told_by_who_waits_for_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wmtp.testing import MemoryStore
     from wmtp.tracking import Journal
 
     def gone(self: MemoryStore, key: str, data: bytes) -> None:

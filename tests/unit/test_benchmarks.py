@@ -20,8 +20,8 @@ from wmtp.bench import BENCHMARKS, backends, data, decoding, faults, loss, measu
 from wmtp.cli import run_command
 from wmtp.errors import WmtpError
 from wmtp.model import batch_targets
+from wmtp.storage import ObjectPath
 from wmtp.targets import IGNORE
-from wmtp.testing import memory_storage
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CASE_KEYS = {
@@ -320,13 +320,14 @@ def test_the_json_of_decoding_has_the_documented_keys(tmp_path: Path, capsys: py
     ]
 
 
-def test_the_json_of_storage_has_the_documented_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_json_of_storage_has_the_documented_keys(
+    s3: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {"_WIDTH": 8, "_FFN": 12, "_VOCABULARY": 20}.items():
         monkeypatch.setattr(storage, name, value)
-    with memory_storage() as bucket:
-        options = ["--location", str(bucket), "--bytes", "5000", "--repeat", "1", "--no-memory"]
-        assert storage.main([*options, "--json", str(tmp_path / "s.json")]) == 0
-        assert not bucket.exists()
+    options = ["--location", str(s3), "--bytes", "5000", "--repeat", "1", "--no-memory"]
+    assert storage.main([*options, "--json", str(tmp_path / "s.json")]) == 0
+    assert not s3.exists()
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["object_bytes"] > 5000
     assert set(found["time_to_raw"]) == {"raw", "wmtp", "whole"}

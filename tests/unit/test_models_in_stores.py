@@ -14,6 +14,7 @@ from wmtp.export import export
 from wmtp.formats import hf
 from wmtp.formats.identity import model_fingerprint
 from wmtp.formats.native import copy_model, load_model, load_value_model, save_model
+from wmtp.formats.remote import published
 from wmtp.formats.streamed import empty_model, fill, missing
 from wmtp.model import MTPModel
 from wmtp.storage import ObjectPath, write_atomic
@@ -130,3 +131,9 @@ def test_an_interrupted_model_is_none_and_may_be_written_again_but_other_things_
     write_atomic(bucket / "thesis" / "text.tex", "years")
     with pytest.raises(ModelError, match="no model folder"):
         save_model(model, bucket / "thesis", tokenizer)
+
+
+def test_what_a_write_that_was_killed_has_sent_is_dropped_by_the_next(s3: ObjectPath) -> None:
+    s3.store.upload((s3 / "model.safetensors").key).write(bytes(20 << 20))
+    published(s3, lambda made: write_atomic(made / "config.json", "{}"))
+    assert "Uploads" not in s3.store._ask("list", "", "list_multipart_uploads", Prefix=s3.prefix)

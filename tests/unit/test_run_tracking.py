@@ -6,11 +6,14 @@ import json
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wmtp import delivery, run_tracking
 from wmtp.config import Config, dump, load
@@ -19,7 +22,7 @@ from wmtp.errors import Interrupted, TrackingError, UsageError
 from wmtp.redaction import without_credentials
 from wmtp.run_tracking import Tracking, store_of
 from wmtp.storage import ObjectPath
-from wmtp.tracking import Journal
+from wmtp.tracking import Journal, mlflow_store
 from wmtp.tracking.delivered import JOURNAL, Delivered, read_delivered
 from wmtp.tracking.mlflow_store import MlflowStore
 from wmtp.tracking.points import Point, Tail, points_of
@@ -301,3 +304,17 @@ def test_runs_in_a_store_need_a_database_elsewhere(monkeypatch: pytest.MonkeyPat
 )
 def test_a_password_is_hidden_whatever_it_holds(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
+
+
+@given(st.text(st.characters() | st.sampled_from("./ a"), max_size=300))
+def test_any_name_becomes_one_that_mlflow_takes_and_those_that_it_takes_stay(name: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_tag_name
+
+    allowed = mlflow_store._name(name)
+    _validate_tag_name(allowed)
+    assert len(allowed) <= mlflow_store.MAX_NAME_LENGTH
+    if len(name) <= mlflow_store.MAX_NAME_LENGTH and not name.endswith("\n"):  # which its pattern overlooks
+        with suppress(MlflowException):
+            _validate_tag_name(name)
+            assert allowed == name

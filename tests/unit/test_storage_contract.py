@@ -101,6 +101,14 @@ def test_a_listing_of_several_pages_is_all_of_it_and_all_of_it_is_removed(
         assert not folder.is_dir()
 
 
+@pytest.mark.parametrize("folder", ["memory", "s3", MOTO], indirect=True)
+def test_the_mark_of_an_empty_folder_that_a_console_leaves_is_no_object(folder: ObjectPath) -> None:
+    folder.store.put(folder.prefix, b"")
+    assert (folder.is_dir(), list(folder.iterdir()), list(folder.files())) == (False, [], [])
+    _write(folder, "a")
+    assert list(folder.iterdir()) == list(folder.files()) == [folder / "a"]
+
+
 def test_a_place_is_a_value_that_sorts_and_travels(folder: Place) -> None:
     one, other = folder / "a", folder / "b"
     assert sorted([other, one]) == [one, other]  # type: ignore[type-var]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from wmtp import __version__, devices
 from wmtp.errors import ConfigError, WmtpError
 
 Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """glibc then gives every larger block back at once; otherwise the peak tells of the allocator, not of the method."""
@@ -49,6 +51,26 @@ def seconds(run: Callable[[], object], device: torch.device, clock: Clock = time
     return clock() - start
 
 
+def rounds(
+    runs: Mapping[Key, Callable[[], Result]], repeat: int, most_seconds: float = float("inf")
+) -> dict[Key, list[Result]]:
+    """What every run gives, once per round, so that noise meets all of them alike. One round warms up, and is left out.
+
+    Args:
+        most_seconds: no round begins later than that, but the first after the one that warms up.
+    """
+    found: dict[Key, list[Result]] = {key: [] for key in runs}
+    begin = time.perf_counter()
+    for turn in range(repeat + 1):
+        if turn > 1 and time.perf_counter() - begin > most_seconds:
+            break
+        for key, run in runs.items():
+            result = run()
+            if turn > 0:
+                found[key].append(result)
+    return found
+
+
 def interleaved(
     runs: Mapping[Key, Callable[[], object]],
     repeat: int,
@@ -57,24 +79,18 @@ def interleaved(
     clock: Clock = time.perf_counter,
     most_seconds: float = float("inf"),
 ) -> dict[Key, list[float]]:
-    """Seconds per round: every run once per round, so that noise meets all of them alike. One round warms up.
+    """Seconds of every run, per round: see `rounds`.
 
     Args:
         prepare: called before each run, outside its time.
-        most_seconds: no round begins later than that, but the first after the one that warms up.
     """
-    taken: dict[Key, list[float]] = {key: [] for key in runs}
-    begin = time.perf_counter()
-    for turn in range(repeat + 1):
-        if turn > 1 and time.perf_counter() - begin > most_seconds:
-            break
-        for key, run in runs.items():
-            if prepare is not None:
-                prepare(key)
-            elapsed = seconds(run, device, clock)
-            if turn > 0:
-                taken[key].append(elapsed)
-    return taken
+
+    def timed(key: Key) -> float:
+        if prepare is not None:
+            prepare(key)
+        return seconds(runs[key], device, clock)
+
+    return rounds({key: partial(timed, key) for key in runs}, repeat, most_seconds)
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> list[float] | None:

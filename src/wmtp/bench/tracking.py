@@ -32,6 +32,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple
+from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -255,16 +257,19 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
 
     transformers.logging.disable_progress_bar()
     check_installed(config_of(settings, "http://127.0.0.1"))
-    seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in CLOCKS} for name in VARIANTS}
     points: dict[str, Counter[str]] = {name: Counter() for name in TRACKED}
     with tempfile.TemporaryDirectory(prefix="wmtp-tracking-") as temporary:
-        for turn in range(settings.repeat + 1):
-            for name in VARIANTS:
-                taken, found = one(name, settings, Path(temporary) / f"{name}-{turn}")
-                if found is not None:
-                    points[name].update(found)
-                for clock in CLOCKS if turn > 0 else ():
-                    seconds[name][clock].append(taken[clock])
+        numbers = count()
+
+        def work(name: str) -> dict[str, float]:
+            taken, found = one(name, settings, Path(temporary) / f"{name}-{next(numbers)}")
+            if found is not None:
+                points[name].update(found)
+            return taken
+
+        runs = {name: partial(work, name) for name in VARIANTS}
+        rounds = measuring.rounds(runs, settings.repeat)
+    seconds = {name: {clock: [taken[clock] for taken in rounds[name]] for clock in CLOCKS} for name in VARIANTS}
     asked = ("width", "layers", "heads", "rows", "length", "steps", "log_every", "flush_s", "repeat")
     return {
         "version": VERSION,

@@ -162,7 +162,11 @@ def copied(source: ObjectPath, target: ObjectPath) -> None:
 
 @contextmanager
 def _replacing(folder: ObjectPath) -> Iterator[list[ObjectPath]]:
-    """Around the writing of a model: before it there is none in the folder, after it only what the block has listed."""
+    """Around the writing of a model: before it there is none in the folder, after it only what the block has listed.
+
+    What an earlier write had sent when it was killed is dropped.
+    """
+    folder.store.abandon(folder.prefix)
     before, written = list(folder.files()), list[ObjectPath]()
     folder.store.put((folder / WRITING).key, b"")
     folder.store.remove([(folder / name).key for name in CONFIGS])

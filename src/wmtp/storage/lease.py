@@ -111,13 +111,13 @@ def _keep(path: ObjectPath, mine: dict[str, object], now: bytes, over: threading
         beat += 1
         following = _content(mine, beat)
         try:
-            kept = path.store.replace(path.key, now, following)
+            found = following if path.store.replace(path.key, now, following) else _read(path)
         except Exception:  # noqa: BLE001 whatever it is, the lock was not renewed, and the next beat tries again
             continue
-        if not kept:
+        if found is None or _holder(found).get("owner") != mine["owner"]:
             message = f"another process has taken {path}: this one could not be reached for {LEASE_S:g} s"
             outcome.end(1, message, "Lease")
             sys.stderr.write(f"wmtp: {message}\n")
             sys.stderr.flush()
             os._exit(1)
-        now = following
+        now = found  # an earlier one where that was written though nobody heard of it

@@ -45,7 +45,8 @@ class Store(Protocol):
         """What is known of an object without reading it; None if there is none."""
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and bytes of all objects whose keys start so, in the order of their keys."""
+        """Key and bytes of all objects whose keys start so, in the order of their keys; not of those that end with a
+        slash, which mark empty folders."""
 
     def children(self, prefix: str) -> Iterator[str]:
         """The next component of all keys that start so: each once, with a slash behind it if more follows."""

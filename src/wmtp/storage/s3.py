@@ -7,7 +7,10 @@ message. Every request, and the reading of every answer, is tried again with gro
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
+import io
 import os
 import random
 import time
@@ -27,11 +30,11 @@ T = TypeVar("T")
 
 ATTEMPTS = 8
 PATIENCE_S = 60.0
-"""After so long no further attempt is begun."""
+"""So long after the first failure no further attempt is begun: what is large may take longer than that by itself."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 20.0
-SLICE = 1 << 20
-"""Bytes of an answer that are read at once: a larger read would allocate all of it a second time."""
+SLICE = 1 << 16
+"""Bytes of an answer that are read at once: each thread holds so many beside the memory that they are for."""
 PAGE = 1000
 """Keys of one listing, and of one request that removes: as many as S3 allows."""
 PART = 8 << 20
@@ -47,8 +50,9 @@ _TAKEN = {"412", "PreconditionFailed"}
 _BEYOND = {"416", "InvalidRange"}
 _CREDENTIALS = {
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "ExpiredTokenException",
-    "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed",
+    "TokenRefreshRequired",
 }  # fmt: skip
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
 _REGION = {"301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
@@ -66,7 +70,8 @@ class S3Store:
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         for page in self._pages(prefix):
-            yield from ((entry["Key"], int(entry["Size"])) for entry in page.get("Contents", ()))
+            entries = ((entry["Key"], int(entry["Size"])) for entry in page.get("Contents", ()))
+            yield from (entry for entry in entries if not entry[0].endswith("/"))
 
     def children(self, prefix: str) -> Iterator[str]:
         for page in self._pages(prefix, Delimiter="/"):
@@ -168,6 +173,19 @@ class S3Store:
                 return
             marks = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
+    def part(self, key: str, upload: str, number: int, data: io.BytesIO) -> str:
+        """Give one part of an upload to the store; its tag.
+
+        As a file, which goes in blocks, and not as bytes at once, which must have left within one time-out.
+        """
+
+        def work(client: Any) -> str:
+            data.seek(0)
+            answer = client.upload_part(Bucket=self.bucket, Key=key, UploadId=upload, PartNumber=number, Body=data)
+            return str(answer["ETag"])
+
+        return self._try("write", key, work)
+
     def abort(self, key: str, upload: str) -> None:
         """Drop the parts of an upload; one that is over is dropped already."""
         with suppress(FileNotFoundError):
@@ -184,13 +202,19 @@ class S3Store:
 
     def _try(self, verb: str, key: str, work: Callable[[Any], T]) -> T:
         """Do the work until it succeeds, fails for good, or patience is over."""
-        began = time.monotonic()
+        failed: float | None = None
+        renewed = False
         for attempt in count(1):
+            client = _client(os.getpid())
             try:
-                return work(_client(os.getpid()))
+                return work(client)
             except _library_errors() as problem:
-                over = attempt == ATTEMPTS or time.monotonic() - began > PATIENCE_S
-                if over or not _may_pass(problem):
+                failed = failed or time.monotonic()
+                over = attempt >= ATTEMPTS or time.monotonic() - failed > PATIENCE_S
+                if _code(problem) in _CREDENTIALS and not renewed:
+                    _renew(client)
+                    renewed = True
+                elif over or not _may_pass(problem):
                     self._fail(verb, key, problem, attempt)
             time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt)))
         raise AssertionError("count() does not end")
@@ -200,7 +224,7 @@ class S3Store:
 
     def _fail(self, verb: str, key: str, problem: Exception, attempts: int) -> NoReturn:
         """The library's error as one of ours, or as that of a missing file; what is in it of credentials stays out."""
-        from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import BotoCoreError, NoCredentialsError, SSLError
 
         what, code = f"cannot {verb} {self._named(key)}", _code(problem)
         if code in _TAKEN:
@@ -211,11 +235,17 @@ class S3Store:
             raise replaced(self._named(key)) from problem
         if code == "NoSuchBucket":
             why = f"there is no bucket {self.bucket!r} at {_endpoint()}; make it, or mend the location"
-        elif code in _CREDENTIALS or isinstance(problem, (NoCredentialsError, PartialCredentialsError)):
+        elif code in _CREDENTIALS or isinstance(problem, NoCredentialsError):
             why = (
                 f"{code or 'there are no credentials'}; {_endpoint()} wants those of AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, of AWS_PROFILE, or the machine's role"
             )
+        elif isinstance(problem, SSLError) and not _may_pass(problem):
+            why = f"{_said(problem)}; AWS_CA_BUNDLE names a file of certificates to trust"
+        elif isinstance(problem, BotoCoreError) and not _may_pass(problem):  # before anything was asked
+            why = f"the AWS settings cannot be used: {_said(problem)}"
+        elif code in _CLOCK:
+            why = f"{code}: this machine's clock is not that of {_endpoint()}; set it (NTP does)"
         elif code in _REGION:
             why = f"{code}; the bucket is in another region than AWS_REGION says"
         elif code in ("501", "NotImplemented"):
@@ -233,7 +263,7 @@ class _Upload:
 
     def __init__(self, store: S3Store, key: str) -> None:
         self._store, self._key, self._id = store, key, ""
-        self._filling, self._size, self._sent = bytearray(), 0, 0
+        self._filling, self._size, self._sent = io.BytesIO(), 0, 0
         self._threads: ThreadPoolExecutor | None = None
         self._under_way: deque[Future[dict[str, Any]]] = deque()
         self._done: list[dict[str, Any]] = []
@@ -242,8 +272,8 @@ class _Upload:
         """Take some bytes; returns how many."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), SLICE):
-            self._filling += view[start : start + SLICE]
-            if len(self._filling) >= PART * (1 + self._sent // PARTS_OF_A_SIZE):
+            self._filling.write(view[start : start + SLICE])
+            if self._filling.tell() >= PART * (1 + self._sent // PARTS_OF_A_SIZE):
                 self._send()
         self._size += len(view)
         return len(view)
@@ -251,9 +281,9 @@ class _Upload:
     def finish(self) -> None:
         """Make the object."""
         if not self._id:
-            self._store.put(self._key, bytes(self._filling))
+            self._store.put(self._key, self._filling.getvalue())
             return
-        if self._filling:
+        if self._filling.tell():
             self._send()
         while self._under_way:
             self._done.append(self._under_way.popleft().result())
@@ -286,13 +316,10 @@ class _Upload:
             self._done.append(self._under_way.popleft().result())
         self._sent += 1
         self._under_way.append(self._threads.submit(self._part, self._sent, self._filling))
-        self._filling = bytearray()
+        self._filling = io.BytesIO()
 
-    def _part(self, number: int, data: bytearray) -> dict[str, Any]:
-        answer = self._store._ask(
-            "write", self._key, "upload_part", Key=self._key, UploadId=self._id, PartNumber=number, Body=data
-        )
-        return {"PartNumber": number, "ETag": answer["ETag"]}
+    def _part(self, number: int, data: io.BytesIO) -> dict[str, Any]:
+        return {"PartNumber": number, "ETag": self._store.part(self._key, self._id, number, data)}
 
     def _stop(self) -> None:
         if self._threads is not None:
@@ -335,15 +362,29 @@ def _client(pid: int) -> Any:
     )
     try:
         session = boto3.session.Session()
-        region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
-        return session.client("s3", region_name=region, config=config)
+        region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+        client = session.client("s3", region_name=region, config=config)
     except (BotoCoreError, ValueError) as problem:
         raise StorageError(f"the AWS settings cannot be used: {_without_user(str(problem))}", settings=True) from None
+    client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5)
+    return client
+
+
+def _add_md5(request: Any, **_: Any) -> None:
+    """Older servers want this sum of a request that removes; boto3 sends another one."""
+    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def forget_client() -> None:
     """The next request reads the AWS settings again."""
     _client.cache_clear()
+
+
+def _renew(client: Any) -> None:
+    """Read them again, unless another thread has: credentials that were refused may have newer ones in their file."""
+    if _client(os.getpid()) is client:
+        forget_client()
 
 
 def _library_errors() -> tuple[type[Exception], ...]:
@@ -359,9 +400,11 @@ def _library_errors() -> tuple[type[Exception], ...]:
 def _may_pass(problem: Exception) -> bool:
     """Whether another attempt can help."""
     from botocore.exceptions import ConnectionError as NotReached
-    from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from botocore.exceptions import HTTPClientError, IncompleteReadError, SSLError
     from botocore.parsers import ResponseParserError
 
+    if isinstance(problem, SSLError):
+        return "CERTIFICATE_VERIFY_FAILED" not in str(problem)  # else it was cut off
     if isinstance(problem, (NotReached, HTTPClientError, IncompleteReadError, ResponseParserError, _Short)):
         return True
     status = str(_answer(problem).get("ResponseMetadata", {}).get("HTTPStatusCode"))

@@ -39,7 +39,8 @@ class MemoryStore:
 
     def listed(self, prefix: str) -> Iterator[tuple[str, int]]:
         """In the order of keys."""
-        yield from ((key, len(data)) for key, data in sorted(self.objects.items()) if key.startswith(prefix))
+        there = (item for item in sorted(self.objects.items()) if item[0].startswith(prefix) and item[0][-1] != "/")
+        yield from ((key, len(data)) for key, data in there)
 
     def children(self, prefix: str) -> Iterator[str]:
         """Folders end with a slash."""

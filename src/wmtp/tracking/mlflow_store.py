@@ -25,8 +25,9 @@ KEY_TAG = "wmtp.run_id"
 """Of a run: `run_id` of its provenance."""
 MODEL_FOLDER = "model"
 """Where a run's artifacts have its final model, if they have it."""
-MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH = 1000, 100, 6000
+MAX_METRICS, MAX_PARAMS = 1000, 100
 """Of one request; MLflow's own bounds."""
+MAX_NAME_LENGTH, MAX_PARAM_LENGTH = 250, 6000
 RETRIES = 1
 
 ENVIRONMENT = {
@@ -228,8 +229,11 @@ class MlflowStore:
 
 
 def _name(name: str) -> str:
-    """As MLflow allows it: one odd character would have a whole batch refused, again and again."""
-    return re.sub(r"[^\w.\- :/]", "_", name)
+    """As MLflow allows it, which wants a plain relative path: what it does not would have a whole batch refused, again
+    and again."""
+    parts = re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH].split("/")
+    path = "/".join(part for part in parts if part not in ("", ".", ".."))
+    return re.sub(r"^\.\.", "__", path) or "_"
 
 
 def _param(name: str, value: str) -> Any:

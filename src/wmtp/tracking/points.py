@@ -80,7 +80,7 @@ class Tail:
         """Whole lines."""
         if not self._path.exists():
             return b""
-        with told(self._path), self._path.open("rb") as file:
+        with told(self._path), self._path.open("rb", buffering=MAX_READ) as file:
             file.seek(self._offset)
             block = file.read(MAX_READ)
         whole = block.rfind(b"\n") + 1
