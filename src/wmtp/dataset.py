@@ -44,6 +44,7 @@ from wmtp.questions import fingerprint as fingerprint_of_questions
 from wmtp.storage import Place, place, sha256_file
 from wmtp.tasks import PARTS, Role, Task
 from wmtp.value_stats import HeldOut
+from wmtp.wording import counted
 
 
 @dataclass
@@ -195,8 +196,8 @@ def _held_out(config: Config, rows: _Rows) -> tuple[HeldOut | None, Integers]:
     seen = {row.name for row in rows.train} & {row.name for row in rows.validation}
     if seen:
         raise DataError(
-            f"data.validation shares {len(seen):,} problems with data.train, the first is {min(seen)!r}: a critic is "
-            "judged by problems it has not seen; split by problem, or set data.validation_fraction"
+            f"data.validation shares {counted(len(seen), 'problem')} with data.train, the first is {min(seen)!r}: a "
+            "critic is judged by problems it has not seen; split by problem, or set data.validation_fraction"
         )
     pair_P2, place_N = cycled_pairs(facts), in_turn(facts)
     evaluated = place_N[: (config.train.eval_batches or len(facts)) * config.train.batch_size]
@@ -339,7 +340,7 @@ class _TaskSide:
         self.given, self.task, self.name = config.data.task, task, name
         self.count = self.given.train if name == "train" else self.given.validation
         self.groups: Groups = {}
-        self.notes = [f"{name}: {self.count:,} rows made by {self.given.builder}"]
+        self.notes = [f"{name}: {counted(self.count, 'row')} made by {self.given.builder}"]
 
     def identity(self) -> dict[str, Any]:
         """What decides which records these are."""

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from wmtp.errors import ConfigError
+from wmtp.wording import counted
 
 KINDS = ("cuda", "mps", "cpu")
 """In the order in which `auto` takes them."""
@@ -71,7 +72,7 @@ def describe(device: torch.device) -> str:
         return f"{torch.cuda.device_count()} x {facts.name}, {facts.total_memory / 2**30:.0f} GiB each"
     if device.type == "mps":
         return f"Apple GPU, {torch.mps.recommended_max_memory() / 2**30:.0f} GiB recommended at most"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 class HostMemory(NamedTuple):

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from wmtp.wording import counted
+
 METRIC, GRADIENT, VALUES = "metric", "gradient", "values"
 
 
@@ -60,7 +62,7 @@ class EarlyStopping:
         over = [name for name in self.bad if self.bad[name] >= self.patience]
         if not over or (self.mode == "all" and len(over) < len(self.bad)):
             return None
-        return "; ".join(f"{reasons[name]} in {self.bad[name]} evaluations" for name in over)
+        return "; ".join(f"{reasons[name]} in {counted(self.bad[name], 'evaluation')}" for name in over)
 
     def _no_better(self, metrics: Mapping[str, float]) -> str:
         if metrics[self.metric] < self.best - self.min_delta:

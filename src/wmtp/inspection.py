@@ -24,9 +24,7 @@ from wmtp import checkpoint, config_files
 from wmtp.arms import build_scheme
 from wmtp.config import Config, CriticConfig, MTPObjectiveConfig, load
 from wmtp.data.batches import Batch, collate, rows_by_label
-from wmtp.data.facts import facts_of
 from wmtp.data.text import Row
-from wmtp.dataset import require_prompts
 from wmtp.errors import DataError, UsageError
 from wmtp.evaluation.suites import BUCKETS, POSITIONS
 from wmtp.evaluation.token_classes import CLASSES, token_classes
@@ -43,10 +41,11 @@ from wmtp.value import ValueModel
 from wmtp.weighting.base import SchemeInput, ask
 from wmtp.weighting.critic import Critic
 from wmtp.weighting.rho1 import Rho1
+from wmtp.wording import counted
 
 ABOUT = (
-    "Weights are those of the run’s own scheme with the {rows} solutions of its {problems} inspected problems taken "
-    "for one optimiser step: whitening and quantiles are over these rows, half of which are incorrect solutions."
+    "Weights are those of the run’s own scheme with the {rows} solutions of {problems} taken for "
+    "one optimiser step: whitening and quantiles are over these rows, half of which are incorrect solutions."
 )
 WOULD_BE = (
     "Weights are those that a policy would get from this critic ({options}) if the {rows} solutions shown, half of "
@@ -71,7 +70,8 @@ def inspect_run(
     would_be = _would_be(folder, model, weighting) if isinstance(model, ValueModel) else None
     if needs_critic or weighting:
         _check_critic(folder, parts, would_be, weighting)
-    rows = _held_out(parts)
+    held_out = _held_out(parts)
+    rows = held_out if would_be is None else after_a_prompt(held_out, folder)
     pairs = solution_pairs(rows, problems)
     if not pairs:
         raise DataError(
@@ -79,8 +79,6 @@ def inspect_run(
             "lay side by side (is_correct must be true for some rows and false for others of the same problem)"
         )
     chosen = [i for pair in pairs for i in pair]
-    if would_be is not None:
-        require_prompts(facts_of([rows[i] for i in chosen]))
     batch = collate(rows, chosen, parts.data.train.pad_id).to(parts.device)
     with evaluating(model), torch.no_grad(), parts.precision():
         figures = _policy_figures(parts, batch) if would_be is None else _critic_figures(parts, model, batch, would_be)
@@ -91,7 +89,7 @@ def inspect_run(
         "arm": parts.config.arm,
         "scheme": objective.weighting.scheme if isinstance(objective, MTPObjectiveConfig) else None,
         "heads": model.num_heads if isinstance(model, MTPModel) else 0,
-        "about": _about(would_be, len(pairs)),
+        "about": _about(would_be, len(pairs), len(held_out) - len(rows)),
         "weights": weight_groups(shown),
         **(_of_values(shown) if "advantage" in figures else {}),
         "problems": shown,
@@ -137,6 +135,22 @@ def _held_out(parts: Parts) -> Sequence[Row]:
             "data.validation_fraction; train one with one of them"
         )
     return parts.data.validation.rows
+
+
+def after_a_prompt(rows: Sequence[Row], folder: Place) -> Sequence[Row]:
+    """The rows with a token before the response: its value is where a critic's advantages begin.
+
+    Raises:
+        DataError: there are none.
+    """
+    kept = [row for row in rows if row.response_start]
+    if not kept:
+        raise DataError(
+            f"all held-out rows of {folder} start with a response token: their prompt merges into it and there is no "
+            "BOS, so the state before the response has no value, and no token an advantage; train the critic anew with "
+            "a data.template that ends with a newline, or a tokenizer with a BOS"
+        )
+    return kept
 
 
 def solution_pairs(rows: Sequence[Row], most: int) -> list[tuple[int, int]]:
@@ -221,11 +235,14 @@ def _check_critic(folder: Place, parts: Parts, would_be: CriticConfig | None, we
         )
 
 
-def _about(would_be: CriticConfig | None, problems: int) -> str:
+def _about(would_be: CriticConfig | None, problems: int, left_out: int) -> str:
     if would_be is None:
-        return ABOUT.format(rows=2 * problems, problems=problems)
+        return ABOUT.format(rows=2 * problems, problems=counted(problems, "inspected problem"))
     options = would_be.model_dump(mode="json", include={"gamma", "lam", "terminal", "beta", "clip"})
-    return WOULD_BE.format(options=", ".join(f"{name} {value}" for name, value in options.items()), rows=2 * problems)
+    told = WOULD_BE.format(options=", ".join(f"{name} {value}" for name, value in options.items()), rows=2 * problems)
+    return told + (
+        f" Left out: {counted(left_out, 'held-out row')} without a token before the response." * (left_out > 0)
+    )
 
 
 def _of_values(problems: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -130,10 +130,21 @@ def build(config: Config, world: World | None = None, how: Sharding | None = Non
         lr_factor=rate_factor(config),
     )
     frozen = [scorer.model for scorer in scorers if scorer.model is not None]
-    notes = [*data.notes, *_new_heads(config)]
     identity = hf.tokenizer_fingerprint(tokenizer)
     return Parts(
-        config, device, precision, tokenizer, identity, model, frozen, objective, optimizer, data, steps, world, notes
+        config,
+        device,
+        precision,
+        tokenizer,
+        identity,
+        model,
+        frozen,
+        objective,
+        optimizer,
+        data,
+        steps,
+        world,
+        data.notes,
     )
 
 
@@ -357,8 +368,8 @@ def _begins_with(card: MTPCard, heads: HeadsConfig) -> bool:
     return card.num_heads == 1 or (card.heads == heads.family and card.num_heads <= heads.num_heads)
 
 
-def _new_heads(config: Config) -> list[str]:
-    """What is said of heads that a folder with heads does not have."""
+def new_heads(config: Config) -> list[str]:
+    """What is said, at the start of a run, of heads that its model does not have yet."""
     source, heads = config.model.path, config.model.heads
     card = None if source is None or config.arm == "critic" else read_card(source)
     if not isinstance(card, MTPCard) or card.num_heads == heads.num_heads:

@@ -15,6 +15,7 @@ from wmtp.data.text import Row, prompt_ids, render
 from wmtp.errors import DataError
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import Limits, Tests
+from wmtp.wording import counted
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_questions(
             "data.max_length, or lower online.max_new_tokens"
         )
     left_out = len(first) - len(found)
-    note = f"online: {len(found):,} problems" + (f", {left_out:,} left out as too long" if left_out else "")
+    note = f"online: {counted(len(found), 'problem')}" + (f", {left_out:,} left out as too long" if left_out else "")
     return found, note
 
 

@@ -26,6 +26,7 @@ from wmtp.estimate import Estimate
 from wmtp.progress import is_live
 from wmtp.quickstart import PAGE, ArmResult
 from wmtp.trainer import Reporter, RunResult, Silent
+from wmtp.wording import counted
 
 LINES = 20
 """Progress lines per run where there is no terminal."""
@@ -231,8 +232,8 @@ def estimate_table(config: Config, estimate: Estimate, notes: Sequence[str]) -> 
         console.print(note, highlight=False, markup=False)
     rows, length = estimate.longest_micro_batch
     console.print(
-        f"{config.arm}: {estimate.steps:,} steps ({estimate.epochs:.2f} epochs), about {estimate.tokens:,} tokens; "
-        f"largest micro-batch {rows} x {length}, at most {estimate.micro_batches} a step"
+        f"{config.arm}: {counted(estimate.steps, 'step')} ({estimate.epochs:.2f} epochs), about {estimate.tokens:,} "
+        f"tokens; largest micro-batch {rows} x {length}, at most {estimate.micro_batches} a step"
         + (f" on each of {estimate.ranks} ranks" if estimate.ranks > 1 else ""),
         highlight=False,
     )

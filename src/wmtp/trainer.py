@@ -52,7 +52,7 @@ from wmtp.formats.code import remote_code
 from wmtp.formats.native import copy_model, save_model
 from wmtp.grading import grade
 from wmtp.model import MTPModel
-from wmtp.parts import Parts, build, sharding_of
+from wmtp.parts import Parts, build, new_heads, sharding_of
 from wmtp.rollouts import Ask, Rollouts, sandbox_for
 from wmtp.run_tracking import Tracked, Tracking, check_installed
 from wmtp.runfolder import (
@@ -69,6 +69,7 @@ from wmtp.storage import ObjectPath, Place, place, write_atomic
 from wmtp.tracking import Journal, NoJournal
 from wmtp.watchdog import Watchdog
 from wmtp.weight_stats import ALARMS, PATIENCE, streaks_after
+from wmtp.wording import counted
 
 MAX_FAILED_SAVES = 3
 """So many in a row, of periodic checkpoints or of best models, end the run."""
@@ -270,7 +271,9 @@ def prepare(
     folder, start = world.first(find)
     mesh = sharding_of(config, world)
     parts = world.together(lambda: build(config, world, mesh, weights=weights))
-    if start is not None:
+    if start is None:
+        parts.notes.extend(world.first(lambda: new_heads(config)))
+    else:
         world.first(lambda: check_facts(start, parts, reporter.note))
     return folder, start, parts
 
@@ -735,7 +738,9 @@ class Loop:
         named = self.parts.model.named_parameters()
         spoiled = [name for name, p in named if not bool(local(p.detach()).isfinite().all())]
         if int(self.world.largest(torch.tensor(len(spoiled)))):
-            where = f"{spoiled[0]} (and {len(spoiled) - 1} more tensors) has" if spoiled else "another rank has"
+            where = (
+                f"{spoiled[0]} (and {counted(len(spoiled) - 1, 'more tensor')}) has" if spoiled else "another rank has"
+            )
             raise CheckpointError(
                 f"not saved: {where} non-finite weights; the checkpoints before are good: go on with --resume auto, or "
                 "train anew with a lower optim.lr"
@@ -763,7 +768,8 @@ class Loop:
             ) from problem
         if saved.per_rank is None:
             self.reporter.note(
-                f"{path} was saved by {saved.ranks} ranks, now there are {self.world.size}: random states start anew"
+                f"{path} was saved by {counted(saved.ranks, 'rank')}, now there are {self.world.size}: random "
+                "states start anew"
             )
         else:
             devices.set_random_state(saved.per_rank["random"], parts.device)

@@ -166,12 +166,16 @@ def _reliability(values_BT: Tensor, mask_BT: Tensor, reward_B: Tensor) -> Tensor
 
 
 def _calibration(reliability: Tensor) -> dict[str, float]:
-    """Expected calibration error (Naeini et al. 2015), and the curve: mean value and share correct of each bin."""
+    """Expected calibration error (Naeini et al. 2015), and the curve: mean value, share correct and tokens by bin."""
     bins = [(place, *column) for place, column in enumerate(reliability.T.tolist(), 1)]
     filled = [(place, count, value / count, correct / count) for place, count, value, correct in bins if count]
     total = sum(count for _, count, _, _ in filled)
     error = sum(count * abs(value - correct) for _, count, value, correct in filled)
     out = {"value/calibration_error": ratio(error, total)}
-    for place, _, value, correct in filled:
-        out |= {f"reliability/value_{place}": value, f"reliability/correct_{place}": correct}
+    for place, count, value, correct in filled:
+        out |= {
+            f"reliability/value_{place}": value,
+            f"reliability/correct_{place}": correct,
+            f"reliability/tokens_{place}": int(count),
+        }
     return out

@@ -85,6 +85,35 @@ def write_runs(folder: Path) -> list[Path]:
     return [*runs, broken]
 
 
+def reliability(arm: int) -> dict[str, float]:
+    """A critic's curve; the first one has no values in most of the tenths."""
+    curve: dict[str, float] = {"value/calibration_error": 0.125 + arm / 4}
+    for place in range(1, 11) if arm else (1, 5, 10):
+        value = (place - 0.5) / 10
+        curve |= {f"reliability/value_{place}": value, f"reliability/correct_{place}": value**2}
+        curve |= {f"reliability/tokens_{place}": 1000 * place}
+    return curve
+
+
+def write_critics(folder: Path) -> list[Path]:
+    """Two runs of critics with reliability curves, the second without held-out rows, and one whose values are none."""
+    runs = []
+    for arm, name in enumerate(("combined", "monte-carlo", "pairwise")):
+        lines: list[dict[str, Any]] = []
+        for step in (10, 20):
+            curve = reliability(arm) if arm < 2 and step == 20 else {}
+            values = {"value/mean": 0.5, "value/std": 0.25, "value/pair_accuracy": 0.75, "loss/weighted": 1.0}
+            lines.append({"step": step, "tokens": 10 * step, "split": "train", **values, **(curve if arm == 1 else {})})
+            if arm != 1:
+                lines.append({"step": step, "tokens": 10 * step, "split": "validation", **values, **curve})
+        run = folder / name
+        (run / "final").mkdir(parents=True)
+        (run / "config.yaml").write_text(f"objective: {name}\n")
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(run)
+    return runs
+
+
 def write_study(folder: Path) -> Path:
     """A study of two arms, whose runs of the first seed are `write_runs`' and whose other run failed."""
     write_runs(folder / "runs")

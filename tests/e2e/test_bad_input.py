@@ -76,7 +76,7 @@ def test_skipped_rows_are_counted_and_said(recipe: Path, tmp_path: Path, wmtp_co
     command = ["train", "--recipe", recipe, "--out", tmp_path / "out", "--dry-run", "--json"]
     code, out, err = wmtp_command(*command, f"data.train.path={path}", "data.on_bad_row=skip")
     assert code == 0, err
-    assert any("1 bad rows skipped" in note and ":21:" in note for note in json.loads(out)["notes"])
+    assert any("1 bad row skipped" in note and ":21:" in note for note in json.loads(out)["notes"])
 
 
 def test_a_missing_data_file_is_named(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guide import blocks, follow
 
 from wmtp.config import load
 
 ROOT = Path(__file__).parents[2]
 MBPP = ROOT.parent / "shared" / "data" / "mbpp" / "mbpp.jsonl"
-BLOCKS: list[tuple[str, str, str]] = re.findall(
-    r"<!-- (file|run): (\S+) -->\n```\w+\n(.*?)```", (ROOT / "docs" / "howto" / "critic.md").read_text(), re.DOTALL
-)
+GUIDE = ROOT / "docs" / "howto" / "critic.md"
 SHORT = ["train.steps=2", "train.eval_every=2", "optim.warmup_steps=0"]
 
 
@@ -25,7 +23,7 @@ def test_every_command_of_the_guide_finds_a_config_that_is_whole(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arms = {}
-    for kind, name, text in BLOCKS:
+    for kind, name, text in blocks(GUIDE):
         if kind == "file":
             Path(name).write_text(text)
             continue
@@ -51,17 +49,7 @@ def test_the_guide_leads_from_programs_with_tests_to_a_weighted_model(
     monkeypatch.chdir(tmp_path)
     rows = MBPP.read_text().splitlines(keepends=True)
     Path("mbpp.jsonl").write_text("".join(row for row in rows if 601 <= json.loads(row)["task_id"] <= 640))
-    said = {}
-    for kind, name, text in BLOCKS:
-        if kind == "file":
-            Path(name).write_text(text)
-            continue
-        for line in text.splitlines():
-            program, *arguments = shlex.split(line)
-            assert program == "wmtp"
-            code, out, error = wmtp_command(*arguments, *(SHORT if arguments[0] == "train" else []))
-            assert code == 0, error
-            said[name] = said.get(name, "") + out
+    said = follow(GUIDE, wmtp_command, {"train": SHORT})
     assert "coloured by advantage" in said["look"]
     assert "scored tokens" in said["score"]
     assert all(f'"label":"{run}"' in Path("page.html").read_text() for run in ("critic", "verifiable", "shuffled"))

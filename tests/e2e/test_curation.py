@@ -224,7 +224,7 @@ def test_what_was_made_from_mbpps_test_split_is_not_trained_on(tmp_path: Path) -
     path = write(tmp_path / "a.jsonl", [row, row | {"problem_id": "mbpp/700"}])
     records, report = read_records(path, role="train")
     assert [record.problem_id for record in records] == ["mbpp/700"]
-    assert report.other_split == 1
+    assert report.other_splits == {"test": 1}
     with pytest.raises(DataError, match="test split is for evaluation"):
         read_records(path, role="train", split="test")
 

@@ -48,7 +48,7 @@ def test_a_run_is_trained_resumed_saved_decoded_and_exported(
     assert load_model(str(tmp_path / "hf"), num_heads=1).num_layers == model.num_layers
 
 
-def test_a_run_goes_on_from_a_model_with_fewer_heads_and_says_which_are_new(
+def test_a_run_goes_on_from_a_model_with_fewer_heads_and_says_once_which_are_new(
     tmp_path: Path, wmtp_command: Command
 ) -> None:
     recipe = with_few_rows(tmp_path)
@@ -67,6 +67,9 @@ def test_a_run_goes_on_from_a_model_with_fewer_heads_and_says_which_are_new(
     assert code == 0, said
     assert "was saved with 1 of the 3 heads: heads 2 to 3 are new, by init 'copy'" in said
     assert load_model(str(tmp_path / "three" / "final")).num_heads == 3
+    code, said = train("three", linear("one", 3), "--resume", "auto")
+    assert code == 0, said
+    assert "was saved with" not in said
     code, said = train("two", linear("three", 2))
     assert code == 2
     assert "was saved with 3 linear heads" in said

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import CHROMIUM, DRIVER, headless
-from page_runs import BAD, HEADS, HOSTILE, tokens, training, write_runs, write_study
+from page_runs import BAD, HEADS, HOSTILE, tokens, training, write_critics, write_runs, write_study
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 pytestmark = [
@@ -29,18 +30,28 @@ def browser() -> Iterator[Any]:
         yield driver
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(runs: list[Path], out: Path) -> Path:
+    """The page of these runs."""
     from wmtp.cli import run_command
 
-    folder = tmp_path_factory.mktemp("page")
-    out = folder / "page.html"
-    assert run_command(["report", *map(str, write_runs(folder / "runs")), "--out", str(out)]) == 0
+    assert run_command(["report", *map(str, runs), "--out", str(out)]) == 0
     return out
 
 
-@pytest.fixture
-def shown(browser: Any, page: Path) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    return written(write_runs(folder / "runs"), folder / "page.html")
+
+
+@pytest.fixture(scope="module")
+def critics_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("critics")
+    return written(write_critics(folder / "runs"), folder / "page.html")
+
+
+@contextmanager
+def opened(browser: Any, page: Path) -> Iterator[Any]:
     """The page, freshly loaded on a desktop screen; afterwards nothing has complained and nothing was asked for."""
     size(browser, 1200)
     browser.get_log("performance")
@@ -50,6 +61,25 @@ def shown(browser: Any, page: Path) -> Iterator[Any]:
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = {one["params"]["request"]["url"] for one in sent if one["method"] == "Network.requestWillBeSent"}
     assert {url for url in urls if not url.startswith("data:")} <= {page.as_uri()}
+
+
+@pytest.fixture
+def shown(browser: Any, page: Path) -> Iterator[Any]:
+    with opened(browser, page) as driver:
+        yield driver
+
+
+@pytest.fixture
+def critics(browser: Any, critics_page: Path) -> Iterator[Any]:
+    with opened(browser, critics_page) as driver:
+        yield driver
+
+
+@pytest.fixture(params=["page", "critics_page"])
+def either(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Every section that there is, in two pages."""
+    with opened(browser, request.getfixturevalue(request.param)) as driver:
+        yield driver
 
 
 def size(browser: Any, width: int) -> None:
@@ -107,7 +137,7 @@ def test_the_distribution_of_weights_is_that_of_the_inspected_tokens_and_follows
 
 def test_what_a_broken_run_lacks_is_shown_as_missing_and_told(shown: Any) -> None:
     assert set(texts(shown, "#glance tbody tr:nth-child(3) td")) == {"–"}
-    assert "broken: metrics.jsonl: 1 lines are no log points" in find(shown, "aside.note").text
+    assert "broken: metrics.jsonl: 1 line left out: no log point" in find(shown, "aside.note").text
 
 
 def test_text_from_files_stays_text(shown: Any) -> None:
@@ -159,6 +189,57 @@ def test_a_curve_has_a_table_of_the_same_figures(shown: Any) -> None:
     assert len(rows) == 20
     first = training(0)[0]
     assert rows[0].split()[:2] == ["2", f"{first['loss/nll']:.4f}"]
+
+
+def test_what_critics_foresaw_is_drawn_beside_what_happened_for_those_whose_values_are_probabilities(
+    critics: Any,
+) -> None:
+    picture = find(critics, "#values .square svg[role=img]")
+    marks = [len(one.find_elements(By.CSS_SELECTOR, "path.line ~ path")) for one in curves_of(picture)]
+    assert marks == [3, 10]
+    assert "combined: 0.050, 0.3 % passed, 1,000 tokens; 0.450, 20.3 % passed" in picture.get_attribute("aria-label")
+    cells = texts(critics, "#values .pair tbody td")
+    assert cells == ["0.125", "16,000", "held out", "0.375", "55,000", "one training step"]
+
+
+def curves_of(picture: Any) -> list[Any]:
+    return [
+        one for one in picture.find_elements(By.CSS_SELECTOR, "g") if one.find_elements(By.CSS_SELECTOR, "path.line")
+    ]
+
+
+def test_the_marks_bars_and_diagonal_of_a_reliability_curve_are_where_their_figures_are(critics: Any) -> None:
+    """Against the diagonal's own ends; the highest bar is that of the largest share: 10 of 16 parts."""
+    left, bottom, right, top, *drawn = critics.execute_script(
+        "const svg = document.querySelector('#values .square svg');"
+        "const line = svg.querySelector('.diagonal');"
+        "const ends = ['x1', 'y1', 'x2', 'y2'].map((name) => Number(line.getAttribute(name)));"
+        "const marks = [...svg.querySelectorAll('path.line')[1].parentNode.querySelectorAll('path[transform]')];"
+        "const bars = [...svg.querySelectorAll('.bar')].map((bar) => Number(bar.getAttribute('height')));"
+        "return [...ends, marks.map((m) => m.getAttribute('transform').match(/[-\\d.]+/g).map(Number)), bars]"
+    )
+    places, bars = drawn
+    assert right - left == pytest.approx(bottom - top)
+    for place, (x, y) in enumerate(places, 1):
+        value = (place - 0.5) / 10
+        assert (x - left) / (right - left) == pytest.approx(value, abs=1e-3)
+        assert (bottom - y) / (bottom - top) == pytest.approx(value**2, abs=1e-3)
+    shares = [*(place / 16 if place in (1, 5, 10) else 0 for place in range(1, 11)), *(p / 55 for p in range(1, 11))]
+    assert [bar / max(bars) for bar in bars] == pytest.approx([part / (10 / 16) for part in shares])
+
+
+def test_a_tenth_of_a_reliability_curve_is_read_by_key_and_all_of_them_stand_in_a_table(critics: Any) -> None:
+    picture = find(critics, "#values .square svg[role=img]")
+    picture.send_keys(Keys.END)
+    picture.send_keys(Keys.ARROW_LEFT)
+    readout = find(critics, "#values .square .readout").text
+    assert "values 0.8 to 0.9" in readout
+    assert "no tokens" in readout
+    assert "0.850 · 72.3 % · 9,000" in readout
+    find(critics, "#values .square summary").click()
+    rows = texts(critics, "#values .square tbody tr")
+    assert len(rows) == 20
+    assert rows[4].endswith("0.4 to 0.5 0.450 20.3 % 5,000")
 
 
 def test_a_run_can_be_taken_out_of_the_curves_by_key(shown: Any) -> None:
@@ -252,10 +333,10 @@ def test_changed_tokens_are_underlined_and_no_others(shown: Any) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_stands_out_from_what_it_stands_on(shown: Any, theme: str) -> None:
+def test_text_stands_out_from_what_it_stands_on(either: Any, theme: str) -> None:
     """Contrast of at least 4.5 (WCAG 2.2, 1.4.3) for text, chosen controls and every coloured token."""
-    pick(shown, "#theme", theme)
-    poor = shown.execute_script(CONTRAST)
+    pick(either, "#theme", theme)
+    poor = either.execute_script(CONTRAST)
     assert poor == []
 
 
@@ -284,16 +365,16 @@ return poor;
 """
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(shown: Any) -> None:
-    size(shown, 360)
-    shown.refresh()
+def test_on_a_phone_nothing_is_wider_than_the_screen(either: Any) -> None:
+    size(either, 360)
+    either.refresh()
     widths = "return [document.documentElement.scrollWidth, document.body.scrollWidth]"
-    assert max(shown.execute_script(widths)) <= 360
+    assert max(either.execute_script(widths)) <= 360
     over = (
         "return [...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > 361 && "
         "!e.closest('.scroll, pre')).map((e) => e.tagName + '.' + e.getAttribute('class'))"
     )
-    assert shown.execute_script(over) == []
+    assert either.execute_script(over) == []
 
 
 def test_a_section_whose_file_is_not_as_expected_says_so_and_the_others_stand(browser: Any, tmp_path: Path) -> None:
@@ -310,14 +391,14 @@ def test_a_section_whose_file_is_not_as_expected_says_so_and_the_others_stand(br
     assert browser.get_log("browser") == []
 
 
-def test_everything_that_can_be_used_has_a_name_and_every_table_a_caption_or_headers(shown: Any) -> None:
+def test_everything_that_can_be_used_has_a_name_and_every_table_a_caption_or_headers(either: Any) -> None:
     nameless = (
         "return [...document.querySelectorAll('svg[role=img], pre[role=group], [role=region]')]"
         ".filter((e) => !e.getAttribute('aria-label')).length + [...document.querySelectorAll('input, select')]"
         ".filter((e) => !e.labels.length || !e.labels[0].textContent.trim()).length + "
         "[...document.querySelectorAll('main .scroll table')].filter((e) => !e.caption || !e.tHead).length"
     )
-    assert shown.execute_script(nameless) == 0
+    assert either.execute_script(nameless) == 0
 
 
 def test_a_study_is_shown_over_its_seeds_with_the_runs_of_the_first(browser: Any, tmp_path: Path) -> None:

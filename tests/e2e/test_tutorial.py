@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guide import blocks, follow
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIALS = {"English": DOCS / "tutorial.md", "Korean": DOCS / "tutorial.ko.md"}
-BLOCK = re.compile(r"<!-- (file|run): (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 SHORT = ["train.steps=2", "train.batch_size=2", "train.eval_batches=1"]
 """Of the quickstart, whose full length .ci/run trains."""
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """Every marked block of a page: what it is, its name, its text."""
-    return BLOCK.findall(page.read_text())
 
 
 @pytest.mark.slow
@@ -29,18 +22,7 @@ def test_a_newcomer_who_follows_the_tutorial_sees_four_arms_and_then_two_of_thei
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wmtp_command: Command
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said: dict[str, str] = {}
-    for kind, name, text in blocks(TUTORIALS["English"]):
-        if kind == "file":
-            Path(name).write_text(text)
-            continue
-        for line in text.splitlines():
-            program, *arguments = shlex.split(line)
-            assert program == "wmtp"
-            short = SHORT if name == "quickstart" else []
-            code, out, err = wmtp_command(*arguments, *short)
-            assert code == 0, err
-            said[name] = said.get(name, "") + out
+    said = follow(TUTORIALS["English"], wmtp_command, {"quickstart": SHORT})
 
     for text in ("baseline", "verifiable", "rho1", "critic", "tokens/s", "peak", "does not show that an arm"):
         assert text in said["quickstart"]

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 import wmtp
 from wmtp.data.text import Row
-from wmtp.inspection import changed_tokens, solution_pairs, token_texts, weight_groups
+from wmtp.errors import DataError
+from wmtp.inspection import after_a_prompt, changed_tokens, solution_pairs, token_texts, weight_groups
 
 Sequence = st.lists(st.integers(0, 4), max_size=12)
 
@@ -54,6 +55,13 @@ def test_a_problem_shows_the_correct_and_incorrect_rows_that_differ_least_and_ot
     ]
     assert solution_pairs(rows, 5) == [(1, 3), (8, 7)]
     assert solution_pairs(rows, 1) == [(1, 3)]
+
+
+def test_rows_that_start_with_their_response_are_left_out_of_a_critics_view_and_refused_if_all_do() -> None:
+    first, second = a_row([1, 2], 0, 1.0, start=0), a_row([1, 2], 0, 0.0)
+    assert after_a_prompt([first, second], Path("run")) == [second]
+    with pytest.raises(DataError, match=r"all held-out rows of run start with a response token.*train the critic anew"):
+        after_a_prompt([first], Path("run"))
 
 
 @pytest.mark.parametrize("text", ["def f(x):\n    return x\n", "s = 'é😀→'", "\t\tx  =  1 "])

@@ -89,7 +89,7 @@ def test_a_fault_of_the_machinery_is_no_verdict_and_is_told_at_the_end() -> None
     problems = [problem("a"), problem("b")]
     grouped = {"a": [Sample("a", "sandbox_error")], "b": [Sample("b", "good")]}
     found: list[Judged] = []
-    with pytest.raises(WmtpError, match="1 programs could not be judged, the first: a: because"):
+    with pytest.raises(WmtpError, match="1 program could not be judged, the first: a: because"):
         found.extend(judge(grouped, problems, FakeSandbox()))  # type: ignore[arg-type]
     assert {judged.task_id for judged in found} == {"b"}
 

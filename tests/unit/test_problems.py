@@ -151,7 +151,7 @@ def test_a_file_may_be_compressed_or_one_array(tmp_path: Path) -> None:
         ([CONTEST | {"time_limit": "2"}], ":1: field 'time_limit' must be an object"),
         ([mbpp(11, test_list=[])], ":1: field 'test_list' must be a non-empty list"),
         ([mbpp(0)], ":1: MBPP task_id must be an integer from 1 to 974"),
-        ([mbpp(1)], "no problem of the split 'test'"),
+        ([mbpp(1), mbpp(700)], "no problem of the split 'test'; set --split to prompt or train, or to all"),
         ([3], ":1: expected a JSON object"),
         ([], "has no rows"),
     ],

@@ -47,7 +47,7 @@ def test_a_warning_in_the_journal_is_a_note_and_no_damage(tmp_path: Path) -> Non
     warning = point(2, "warning", **{"weight/collapsed": 1.0, "weight/ess": 0.03})
     run = write_run(tmp_path / "a", [point(1, lr=1.0), warning])
     assert "training warned at step 2: weight/collapsed = 1, weight/ess = 0.03" in read_run(run)["notes"]
-    assert not any("no log points" in note for note in read_run(run)["notes"])
+    assert not any("no log point" in note for note in read_run(run)["notes"])
 
 
 def test_lines_that_are_no_log_points_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_lines_that_are_no_log_points_are_left_out_and_counted(tmp_path: Path) -
         file.write('{"step": 2, "spl\n[1]\n{"step": 3, "split": "train", "lr": NaN}\n{"step": 4, "split": "tr')
     read = read_run(run)
     assert read["series"]["train"]["values"] == {"step": [1, 3], "lr": [1.0, None]}
-    assert "metrics.jsonl: 3 lines are no log points and were left out (line 2, 3, 5)" in read["notes"]
+    assert "metrics.jsonl: 3 lines left out: no log point (line 2, 3, 5)" in read["notes"]
 
 
 def test_a_long_run_keeps_its_first_and_last_point_and_says_how_many_there_were(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_token_view_that_is_too_long_is_cut_by_whole_problems_with_a_note(tmp_
     write_evaluation(run, "tokens", {"suite": "tokens", "problems": [big] * 5})
     read = read_run(run)
     assert len(read["tokens"]["problems"]) == 2
-    assert any("3 of 5 problems are too long" in note for note in read["notes"])
+    assert any("3 of 5 problems left out: too long" in note for note in read["notes"])
 
 
 def test_runs_are_named_by_as_much_of_their_path_as_tells_them_apart(tmp_path: Path) -> None:

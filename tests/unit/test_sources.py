@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wmtp.data.kinds import MBPP_SPLITS
 from wmtp.data.records import Record
-from wmtp.data.sources import SourceReport, read_records
+from wmtp.data.sources import SourceReport, read_records, stream_records
 from wmtp.errors import DataError
 
 GOOD = b'{"prompt": "p", "response": "r"}'
@@ -91,7 +91,7 @@ def test_skipping_leaves_a_bad_row_out_and_counts_it(file: Path, row: bytes, mes
     assert (report.rows, report.kept, report.num_bad) == (3, 2, 1)
     assert report.bad[0].startswith(f"{file}:2: ")
     assert message in report.bad[0]
-    assert "2 records of 3 rows; 1 bad rows skipped, the first: " in report.summary()
+    assert "2 records of 3 rows; 1 bad row skipped, the first: " in report.summary()
 
 
 def test_twenty_messages_are_kept_and_every_bad_row_is_counted(file: Path) -> None:
@@ -328,9 +328,16 @@ def test_training_on_mbpps_test_split_is_refused(file: Path) -> None:
 def test_rows_of_another_split_are_left_out_and_counted(file: Path) -> None:
     records, report = read(file, mbpp() + b"\n" + mbpp(task_id=11) + b"\n" + mbpp(task_id=511))
     assert [r.problem_id for r in records] == ["mbpp/700"]
-    assert (report.rows, report.kept, report.other_split) == (3, 1, 2)
-    assert "2 of another split" in report.summary()
-    assert "no usable rows" in refused(file, mbpp(task_id=11))
+    assert (report.rows, report.kept, report.other_splits) == (3, 1, {"test": 1, "validation": 1})
+    assert "2 of another split (test 1, validation 1)" in report.summary()
+
+
+def test_a_file_of_other_splits_only_is_told_with_the_option_and_the_splits_it_has(file: Path) -> None:
+    told = refused(file, mbpp() + b"\n" + mbpp(task_id=5), role="validation", split="test")
+    assert "0 records of 2 rows; 2 of another split (train 1, prompt 1)" in told
+    assert told.endswith("set data.validation.split to a split it has: train or prompt")
+    with pytest.raises(DataError, match="set --split to a split it has: train or prompt"):
+        list(stream_records(file, SourceReport(str(file)), split="test"))
 
 
 def test_a_field_map_does_not_smuggle_mbpps_test_split_into_training(file: Path) -> None:
@@ -338,7 +345,7 @@ def test_a_field_map_does_not_smuggle_mbpps_test_split_into_training(file: Path)
     rows = mbpp() + b"\n" + mbpp(task_id=11) + b"\n" + mbpp(task_id=511)
     records, report = read(file, rows, fields=fields)
     assert [r.prompt for r in records] == ["Write f."]
-    assert (report.kept, report.other_split) == (1, 2)
+    assert (report.kept, report.other_splits.total()) == (1, 2)
     assert "is for evaluation" in refused(file, rows, fields=fields, split="test")
     assert len(read(file, rows, fields=fields, split="test", role="validation")[0]) == 1
 
@@ -353,7 +360,7 @@ def test_mbpps_official_splits_have_their_published_sizes() -> None:
     seen: set[str] = set()
     for split, size in sizes.items():
         records, report = read(path, role="validation", split=split)
-        assert (len(records), report.rows, report.other_split, report.num_bad) == (size, 974, 974 - size, 0)
+        assert (len(records), report.rows, report.other_splits.total(), report.num_bad) == (size, 974, 974 - size, 0)
         ids = {record.problem_id for record in records}
         assert len(ids) == size
         assert not ids & seen

@@ -15,7 +15,8 @@ from wmtp.errors import ConfigError, UsageError
 from wmtp.study.command import commands, run_all, table_of, waves
 from wmtp.study.given import give, given_before
 from wmtp.study.results import Result, write_result
-from wmtp.study.settings import Study, read_study
+from wmtp.study.running import asked_of
+from wmtp.study.settings import EvaluationConfig, Study, read_study
 from wmtp.supervisor import Options
 
 RECIPE = """
@@ -215,6 +216,24 @@ def test_a_copy_whose_runs_are_done_is_a_study_that_is_done_and_one_that_lacks_a
     found = run_all(copy, Options(), lambda text: None, nothing)
     assert [run["state"] for run in found["runs"]] == ["done", "done", "done", "failed"]
     assert "says otherwise now" in found["runs"][3]["reason"]
+
+
+def test_an_evaluation_is_told_by_the_content_of_its_data_and_by_the_path_where_there_is_none(tmp_path: Path) -> None:
+    def asked(data: Path, **more: Any) -> dict[str, Any]:
+        return asked_of(EvaluationConfig(benchmark="mbpp", data=str(data), **more))
+
+    file, moved, other = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    for path, text in ((file, "one"), (moved, "one"), (other, "two")):
+        path.write_text(text)
+    result = Result("baseline", 3, 1, 1, 1.0, "rows", {}, [], evaluated=[asked(file)])
+    assert result.has(asked(moved))
+    assert not result.has(asked(other))
+    assert not result.has(asked(file, n=2))
+    file.unlink()
+    assert result.has(asked(file))
+    assert not result.has(asked(tmp_path / "none.jsonl"))
+    before = {name: value for name, value in asked(moved).items() if name != "sha256"}  # of an earlier version
+    assert replace(result, evaluated=[before]).has(asked(moved))
 
 
 def test_a_table_writes_nothing(write: Any) -> None:

@@ -73,6 +73,7 @@ def test_the_reliability_curve_is_the_share_of_correct_tokens_in_each_tenth(seed
             value, correct = mean([v for v, _ in inside]), mean([r for _, r in inside])
             assert got[f"reliability/value_{place}"] == pytest.approx(value)
             assert got[f"reliability/correct_{place}"] == pytest.approx(correct)
+            assert got[f"reliability/tokens_{place}"] == len(inside)
             error += len(inside) / len(tokens) * abs(value - correct)
     assert got["value/calibration_error"] == pytest.approx(error)
 

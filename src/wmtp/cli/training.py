@@ -13,6 +13,7 @@ import typer
 from wmtp import faults
 from wmtp.cli.shared import AsJson, Overrides, finite, leads, quiet_libraries, run_of, say_tracked, settings_of
 from wmtp.errors import UsageError
+from wmtp.wording import counted
 
 if TYPE_CHECKING:
     from wmtp.config import Config
@@ -112,7 +113,7 @@ def train(
     else:
         result_table(result)
         early = ", stopped early" if result.stopped_early else ""
-        typer.echo(f"done: {result.steps:,} steps{early} in {result.folder}")
+        typer.echo(f"done: {counted(result.steps, 'step')}{early} in {result.folder}")
         if result.tracked is not None:
             say_tracked(result.tracked)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wmtp.errors import ConfigError
+from wmtp.wording import counted
 
 MAX_SHOWN = 80
 
@@ -54,8 +55,7 @@ def raise_any(problems: Sequence[Problem]) -> None:
     if not problems:
         return
     lines = [_printable(problem.text) for problem in sorted(problems, key=lambda problem: problem.order)]
-    head = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    raise ConfigError("\n  ".join([f"{head} in the configuration", *lines]))
+    raise ConfigError("\n  ".join([f"{counted(len(lines), 'problem')} in the configuration", *lines]))
 
 
 def _printable(text: str) -> str:

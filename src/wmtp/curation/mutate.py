@@ -21,6 +21,7 @@ from wmtp.errors import DataError, UsageError, WmtpError
 from wmtp.record_tests import limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Tests, Verdict
 from wmtp.storage import Place
+from wmtp.wording import counted
 
 TRIES = 12
 """Programs that are run for each wrong one that is wanted, at most."""
@@ -67,7 +68,7 @@ def mutate(
 
         def one(record: Record) -> Made:
             made = _mutated(record, sandbox, limits_of(record, limits), variants, seed)
-            report(f"{record.problem_id}: {made.dropped or f'{len(made.rows) - 1} wrong variants'}")
+            report(f"{record.problem_id}: {made.dropped or counted(len(made.rows) - 1, 'wrong variant')}")
             return made
 
         file.extend(in_order(one, islice(records, file.done, None)))

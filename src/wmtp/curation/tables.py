@@ -8,16 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wmtp.wording import counted
+
 
 def prepared_table(report: Mapping[str, Any], out: str) -> None:
     """What `wmtp data prepare` read, left out and wrote."""
     console = Console()
     _say_rows(console, report, out)
     if report["cases_left_out"]:
-        _say(console, f"  {report['cases_left_out']:,} cases left out")
+        _say(console, f"  {counted(report['cases_left_out'], 'case')} left out")
     labels = ", ".join(f"{count:,} {name}" for name, count in report["labels"].items())
     both = report["problems_with_both_verdicts"]
-    _say(console, f"{report['problems']:,} problems, {both:,} with correct and incorrect responses; {labels}")
+    _say(console, f"{counted(report['problems'], 'problem')}, {both:,} with correct and incorrect responses; {labels}")
     table = Table(title="Characters")
     for name in ("", "mean", "min", "median", "p95", "max"):
         table.add_column(name, justify="right" if name else "left")
@@ -52,12 +54,12 @@ def curation_table(report: Mapping[str, Any], out: str) -> None:
 def _say_rows(console: Console, report: Mapping[str, Any], out: str) -> None:
     """What each source gave, what of it was written, and what was lost on both ways."""
     for source in report["sources"]:
-        _say(console, f"{source['path']}: {source['records']:,} records from {source['rows']:,} rows")
+        _say(console, f"{source['path']}: {counted(source['records'], 'record')} from {counted(source['rows'], 'row')}")
         lost = {"of another split": source["other_split"], "bad rows": source["bad_rows"], **source["dropped"]}
         for reason, count in lost.items():
             if count:
                 _say(console, f"  dropped, {reason}: {count:,}")
-    _say(console, f"{report['rows']:,} records written to {out}")
+    _say(console, f"{counted(report['rows'], 'record')} written to {out}")
     for reason, count in report["dropped"].items():
         _say(console, f"  dropped, {reason}: {count:,}")
 

@@ -16,6 +16,7 @@ from wmtp.data.kinds import SPLITS, Found, Problems, read_row
 from wmtp.data.records import BadRow, Record
 from wmtp.errors import DataError
 from wmtp.storage import Place
+from wmtp.wording import counted
 
 
 @dataclass
@@ -25,7 +26,8 @@ class SourceReport:
     path: str
     rows: int = 0
     kept: int = 0
-    other_split: int = 0
+    other_splits: Counter[str] = field(default_factory=Counter)
+    """Rows of official splits that were not asked for."""
     bad: list[str] = field(default_factory=list)
     """One message per bad row (at most 20 are kept)."""
     num_bad: int = 0
@@ -52,7 +54,7 @@ class SourceReport:
             "path": self.path,
             "rows": self.rows,
             "records": self.kept,
-            "other_split": self.other_split,
+            "other_split": self.other_splits.total(),
             "dropped": dict(self.dropped.most_common()),
             "bad_rows": self.num_bad,
             "bad_rows_examples": self.bad,
@@ -60,13 +62,14 @@ class SourceReport:
 
     def summary(self) -> str:
         """One line for people."""
-        text = f"{self.path}: {self.kept:,} records of {self.rows:,} rows"
-        if self.other_split:
-            text += f"; {self.other_split:,} of another split"
+        text = f"{self.path}: {counted(self.kept, 'record')} of {counted(self.rows, 'row')}"
+        if self.other_splits:
+            counts = ", ".join(f"{name} {count:,}" for name, count in self.other_splits.items())
+            text += f"; {self.other_splits.total():,} of another split ({counts})"
         for reason, count in self.dropped.most_common():
             text += f"; {count:,} dropped: {reason}"
         if self.num_bad:
-            text += f"; {self.num_bad:,} bad rows skipped, the first: {self.bad[0]}"
+            text += f"; {counted(self.num_bad, 'bad row')} skipped, the first: {self.bad[0]}"
         return text
 
 
@@ -78,12 +81,14 @@ def read_records(
     fields: Mapping[Any, str] | None = None,
     on_bad_row: str = "error",
     allow_evaluation: bool = False,
+    option: str | None = None,
 ) -> tuple[list[Record], SourceReport]:
     """All records of a file, as `stream_records` gives them, and what was left out."""
     report = SourceReport(str(path))
     records = stream_records(
-        path, report, role=role, split=split, fields=fields, on_bad_row=on_bad_row, allow_evaluation=allow_evaluation
-    )
+        path, report, role=role, split=split, fields=fields, on_bad_row=on_bad_row, allow_evaluation=allow_evaluation,
+        option=option,
+    )  # fmt: skip
     return list(records), report
 
 
@@ -97,48 +102,57 @@ def stream_records(
     problems: Problems | None = None,
     on_bad_row: str = "error",
     allow_evaluation: bool = False,
+    option: str | None = None,
 ) -> Iterator[Record]:
     """The records of a file, one after another.
 
     Args:
         report: is filled on the way.
-        role: what the records are for, `train` or `validation`: the split taken where the data set has official ones.
-            None takes the rows of all splits.
+        role: what the records are for, `train`, `validation` or `test`: the split taken where the data set has official
+            ones. None takes the rows of all splits.
         split: another official split than the role's own; an error where the data set has none.
         fields: our field name -> the row's; the row's other fields are then ignored.
         problems: what completes records of their problem id, see `wmtp.data.problem_files`.
         on_bad_row: `error` stops at the first bad row, `skip` counts it.
         allow_evaluation: without it, training on an official test split, and so on all of HumanEval, is refused.
+        option: what its user chooses the split with, for messages; default `data.ROLE.split`, without a role `--split`.
 
     Raises:
         DataError: the file cannot be read, has no usable row, or a row is bad; with file and row.
     """
+    option = option or (f"data.{role}.split" if role else "--split")
     for report.at, decode in rows(path):
         report.rows += 1
         try:
             found = read_row(decode(), fields, problems)
-            _check_split(found, split, role, allow_evaluation)
+            _check_split(found, split, role, allow_evaluation, option)
         except BadRow as problem:
             report.bad_row(problem, on_bad_row)
             continue
         if found.split is not None and (split or role or found.split) != found.split:
-            report.other_split += 1
+            report.other_splits[found.split] += 1
             continue
         report.dropped.update(found.dropped)
         report.kept += len(found.records)
         yield from found.records
+    if not report.kept and report.other_splits:
+        names = " or ".join(report.other_splits)
+        raise DataError(
+            f"no usable rows: {report.summary()}; "
+            + ("expected rows of its test split" if role == "test" else f"set {option} to a split it has: {names}")
+        )
     if not report.kept:
         raise DataError(
             f"no usable rows: {report.summary()}; expected rows with prompt and response, or those of a known data set"
         )
 
 
-def _check_split(found: Found, split: str | None, role: str | None, allow_evaluation: bool) -> None:
-    known, name = SPLITS.get(found.data_set, ()), f"data.{role}.split" if role else "--split"
+def _check_split(found: Found, split: str | None, role: str | None, allow_evaluation: bool, option: str) -> None:
+    known = SPLITS.get(found.data_set, ())
     if split is not None and not known:
-        raise BadRow(f"{name} is {split!r}, but this row's data set has no official splits; leave it out")
+        raise BadRow(f"{option} is {split!r}, but this row's data set has no official splits; leave it out")
     if split is not None and split not in known:
-        raise BadRow(f"this is a row of {found.data_set}: {name} must be one of {', '.join(known)}, got {split!r}")
+        raise BadRow(f"this is a row of {found.data_set}: {option} must be one of {', '.join(known)}, got {split!r}")
     no_other = split is None and known == ("test",)
     if role == "train" and not allow_evaluation and (split == "test" or no_other):
         raise BadRow(

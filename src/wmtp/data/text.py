@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wmtp.data.records import Record
 from wmtp.errors import ConfigError, DataError, first_line
+from wmtp.wording import counted
 
 if TYPE_CHECKING:
     from wmtp.data.judged import RewardText
@@ -68,7 +69,7 @@ class TextReport:
 
     def summary(self) -> str:
         """One line for people."""
-        text = f"{self.rows:,} rows, {self.tokens:,} tokens, longest {self.longest:,}"
+        text = f"{counted(self.rows, 'row')}, {counted(self.tokens, 'token')}, longest {self.longest:,}"
         if self.truncated:
             text += f"; {self.truncated:,} truncated (they lose their EOS)"
         if self.dropped_long:

@@ -143,7 +143,7 @@ def _read(options: Options) -> Benchmark:
 
 
 def _records(options: Options) -> list[Record]:
-    records, _ = read_records(_data(options), role="validation", split=options.split)
+    records, _ = read_records(_data(options), role="validation", split=options.split, option="--split")
     return [record for record in records if record.is_correct is not False]
 
 

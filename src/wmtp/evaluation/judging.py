@@ -16,6 +16,7 @@ from wmtp.evaluation.problems import Problem
 from wmtp.evaluation.samples import Sample
 from wmtp.sandbox import Job, Sandbox
 from wmtp.statistics import Interval, bootstrap
+from wmtp.wording import counted
 
 Key = tuple[str, str, str]
 """Task id, fingerprint of the program, name of the suite."""
@@ -78,8 +79,8 @@ def judge(
             yield judged
     if failures:
         raise WmtpError(
-            f"{len(failures):,} programs could not be judged, the first: {failures[0]}. The other verdicts are kept; "
-            "run the command again to judge the rest"
+            f"{counted(len(failures), 'program')} could not be judged, the first: {failures[0]}. The other verdicts "
+            "are kept; run the command again to judge the rest"
         )
 
 

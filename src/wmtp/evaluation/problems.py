@@ -109,7 +109,10 @@ def read_benchmark(path: Place, kind: str | None = None, split: str | None = Non
         raise DataError(f"{path} holds {name} problems, which have no official splits; leave the split out")
     made = list(_problems(path, name, found, split or "test"))
     if not made:
-        raise DataError(f"{path} has no problem of the split {split or 'test'!r}; ask for another split, or all")
+        splits = sorted({mbpp_split(row["task_id"]) for _, row in found})
+        raise DataError(
+            f"{path} has no problem of the split {split or 'test'!r}; set --split to {' or '.join(splits)}, or to all"
+        )
     if name == "records":
         made = _one_each(made)
     _check_ids(path, made)

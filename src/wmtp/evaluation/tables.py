@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from wmtp.wording import counted
+
 
 def evaluation_table(suite: str | None, result: Mapping[str, Any], path: Path) -> None:
     """The result of `wmtp eval`."""
@@ -23,7 +25,9 @@ def benchmark_table(result: Mapping[str, Any]) -> None:
     """pass@k of every temperature and suite, and what qualifies it."""
     console = Console()
     ks = list(dict.fromkeys(k for row in result["results"] for k in row["pass_at_k"]))
-    table = Table(title=f"{result['benchmark']}: {result['problems']:,} problems, 95 % intervals over problems")
+    table = Table(
+        title=f"{result['benchmark']}: {counted(result['problems'], 'problem')}, 95 % intervals over problems"
+    )
     for name in ("temperature", "tests", "samples", *(f"pass@{k}" for k in ks), "exact match"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result["results"]:
@@ -39,7 +43,7 @@ def benchmark_table(result: Mapping[str, Any]) -> None:
         if row["tests_that_cannot_judge"]:
             console.print(f"  left out, their tests cannot judge: {', '.join(row['tests_that_cannot_judge'])}")
     if result["problems_without_samples"]:
-        console.print(f"{result['problems_without_samples']:,} problems have no sample and were left out")
+        console.print(f"{counted(result['problems_without_samples'], 'problem')} left out: no sample")
     isolation = result["isolation"]
     active = ", ".join(isolation["mechanisms"])
     console.print(f"isolation level {isolation['level']} of 3: {active}", highlight=False)
@@ -54,7 +58,7 @@ def _share(interval: Mapping[str, float] | None) -> str:
 def heads_table(result: Mapping[str, Any]) -> None:
     """Every head over all tokens, then its accuracy by token class and by position."""
     console = Console()
-    table = Table(title=f"Prediction heads on {result['rows']:,} rows")
+    table = Table(title=f"Prediction heads on {counted(result['rows'], 'row')}")
     for name in ("head", "tokens", "accuracy", "perplexity", "confidence"):
         table.add_column(name, justify="right")
     for head in result["heads"]:
@@ -81,7 +85,7 @@ def perplexity_table(result: Mapping[str, Any]) -> None:
     of = result["perplexity"]
     Console().print(
         f"perplexity {of['mean']:.3f} ({of['low']:.3f}-{of['high']:.3f}) over {result['tokens']:,} response tokens of "
-        f"{result['rows']:,} rows; {result['bits_per_byte']:.3f} bits per byte",
+        f"{counted(result['rows'], 'row')}; {result['bits_per_byte']:.3f} bits per byte",
         highlight=False,
     )
 

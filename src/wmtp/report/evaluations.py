@@ -7,6 +7,7 @@ from typing import Any
 
 from wmtp.report.journal import is_number, rounded
 from wmtp.storage import Place, matches
+from wmtp.wording import counted
 
 SUITES = ("heads", "perplexity", "speed", "tokens")
 
@@ -67,7 +68,11 @@ def _shorten(tokens: dict[str, Any]) -> list[str]:
         kept += 1
     tokens["problems"] = problems[:kept]
     left = len(problems) - kept
-    return [f"eval/tokens.json: {left:,} of {len(problems):,} problems are too long for a page"] if left else []
+    return (
+        [f"eval/tokens.json: {left:,} of {counted(len(problems), 'problem')} left out: too long for a page"]
+        if left
+        else []
+    )
 
 
 def rounded_tree(value: Any) -> Any:

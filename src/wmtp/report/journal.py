@@ -14,6 +14,7 @@ from io import StringIO
 from typing import Any
 
 from wmtp.storage import Place
+from wmtp.wording import counted
 
 MAX_FIGURES = 6_000
 """Of one split in a page: the more columns a run has, the fewer of its log points are kept. A chart shows no more than
@@ -62,7 +63,7 @@ def read_columns(path: Place) -> tuple[dict[str, Columns], list[str]]:
             points[point["split"]].append(point)
     if damaged:
         shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        notes.append(f"{path.name}: {len(damaged):,} lines are no log points and were left out (line {shown})")
+        notes.append(f"{path.name}: {counted(len(damaged), 'line')} left out: no log point (line {shown})")
     return {split: _columns(points[split]) for split in SPLITS}, notes
 
 

@@ -23,8 +23,8 @@ from wmtp.report.study import opened
 from wmtp.storage import ObjectPath, Place, write_atomic
 
 SCRIPTS = (
-    "elements.js", "chart.js", "figures.js", "spread.js", "study.js", "evaluations.js", "tokens.js", "facts.js",
-    "page.js",
+    "elements.js", "chart.js", "figures.js", "reliability.js", "spread.js", "study.js", "evaluations.js", "tokens.js",
+    "facts.js", "page.js",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wmtp.storage import Place, matches
+from wmtp.wording import counted
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Saved:
 
     def __str__(self) -> str:
         return (
-            f"{self.saves} saves of {_size(self.save_bytes)}; {self.kept} kept: {_size(self.kept_bytes)}; models in "
-            f"the tracker: {_size(self.tracker_bytes)}. Every save uploaded too: {_size(self.uploaded_bytes)}; this "
-            f"is {1 - self.bytes / self.uploaded_bytes:.0%} less"
+            f"{counted(self.saves, 'save')} of {_size(self.save_bytes)}; {self.kept} kept: {_size(self.kept_bytes)}; "
+            f"models in the tracker: {_size(self.tracker_bytes)}. Every save uploaded too: "
+            f"{_size(self.uploaded_bytes)}; this is {1 - self.bytes / self.uploaded_bytes:.0%} less"
         )
 
 

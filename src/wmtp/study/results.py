@@ -31,7 +31,20 @@ class Result:
     flops: int | None = None
     """Counted from shapes, see `wmtp.flops`; None for runs that are not compared, or sampled what they trained on."""
     evaluated: list[dict[str, Any]] = field(default_factory=list)
-    """What of the study's `evaluate` is in the metrics."""
+    """What of the study's `evaluate` is in the metrics, each with the `sha256` of its data."""
+
+    def has(self, asked: dict[str, Any]) -> bool:
+        """Whether an evaluation is in the metrics: of the same data by content, by path where it is not known of both.
+
+        Args:
+            asked: as one of `evaluated`; `sha256` is None where there is no file.
+        """
+        return any(_same(asked, before) for before in self.evaluated)
+
+
+def _same(asked: dict[str, Any], before: dict[str, Any]) -> bool:
+    aside = {"data"} if asked["sha256"] and before.get("sha256") else {"sha256"}
+    return {n: v for n, v in asked.items() if n not in aside} == {n: v for n, v in before.items() if n not in aside}
 
 
 def of_run(folder: Place, arm: str, seed: int) -> Result:

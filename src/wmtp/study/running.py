@@ -24,10 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from wmtp.config import Config, dump
 from wmtp.errors import Interrupted, WmtpError
-from wmtp.storage import Place, copy
+from wmtp.storage import Place, copy, place, sha256_file
 from wmtp.study.budget import spent, steps_in, steps_within, trial
 from wmtp.study.given import budget_of, give, given_before, write
 from wmtp.study.results import Result, benchmark_metrics, of_run, read_result, write_result
@@ -82,8 +83,8 @@ class Runner:
             Interrupted: a signal; the state was saved.
         """
         runs = self.study.runs
-        for place, run in enumerate(runs, 1):
-            self.say(f"run {place} of {len(runs)}: {run.name}")
+        for number, run in enumerate(runs, 1):
+            self.say(f"run {number} of {len(runs)}: {run.name}")
             try:
                 self.one(run)
             except Interrupted:
@@ -109,8 +110,11 @@ class Runner:
         if result is None:
             result = self._train(run, config)
         for evaluation in self.study.config.evaluate if run.arm.compare else ():
-            if evaluation.model_dump() not in result.evaluated:
+            asked = asked_of(evaluation)
+            if not result.has(asked):
                 self._evaluate(run, evaluation, result)
+                result.evaluated.append(asked)
+                write_result(self.study.file("results", run.name), result)
         return result
 
     def _config(self, run: Run, *, done: bool) -> Config:
@@ -163,8 +167,6 @@ class Runner:
         patience = Options(stop_timeout_s=self.options.stop_timeout_s)
         self._process(run, ["eval", *options], lambda: -1, patience)
         result.metrics |= benchmark_metrics(folder / "eval" / f"{evaluation.benchmark}.json")
-        result.evaluated.append(evaluation.model_dump())
-        write_result(self.study.file("results", run.name), result)
 
     def _training(self, run: Run, config: Place, folder: Place) -> None:
         arguments = ["train", "--config", str(config), "--out", str(folder), "--resume", "auto"]
@@ -182,6 +184,13 @@ class Runner:
         if code:
             last = "\n  ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
             raise WmtpError(f"wmtp {arguments[0]} ended with exit code {code}; the end of {log}:\n  {last}")
+
+
+def asked_of(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """What a result keeps of an evaluation: a copy of a study may have its data at another path."""
+    file = None if evaluation.data is None else place(evaluation.data)
+    content = sha256_file(file) if file is not None and file.is_file() else None
+    return {**evaluation.model_dump(), "sha256": content}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from wmtp.storage import Place
 from wmtp.study.settings import Study
+from wmtp.wording import counted
 
 MISSING = "-"
 COLUMNS = ("arm", "mean", "difference", "p", "effect")
@@ -96,7 +97,8 @@ def plan_table(study: Study) -> None:
         ((name, amount),) = config.budget.model_dump(exclude_none=True).items()
         budget = f"{amount:,.6g} {name} each"
     console.print(
-        f"{config.name}: {len(study.arms)} arms x {len(config.seeds)} seeds = {len(study.runs)} runs; {budget}; "
+        f"{config.name}: {counted(len(study.arms), 'arm')} x {counted(len(config.seeds), 'seed')} = "
+        f"{counted(len(study.runs), 'run')}; {budget}; "
         f"compared by {config.metric.name} with {config.baseline}; in {study.folder}",
         highlight=False,
         markup=False,

@@ -36,7 +36,6 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
   const ys = drawn.flatMap((one) => one.points.map((point) => point[1]));
   const [yLow, yHigh] = extent(ys, floor);
   const [xLow, xHigh] = all.length > 1 ? [all[0], all[all.length - 1]] : [all[0] - 1, all[0] + 1];
-  let at = null;
   let scale;
 
   function draw() {
@@ -59,22 +58,43 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
       svg('text', {class: 'axis', x: box.right, y: height - 2, 'text-anchor': 'end'}, xLabel),
       ...drawn.map((one) => drawSeries(one, x, y, drawn.every(({kind}) => kind === 'line'))),
       svg('g', {class: 'cursor'}));
-    if (at !== null) show(at);
+    again();
   }
 
-  function show(place) {
-    at = place;
+  function tell(place) {
     const value = all[place];
     const {x, y, box, width} = scale;
     const near = drawn.map((one) => ({one, point: one.points.find((point) => point[0] === value)})).filter(({point}) => point);
-    picture.querySelector('.cursor').replaceChildren(
-      svg('line', {x1: x(value), x2: x(value), y1: box.top, y2: box.bottom}),
-      ...near.map(({one, point}) => svg('circle', {cx: x(value), cy: y(point[1]), r: 4.5, css: {stroke: color(one.run)}})));
-    readout.replaceChildren(html('strong', {}, `${xLabel} ${whole(value)}`),
-      html('ul', {}, near.map(({one, point}) =>
-        html('li', {}, swatch(one.run), html('span', {}, one.label), html('b', {}, format(point[1]))))));
+    return {x: x(value), width, heading: `${xLabel} ${whole(value)}`,
+      lines: near.map(({one, point}) => html('li', {}, swatch(one.run), html('span', {}, one.label), html('b', {}, format(point[1])))),
+      marks: [svg('line', {x1: x(value), x2: x(value), y1: box.top, y2: box.bottom}),
+        ...near.map(({one, point}) => svg('circle', {cx: x(value), cy: y(point[1]), r: 4.5, css: {stroke: color(one.run)}}))]};
+  }
+
+  const again = readable(picture, readout, all.length, tell, (at) => {
+    const wanted = xLow + ((at - scale.box.left) / (scale.box.right - scale.box.left)) * (xHigh - xLow);
+    return all.reduce((best, value, i) => (Math.abs(value - wanted) < Math.abs(all[best] - wanted) ? i : best), 0);
+  });
+  new ResizeObserver(draw).observe(holder);
+  return html('figure', {class: 'chart'}, html('figcaption', {}, title), holder, asTable(() => {
+    const maps = drawn.map((one) => new Map(one.points));
+    return table(title, [xLabel, ...drawn.map((one) => one.label)],
+      all.map((value) => [whole(value), ...maps.map((map) => (map.has(value) ? format(map.get(value)) : MISSING))]));
+  }));
+}
+
+// A picture that is read place by place, with the pointer and with the arrow keys: `tell` gives the readout of a place and
+// its marks in the picture, `nearest` the place that is so many pixels from the left. To be called again after drawing.
+function readable(picture, readout, count, tell, nearest) {
+  let at = null;
+
+  function show(place) {
+    at = place;
+    const {x, width, heading, lines, marks} = tell(place);
+    picture.querySelector('.cursor').replaceChildren(...marks);
+    readout.replaceChildren(html('strong', {}, heading), html('ul', {}, lines));
     readout.classList.add('on');
-    const left = x(value) + 14 + readout.offsetWidth > width ? x(value) - 14 - readout.offsetWidth : x(value) + 14;
+    const left = x + 14 + readout.offsetWidth > width ? x - 14 - readout.offsetWidth : x + 14;
     readout.style.setProperty('left', `${Math.max(0, left)}px`);
   }
 
@@ -84,23 +104,18 @@ function lineChart({title, series, xLabel, format, height = 300, floor}) {
     picture.querySelector('.cursor')?.replaceChildren();
   }
 
-  picture.addEventListener('pointermove', (event) => {
-    const {box} = scale;
-    const wanted = xLow + ((event.clientX - picture.getBoundingClientRect().left - box.left) / (box.right - box.left)) * (xHigh - xLow);
-    show(all.reduce((best, value, i) => (Math.abs(value - wanted) < Math.abs(all[best] - wanted) ? i : best), 0));
-  });
+  picture.addEventListener('pointermove', (event) => show(nearest(event.clientX - picture.getBoundingClientRect().left)));
   picture.addEventListener('pointerleave', hide);
   picture.addEventListener('blur', hide);
   picture.addEventListener('keydown', (event) => {
-    const moves = {ArrowRight: 1, ArrowLeft: -1, Home: -all.length, End: all.length};
+    const moves = {ArrowRight: 1, ArrowLeft: -1, Home: -count, End: count};
     if (event.key === 'Escape') hide();
     if (!(event.key in moves)) return;
     event.preventDefault();
-    const start = at === null ? (moves[event.key] > 0 ? -1 : all.length) : at;
-    show(Math.min(all.length - 1, Math.max(0, start + moves[event.key])));
+    const start = at === null ? (moves[event.key] > 0 ? -1 : count) : at;
+    show(Math.min(count - 1, Math.max(0, start + moves[event.key])));
   });
-  new ResizeObserver(draw).observe(holder);
-  return html('figure', {class: 'chart'}, html('figcaption', {}, title), holder, asTable(title, drawn, all, xLabel, format));
+  return () => { if (at !== null) show(at); };
 }
 
 // Lines end in the mark of their run, unless there are marked lines beside them.
@@ -113,13 +128,10 @@ function drawSeries({run, kind, points}, x, y, ended) {
 }
 
 // The same figures as text: made when it is asked for.
-function asTable(title, series, all, xLabel, format) {
+function asTable(make) {
   const details = html('details', {class: 'figures'}, html('summary', {}, 'Figures as a table'));
   details.addEventListener('toggle', () => {
-    if (details.querySelector('table')) return;
-    const maps = series.map((one) => new Map(one.points));
-    details.append(table(title, [xLabel, ...series.map((one) => one.label)],
-      all.map((value) => [whole(value), ...maps.map((map) => (map.has(value) ? format(map.get(value)) : MISSING))])));
+    if (!details.querySelector('table')) details.append(make());
   });
   return details;
 }

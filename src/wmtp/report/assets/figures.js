@@ -126,5 +126,5 @@ function values({runs}) {
   const rows = critics.map(({run, i}) => [{text: run.label, run: i}, share(lastOf(run, 'validation', 'value/pair_accuracy')),
     short(lastOf(run, 'validation', 'value/margin')), short(lastOf(run, 'validation', 'loss/weighted')), whole(speedOf(run)), bytes(peakOf(run))]);
   return section('values', 'The critic', 'A value model learns which solutions pass their tests. Chance ranks half of the (correct, incorrect) pairs right.',
-    table('Critics on held-out pairs', ['run', 'pairs ranked right', 'margin', 'loss', 'tokens/s', 'peak memory'], rows), html('div', {class: 'grid'}, charts));
+    table('Critics on held-out pairs', ['run', 'pairs ranked right', 'margin', 'loss', 'tokens/s', 'peak memory'], rows), html('div', {class: 'grid'}, charts), reliability(critics));
 }
