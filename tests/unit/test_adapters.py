@@ -69,13 +69,13 @@ def test_a_step_moves_adapters_and_heads_without_any_and_nothing_else(heads: str
 def test_the_saved_model_has_no_adapters_and_computes_what_the_adapted_one_does(
     family: str, heads: str, tmp_path: Path
 ) -> None:
-    model = adapted(family, heads).eval()
-    expected, plain = model(TOKENS), tiny_model(family, 3, heads=heads, noise=0.1).eval()(TOKENS)
+    model = adapted(family, heads).double().eval()
+    expected, plain = model(TOKENS), tiny_model(family, 3, heads=heads, noise=0.1).double().eval()(TOKENS)
     save_model(model, tmp_path / "m")
-    again = load_model(str(tmp_path / "m")).eval()
+    again = load_model(str(tmp_path / "m"), dtype=torch.float64).eval()
     assert not any(is_adapter(name) for name in again.state_dict())
     for got, wanted, without in zip(again(TOKENS), expected, plain, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         assert (wanted - without).abs().max() > 0.1
     merge_adapters(model)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())

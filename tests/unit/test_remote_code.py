@@ -24,7 +24,8 @@ from wmtp.formats.native import load_model, load_value_model, save_model
 from wmtp.formats.reward import load_reward_model
 from wmtp.formats.streamed import empty_causal_lm
 from wmtp.model import MTPModel
-from wmtp.storage import ObjectPath, copy
+from wmtp.prescoring import score
+from wmtp.storage import ObjectPath, copy, resolve
 from wmtp.trainer import dry_run, train
 from wmtp.value import ValueModel
 
@@ -81,8 +82,10 @@ LOADS: list[Callable[[str], Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("named", ["nothing", "another", "inside", "above"])
+@pytest.mark.parametrize(
+    ("load", "named"),
+    [*((load, "nothing") for load in LOADS), *((load_model, named) for named in ("another", "inside", "above"))],
+)
 def test_code_that_was_not_named_does_not_run_and_the_message_says_how_to_name_it(
     load: Callable[[str], Any], named: str, custom: Path, sprung: Path, tmp_path: Path
 ) -> None:
@@ -365,3 +368,30 @@ def test_attention_by_code_of_the_hub_is_refused(fields: dict[str, Any], custom:
     change(custom / "config.json", model_type="llama", auto_map={}, **fields)
     with remote_code(str(custom), "someone/kernel"):
         assert "code of someone/kernel" in refused(lambda: load_causal_lm(str(custom)))
+
+
+def test_a_frozen_model_of_a_recipe_goes_by_the_same_rule(custom: Path, sprung: Path, tmp_path: Path) -> None:
+    """So does `wmtp score`, which asks it."""
+    plain = Path(shutil.copytree(custom, tmp_path / "plain"))
+    change(plain / "config.json", model_type="llama", auto_map={})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("SOURCE", str(plain)))
+    weighting = f"objective={{kind: mtp, weighting: {{scheme: rho1, reference: '{custom}'}}}}"
+    said = refused(lambda: score(load([recipe], [weighting]), out=str(tmp_path / "scores")))
+    assert f"--remote-code {custom}" in said
+    assert not sprung.exists()
+    _, card = score(load([recipe], [weighting, f"remote_code=[{custom}]"]), out=str(tmp_path / "scores"))
+    assert card.tokens > 0
+
+
+def test_an_index_reads_a_tokenizer_by_the_same_rule(
+    custom: Path, sprung: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    custom_tokenizer(custom)
+    records = tmp_path / "records.jsonl"
+    shutil.copy(resolve("embedded://problems_validation.jsonl"), records)
+    order = ["data", "index", records, "--tokenizer", custom]
+    code, printed = command(capsys, *order)
+    assert (code, f"--remote-code {custom}" in printed, sprung.exists()) == (2, True, False), printed
+    code, printed = command(capsys, *order, "--remote-code", custom)
+    assert code == 0, printed

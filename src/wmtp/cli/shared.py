@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,8 +79,7 @@ def finite(value: Any) -> Any:
 def quiet_libraries() -> None:
     """Progress bars and advice of libraries stay off the terminal; their errors still come as exceptions."""
     import transformers
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

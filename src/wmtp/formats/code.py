@@ -7,6 +7,7 @@ model. It is told so here, and only where the model and every repository that it
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from wmtp.storage import ObjectPath, place
 OF_TOKENIZER = "tokenizer_config.json"
 LOADED = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer")
 """The classes of an `auto_map` that are ever asked for here."""
+ATTENTION = ("attn_implementation", "_attn_implementation")
 _REFERENCE = re.compile(r"(?:(?P<repository>[^-].*?)--)?(?P<file>\w[\w/-]*)\.(?P<name>\w+)")
 _REFUSED = "trust_remote_code"
 """What transformers says it would have to be given."""
@@ -69,6 +71,8 @@ def code_of(source: str, folder: Path) -> Iterator[bool]:
     _check_attention(folder / CONFIG)
     may_run = _may_run(source, folder)
     try:
+        if may_run:
+            _copy(source, folder)
         yield may_run
     except ValueError as problem:
         if may_run or _REFUSED not in str(problem):
@@ -88,13 +92,12 @@ def _check_attention(path: Path) -> None:
         )
 
 
-def _attention(config: Any) -> Iterator[str]:
+def _attention(config: dict[str, Any]) -> Iterator[str]:
     """What a config, and configs in it, say of how attention is computed."""
-    for name, value in config.items() if isinstance(config, dict) else ():
-        if name.endswith("attn_implementation"):
+    for part in (config, *config.values()):
+        for name in ATTENTION if isinstance(part, dict) else ():
+            value = part.get(name)
             yield from map(str, value.values() if isinstance(value, dict) else [value])
-        else:
-            yield from _attention(value)
 
 
 def _may_run(source: str, folder: Path) -> bool:
@@ -104,6 +107,23 @@ def _may_run(source: str, folder: Path) -> bool:
     if found and (isinstance(place(source), ObjectPath) or not all(map(_is_named, found))):
         raise _refusal(source, folder)
     return bool(found)
+
+
+def _copy(source: str, folder: Path) -> None:
+    """Have transformers copy a model's Python files to where it imports them from, one process after the other: all
+    share that folder, and one could import what another has half written."""
+    from transformers import dynamic_module_utils
+
+    copies = Path(dynamic_module_utils.HF_MODULES_CACHE)
+    copies.mkdir(parents=True, exist_ok=True)
+    with (copies / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for repository, files in _repositories(source, folder).items():
+            for file in files:
+                if repository != source:
+                    dynamic_module_utils.get_cached_module_file(repository, file)
+                elif (folder / file).is_file():
+                    dynamic_module_utils.get_cached_module_file(folder, file)
 
 
 def _repositories(source: str, folder: Path) -> dict[str, set[str]]:
@@ -127,11 +147,11 @@ def _references(auto_map: Any) -> Iterator[str]:
     if isinstance(auto_map, str):
         yield auto_map
     elif isinstance(auto_map, list):
-        for one in auto_map:
-            yield from _references(one)
+        yield from (one for one in auto_map if isinstance(one, str))
     elif isinstance(auto_map, dict):
         for name in LOADED:
-            yield from _references(auto_map.get(name))
+            found = auto_map.get(name)
+            yield from _references(found) if not isinstance(found, dict) else ()
 
 
 def _refusal(source: str, folder: Path) -> ModelError:

@@ -344,7 +344,7 @@ def _tokenizer(source: str, folder: str, needs_eos: bool) -> Any:
         else:
             with code_of(source, Path(folder)) as may_run:
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=may_run)
-            if not follows_its_file(tokenizer, Path(folder)):
+            if tokenizer._auto_class is None and not follows_its_file(tokenizer, Path(folder)):  # code goes its own way
                 by_type, tokenizer = tokenizer, PreTrainedTokenizerFast.from_pretrained(folder)
                 if tokenizer.eos_token is None and by_type.eos_token in tokenizer.get_vocab():
                     tokenizer.eos_token = by_type.eos_token  # as models of its type have it
