@@ -116,6 +116,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "time_to_raw": {name: measuring.ratio(taken, seconds["raw"]) for name, taken in seconds.items()},
         "peak_bytes": memory,
         "peak_to_object": {name: peak / size for name, peak in memory.items()},
+        "peak_to_whole": {name: peak / memory["whole"] for name, peak in memory.items()},
     }
 
 
@@ -135,12 +136,11 @@ def one(location: ObjectPath, variant: str) -> None:
 def show(result: dict[str, Any]) -> None:
     """A table for people."""
     print(f"an object of {measuring.mebibytes(result['object_bytes'])} MiB\n")
-    lines: list[Sequence[str]] = [("variant", "seconds", "time to raw", "peak MiB", "peak to object")]
+    lines: list[Sequence[str]] = [("variant", "seconds", "time to raw", "peak MiB", "peak to object", "peak to whole")]
     for name, median in result["median_seconds"].items():
-        peak = result["peak_bytes"].get(name)
-        share = f"{result['peak_to_object'][name]:.2f}" if peak is not None else "-"
-        spread = measuring.spread(result["time_to_raw"][name])
-        lines.append((name, f"{median:.2f}", spread, measuring.mebibytes(peak), share))
+        shares = [f"{result[to][name]:.4f}" if result[to] else "-" for to in ("peak_to_object", "peak_to_whole")]
+        peak = measuring.mebibytes(result["peak_bytes"].get(name))
+        lines.append((name, f"{median:.2f}", measuring.spread(result["time_to_raw"][name]), peak, *shares))
     print(measuring.aligned(lines))
 
 
