@@ -8,6 +8,7 @@ at once. Past `train.py` no config travels: parts take plain arguments.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -791,10 +792,9 @@ class TrackingConfig(_Part):
     """Seconds that a run, also one that is stopped, waits at its end for its last log points to be stored."""
 
 
-class Config(_Part):
-    """One run."""
+class WhereConfig(_Part):
+    """Where runs are and who follows them: what a config says without a recipe."""
 
-    # where
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: CUDA, then MPS, then the CPU."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -809,7 +809,11 @@ class Config(_Part):
     tags: list[str] = []
     tracking: TrackingConfig | None = None
     """Default: nothing but `metrics.jsonl`."""
-    # what
+
+
+class Config(WhereConfig):
+    """One run."""
+
     model: ModelConfig
     remote_code: list[ModelLocation] = []
     """Folders or hub ids of models whose own Python files may run; no others do (docs/models.md)."""
@@ -1023,6 +1027,16 @@ def load(files: Sequence[Place], overrides: Sequence[str] = ()) -> Config:
         ConfigError: everything that is wrong, each with file, key, what was got and what was expected.
     """
     return config_files.load(Config, files, overrides)
+
+
+def load_where(file: Place, overrides: Sequence[str] = ()) -> WhereConfig | None:
+    """A config without a recipe; None if the file or an override says more than where.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    said = {*config_files.as_written(file), *(re.split("[.=]", override)[0] for override in overrides)}
+    return config_files.load(WhereConfig, [file], overrides) if said <= WhereConfig.model_fields.keys() else None
 
 
 def dump(config: Config) -> str:

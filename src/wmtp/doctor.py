@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 
 from wmtp import devices
-from wmtp.config import Config, TrackingConfig
+from wmtp.config import Config, TrackingConfig, WhereConfig
 from wmtp.errors import StorageError, UsageError, WmtpError
 from wmtp.estimate import Estimate
 from wmtp.provenance import collect
 from wmtp.run_tracking import check_installed, store_of
 from wmtp.sandbox import Sandbox, SandboxError
-from wmtp.storage import ObjectPath, place, probe
+from wmtp.storage import ObjectPath, Place, place, probe
 from wmtp.storage.probe import ACTS
 from wmtp.trainer import dry_run
 
@@ -45,6 +45,10 @@ OPTIONAL = {
 """Packages that some option needs: which, and the extra of wmtp that brings them."""
 
 
+MADE = ("runs", "data.cache")
+"""Folders that a run makes."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
@@ -56,10 +60,14 @@ class Finding:
     remedy: str = ""
 
 
-def examine(config: Config | None = None, out: str | None = None) -> list[Finding]:
-    """The machine, and with a config what its run would need here."""
+def examine(config: WhereConfig | None = None, out: str | None = None) -> list[Finding]:
+    """The machine, and with a config what its run would need here; without a recipe, where its runs would be."""
     found = [*_software(), *_devices(), *_memory(), *_sandbox(), *_optional()]
-    return found + (list(_run(config, out)) if config is not None else [])
+    if config is not None:
+        found += _where(config, out)
+    if isinstance(config, Config):
+        found += _run(config, out)
+    return found
 
 
 def _software() -> Iterator[Finding]:
@@ -168,6 +176,17 @@ def _optional() -> Iterator[Finding]:
 # A run
 
 
+def _where(config: WhereConfig, out: str | None) -> Iterator[Finding]:
+    runs = place(config.runs)
+    folder = place(out) if out is not None else runs / config.name if isinstance(config, Config) else runs
+    yield _usable("folder", folder)
+    if isinstance(config, Config) and config.data.cache is not None:
+        yield _usable("data.cache", place(config.data.cache))
+    yield from _named(config.model_dump(mode="json"))
+    if config.tracking is not None:
+        yield _tracking(config, config.tracking)
+
+
 def _run(config: Config, out: str | None) -> Iterator[Finding]:
     estimates: list[Estimate] = []
     notes: list[str] = []
@@ -176,11 +195,6 @@ def _run(config: Config, out: str | None) -> Iterator[Finding]:
         estimates.append(estimate)
         notes.extend(said)
 
-    folder = place(out) if out is not None else place(config.runs) / config.name
-    yield _probed(folder) if isinstance(folder, ObjectPath) else _writable(folder)
-    yield from _named(config.model_dump(mode="json"))
-    if config.tracking is not None:
-        yield _tracking(config, config.tracking)
     try:
         dry_run(config, tell, out=out)
     except WmtpError as problem:
@@ -190,7 +204,7 @@ def _run(config: Config, out: str | None) -> Iterator[Finding]:
     yield from map(_fits, [config.device] * len(estimates), estimates)
 
 
-def _tracking(config: Config, tracking: TrackingConfig) -> Finding:
+def _tracking(config: WhereConfig, tracking: TrackingConfig) -> Finding:
     """Whether the store of runs and its registry answer; a database that is not there is not made."""
     try:
         check_installed(config)
@@ -221,11 +235,11 @@ def _fits(device: str, estimate: Estimate) -> Finding:
 
 
 def _named(options: Any, key: str = "") -> Iterator[Finding]:
-    """Whether what the config names in object stores is there; `runs` is made by the run itself."""
+    """Whether what the config names in object stores is there; some of it is made by the run itself."""
     if isinstance(options, dict):
         for name, value in options.items():
             yield from _named(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(options, str) and "://" in options and key != "runs":
+    elif isinstance(options, str) and "://" in options and key not in MADE:
         with suppress(UsageError):  # no location, or one that the dry run refuses
             found = place(options)
             if isinstance(found, ObjectPath):
@@ -243,20 +257,25 @@ def _there(key: str, path: ObjectPath) -> Finding:
     return Finding("run", key, "failed", f"there is nothing at {path}", "upload it, or mend the location")
 
 
-def _probed(folder: ObjectPath) -> Finding:
-    """Whether a run folder in an object store can be listed, written, read and cleared."""
+def _usable(name: str, folder: Place) -> Finding:
+    """Whether a folder that a run makes can be made and used."""
+    return _probed(name, folder) if isinstance(folder, ObjectPath) else _writable(name, folder)
+
+
+def _probed(name: str, folder: ObjectPath) -> Finding:
+    """Whether a folder in an object store can be listed, written, read and cleared."""
     try:
         broken = probe(folder)
     except StorageError as problem:
-        remedy = "docs/operations.md says which rights a run needs; name another folder with --out, or `runs`"
-        return Finding("run", "folder", "failed", str(problem), remedy)
+        remedy = "docs/operations.md says which rights a run needs; name another folder: --out, `runs`, data.cache"
+        return Finding("run", name, "failed", str(problem), remedy)
     if broken:
-        text = f"{folder} works, but the store ignores conditions: nothing keeps two trainers apart in one run folder"
-        return Finding("run", "folder", "less", text, "never start two runs with the same --out")
-    return Finding("run", "folder", "ok", f"an object in {folder} was {', '.join(ACTS)}")
+        text = f"{folder} works, but the store ignores conditions: nothing keeps two runs apart in it"
+        return Finding("run", name, "less", text, "never start two runs in the same folder")
+    return Finding("run", name, "ok", f"an object in {folder} was {', '.join(ACTS)}")
 
 
-def _writable(folder: Path) -> Finding:
+def _writable(name: str, folder: Path) -> Finding:
     """Whether the nearest folder that exists takes a file."""
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
@@ -264,6 +283,6 @@ def _writable(folder: Path) -> Finding:
             pass
     except OSError as problem:
         text = f"{nearest} takes no file: {problem.strerror or problem}"
-        return Finding("run", "folder", "failed", text, "name another with --out, or `runs` in the config")
+        return Finding("run", name, "failed", text, "name another: --out, `runs`, data.cache")
     free = shutil.disk_usage(nearest).free / GIB
-    return Finding("run", "folder", "ok", f"{folder} can be written, {free:.1f} GiB free")
+    return Finding("run", name, "ok", f"{folder} can be written, {free:.1f} GiB free")

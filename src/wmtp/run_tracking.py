@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from wmtp import provenance
-from wmtp.config import Config, TrackingConfig
+from wmtp.config import Config, TrackingConfig, WhereConfig
 from wmtp.errors import Interrupted, TrackingError, UsageError, WmtpError
 from wmtp.outcome import LEFT_ALONE
 from wmtp.redaction import HIDDEN, looks_secret
@@ -48,7 +48,7 @@ class Tracked:
     """What it has not, and the command that mends it; None if it has everything."""
 
 
-def check_installed(config: Config) -> None:
+def check_installed(config: WhereConfig) -> None:
     """Raise `UsageError` if the config asks for tracking and what it needs is not installed."""
     if config.tracking is None:
         return
@@ -57,7 +57,7 @@ def check_installed(config: Config) -> None:
         raise UsageError(MISSING)
 
 
-def store_of(config: Config, tracking: TrackingConfig) -> MlflowStore:
+def store_of(config: WhereConfig, tracking: TrackingConfig) -> MlflowStore:
     """Where the config says the run is tracked.
 
     Raises:

@@ -182,6 +182,37 @@ def test_an_upload_that_is_slower_than_its_writer_holds_it_back(monkeypatch: pyt
     assert sum(slow.parts.values()) == 20 * len(piece)
 
 
+@pytest.mark.parametrize(("size", "parts"), [(30, [10] * 3), (35, [10, 10, 10, 5]), (90, [10] * 3 + [20] * 3)])
+def test_parts_grow_so_that_ten_thousand_are_enough_and_none_is_empty(
+    size: int, parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [client.PART * (1 + number // client.PARTS_OF_A_SIZE) for number in range(10_000)]
+    assert (sum(sizes) > 400 << 30, max(sizes) < 5 << 30) == (True, True)
+    taken = Slow()
+    taken.free.set()
+    monkeypatch.setattr(client, "_client", lambda pid: taken)
+    monkeypatch.setattr(client, "PART", 10)
+    monkeypatch.setattr(client, "PARTS_OF_A_SIZE", 3)
+    upload = client.S3Store("bucket").upload("key")
+    for _ in range(size // 5):
+        upload.write(bytes(5))
+    upload.finish()
+    assert [taken.parts[number] for number in sorted(taken.parts)] == parts
+
+
+@pytest.mark.parametrize(("region", "used"), [("eu-west-1", "eu-west-1"), ("", "ap-northeast-2")])
+def test_the_region_of_the_environment_comes_before_that_of_a_profile(
+    region: str, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = ap-northeast-2\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_REGION", region)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    client.forget_client()
+    assert client._client(os.getpid()).meta.region_name == used
+    client.forget_client()
+
+
 def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     client.forget_client()

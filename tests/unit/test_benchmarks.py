@@ -331,6 +331,8 @@ def test_the_json_of_storage_has_the_documented_keys(
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["object_bytes"] > 5000
     assert set(found["time_to_raw"]) == {"raw", "wmtp", "whole"}
+    readme = (FOLDER / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in (*found, *found["settings"], *storage.VARIANTS))
 
 
 @pytest.mark.parametrize("variant", tracking.TRACKED)

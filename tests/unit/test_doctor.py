@@ -116,9 +116,12 @@ def test_a_run_in_an_object_store_is_probed_and_what_it_names_is_looked_for(
         assert found["data.validation.path"]["text"] == "there is nothing at memory://bucket/no"
         assert [path.name for path in bucket.files()] == ["train.jsonl"]
         monkeypatch.setattr(MemoryStore, "create", lambda *_: True)
-        assert "ignores conditions" in doctor._probed(bucket / "run").text
+        assert "ignores conditions" in doctor._probed("folder", bucket / "run").text
+        with monkeypatch.context() as denied:
+            denied.setattr(MemoryStore, "abandon", lambda store, prefix: refuse(store, prefix, b""))
+            assert doctor._probed("folder", bucket / "run").state == "failed"
         monkeypatch.setattr(MemoryStore, "put", refuse)
-        assert doctor._probed(bucket / "run").state == "failed"
+        assert doctor._probed("folder", bucket / "run").state == "failed"
 
 
 def refuse(self: MemoryStore, key: str, data: bytes) -> None:
@@ -128,3 +131,25 @@ def refuse(self: MemoryStore, key: str, data: bytes) -> None:
 def test_an_override_without_a_recipe_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["doctor", "train.steps=3"]) == 2
     assert "give --recipe" in capsys.readouterr().err
+
+
+def test_a_config_without_a_recipe_says_where_runs_would_be_and_who_follows_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("device: cpu\nruns: memory://bucket/runs\ntracking: {uri: 'http://127.0.0.1:1', required: true}\n")
+    with memory_storage() as bucket:
+        assert run_command(["doctor", "--config", str(file), "--json", "tracking.timeout_s=1"]) == 1
+        assert not bucket.exists()
+    found = json.loads(capsys.readouterr().out)["findings"]
+    run = {one["name"]: one["state"] for one in found if one["topic"] == "run"}
+    assert run == {"folder": "ok", "tracking": "failed"}
+    assert run_command(["doctor", "--config", str(file), "train.steps=3"]) == 2
+    assert "model: this key is required" in capsys.readouterr().err
+
+
+def test_a_folder_that_a_run_makes_is_tried_and_not_looked_for() -> None:
+    with memory_storage() as bucket:
+        config = load([RECIPE], [f"data.cache={bucket / 'cache'}"])
+        found = {finding.name: finding.state for finding in doctor._where(config, str(bucket / "run"))}
+    assert found == {"folder": "ok", "data.cache": "ok"}

@@ -10,6 +10,7 @@ import pytest
 
 from wmtp.cli import run_command
 from wmtp.config import Config, load
+from wmtp.errors import ConfigError
 from wmtp.migration import Migration, migrate
 from wmtp.migration.conversion import _leaves
 from wmtp.migration.keys import CHANGED, DROPPED, RENAMED
@@ -50,6 +51,7 @@ optim: {optimizer: adamw, lr: 2.0e-5, weight_decay: 0.01, betas: [0.9, 0.999], g
 loss: {weight_norm: mean1.0_clip, lambda: 0.3, weight_temperature: 0.7, epsilon: 0.05, max_weight: 3.0}
 eval: {protocol: meta-mtp, sampling: {temperature: 0.7, top_p: 0.9, n: 20}, metrics: [mbpp_exact]}
 """  # noqa: E501
+SECRET = "hunter2hunter2"
 PRETRAIN = """
 pretrain: {enabled: true, num_epochs: 3, max_steps: 10000, lr: 1e-4, early_stopping: {enabled: false, patience: 50}}
 critic: {target: rm_sequence, token_spread: gae, gamma: 0.99, gae_lambda: 0.9, value_lr: 5e-5, auxiliary_loss_coef: 0.1}
@@ -174,6 +176,15 @@ def test_no_secret_is_written_or_said(tmp_path: Path, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "hunter2" not in out
     assert json.loads(out)["todo"]
+
+
+def test_credentials_in_an_address_are_not_copied(tmp_path: Path) -> None:
+    found = migrated(tmp_path, "baseline-mtp", config=CONFIG.replace("${MLFLOW_URI}", f"http://me:{SECRET}@host"))
+    assert "MLFLOW_TRACKING_URI" in found.without["mlflow.tracking_uri"]
+    assert not any(SECRET in path.read_text() for path in found.files)
+    with pytest.raises(ConfigError, match="holds credentials") as told:
+        migrated(tmp_path, "baseline-mtp", config=CONFIG.replace("embedded://tiny-llama", f"s3://me:{SECRET}@models"))
+    assert SECRET not in str(told.value)
 
 
 def test_files_that_are_there_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

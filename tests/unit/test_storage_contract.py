@@ -109,6 +109,15 @@ def test_the_mark_of_an_empty_folder_that_a_console_leaves_is_no_object(folder: 
     assert list(folder.iterdir()) == list(folder.files()) == [folder / "a"]
 
 
+@pytest.mark.parametrize("folder", ["memory", MOTO], indirect=True)  # the others keep files of a disk
+def test_an_object_that_is_a_folder_too_is_both_and_listed_once(folder: ObjectPath) -> None:
+    _write(folder, "a", "a/b")
+    assert list(folder.iterdir()) == [folder / "a"]
+    assert ((folder / "a").is_file(), (folder / "a").is_dir()) == (True, True)
+    remove_objects(folder / "a")
+    assert list(folder.files()) == [folder / "a"]
+
+
 def test_a_place_is_a_value_that_sorts_and_travels(folder: Place) -> None:
     one, other = folder / "a", folder / "b"
     assert sorted([other, one]) == [one, other]  # type: ignore[type-var]

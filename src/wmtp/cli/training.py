@@ -168,11 +168,17 @@ def doctor(
 ) -> None:
     """What this machine can do, and whether a run fits on it.
 
-    With --recipe: whether that run can work here. Exit code 1 if something failed.
+    With --recipe: whether that run can work here. With --config alone: whether its folder and its tracker can
+    be used. Exit code 1 if something failed.
 
     Example: wmtp doctor --recipe recipes/baseline_embedded_cpu.yaml
     """
-    settings = settings_of(config, recipe, overrides or [], None, None, None) if config or recipe else None
+    from wmtp.config import load_where
+    from wmtp.storage import place
+
+    settings = load_where(place(config), overrides or []) if config and not recipe else None
+    if settings is None and (config or recipe):
+        settings = settings_of(config, recipe, overrides or [], None, None, None)
     if settings is None and overrides:
         raise UsageError(f"there is nothing to override ({overrides[0]}): give --recipe FILE or --config FILE too")
     quiet_libraries()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wmtp.errors import ConfigError
+from wmtp.redaction import without_credentials
+
 RENAMED: Mapping[str, str] = {
     "seed": "train.seed",
     "log_interval": "train.log_every",
@@ -55,13 +58,21 @@ def _one_of(choices: Mapping[str, str], else_: str) -> Callable[[Any], str]:
 
 
 def location(value: Any) -> str:
-    """A path of theirs; `file://./x`, which is no URL, is the relative path x."""
+    """A path of theirs; `file://./x`, which is no URL, is the relative path x.
+
+    Raises:
+        ConfigError: it holds credentials, which would be written into a file of ours.
+    """
     text = str(value)
+    if without_credentials(text) != text:
+        raise ConfigError(f"{without_credentials(text)!r} holds credentials: take them out of the old file; {_AWS}")
     return (text.removeprefix("file://") if text.startswith("file://.") else text).rstrip("/") or text
 
 
 def _store(value: Any) -> str:
     text = str(value)
+    if without_credentials(text) != text:
+        raise NoCounterpart("it holds credentials: a whole address with them goes into MLFLOW_TRACKING_URI")
     if text.startswith(("http://", "https://", "sqlite:", "postgresql", "mysql", "mssql", "${")):
         return text
     raise NoCounterpart("MLflow no longer keeps runs in a folder or bucket; without it, runs/mlflow.db is the store")

@@ -172,9 +172,13 @@ class ObjectPath:
         return Snapshot(self, found.st_size, found.version)
 
     def iterdir(self) -> Iterator[ObjectPath]:
-        """What is in this folder."""
-        for name in self.store.children(self.prefix):
-            yield self / name.rstrip("/")
+        """What is in this folder, each once: a name may be an object and a folder too."""
+        seen = {""}
+        for child in self.store.children(self.prefix):
+            name = child.rstrip("/")
+            if name not in seen:
+                seen.add(name)
+                yield self / name
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """What in this folder, or below it, matches a pattern of so many components."""
