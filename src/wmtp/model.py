@@ -76,7 +76,8 @@ class MTPModel(nn.Module):
         layers_name, layers = layer_list(self.decoder, getattr(base.config, "num_hidden_layers", None))
         self._norm_name = final_norm(self.decoder, layers_name)
         taken = self._taken_layers(layers, depth)
-        self._last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
+        self.last_layer = f"{base.base_model_prefix}.{layers_name}.{len(layers) - 1}."
+        """The name of the layer that became head 1, in the base model, with a dot."""
         self.extra_heads = more_heads(family, num_heads - 1, init, self._origin(layers[-1]))
         if init == "copy":
             for head, layer in zip(self.extra_heads, taken, strict=False):
@@ -115,11 +116,6 @@ class MTPModel(nn.Module):
                 f"{type(self.base).__name__} does more to its logits than norm, unembedding and soft cap (they are "
                 f"{share:.1%} away from that): this architecture is not supported; use another model"
             )
-
-    @property
-    def last_layer(self) -> str:
-        """The name of the layer that became head 1, in the base model, with a dot."""
-        return self._last_layer
 
     @property
     def decoder(self) -> nn.Module:
@@ -173,6 +169,7 @@ class MTPModel(nn.Module):
         return self._trunk(tokens_BT, position_BT)
 
     def _trunk(self, tokens_BT: Tensor, position_BT: Tensor | None) -> TrunkOutput:
+        """`trunk` within `forward`: under FSDP `trunk` by itself is a forward pass of its own."""
         self.decoder(input_ids=tokens_BT, position_ids=position_BT, use_cache=False)
         output = self.branch.take()
         if self.family == "parallel":
@@ -331,9 +328,9 @@ class MTPModel(nn.Module):
 
     def hf_key(self, key: str) -> str:
         """The name that transformers gives to this model's tensor `base.<...>`."""
-        moved = f"base.{self._last_layer}layer."
+        moved = f"base.{self.last_layer}layer."
         if key.startswith(moved):
-            return self._last_layer + key.removeprefix(moved)
+            return self.last_layer + key.removeprefix(moved)
         return key.removeprefix("base.")
 
 
@@ -386,19 +383,16 @@ def hidden_loss(
         weight_of: makes each row's weight from its own nll (and gradient norm), instead of `weights_BTK`.
         gradient_norms: also give `gradient_norm_BTK`.
     """
-    options: dict[str, Any] = {
-        "weight_of": weight_of,
-        "seen": seen,
-        "chunk": chunk,
-        "gradient_norms": gradient_norms,
-    }
+    given = (hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K)
     if kind == "plain":
-        sums = _plain_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, weight_of, gradient_norms)
+        sums = _plain_loss(*given, weight_of, gradient_norms)
     elif kind in ("fused", "compiled"):
-        options["compiled"] = kind == "compiled"
-        sums = fused_loss(hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, **options)
+        sums = fused_loss(
+            *given, weight_of=weight_of, seen=seen, chunk=chunk, gradient_norms=gradient_norms,
+            compiled=kind == "compiled",
+        )  # fmt: skip
     elif kind in BACKENDS:
-        sums = backend_loss(kind, hidden_K, unembedding, target_BTK, weights_BTK, coefficient_K, **options)
+        sums = backend_loss(kind, *given, weight_of=weight_of, seen=seen, chunk=chunk, gradient_norms=gradient_norms)
     else:
         raise ValueError(f"loss kind must be one of fused, compiled, plain, {', '.join(BACKENDS)}; got {kind!r}")
     if denominator == "weights":

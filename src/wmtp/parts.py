@@ -24,12 +24,14 @@ from wmtp.formats import hf, meta
 from wmtp.formats.drawn import Drawn
 from wmtp.formats.native import MTPCard, ValueCard, load_model, load_value_head, read_card
 from wmtp.formats.streamed import (
+    NewHeads,
     Weights,
     asked,
     empty_causal_lm,
     empty_model,
     fill,
     fill_rows,
+    grown_model,
     missing,
 )
 from wmtp.frozen import Frozen
@@ -170,9 +172,9 @@ Fill = Callable[[MTPModel | ValueModel, torch.device], None]
 """Gives a model without weights, sharded or not, those that it should have."""
 
 
-def stored_in(source: str) -> Fill:
-    """The weights of a folder."""
-    return lambda model, device: fill(model, source, device)
+def stored_in(source: str, new: NewHeads | None = None) -> Fill:
+    """The weights of a folder, beside those of heads that it has not."""
+    return lambda model, device: fill(model, source, device, new)
 
 
 def build_model(config: Config, tokenizer: Any, weights: Weights = "now") -> tuple[MTPModel | ValueModel, Fill | None]:
@@ -310,12 +312,22 @@ def _empty_policy(
     heads = model.heads
     if isinstance(card, ValueCard):
         return None
-    if card is not None and (card.num_heads != heads.num_heads or not _begins_with(card, heads)):
+    if card is not None and not _begins_with(card, heads):
         return None
+    if card is not None and card.num_heads < heads.num_heads:
+        return _grown_policy(model.path, heads)
     if card is None and (heads.family, heads.init, heads.depth) != ("parallel", "copy", "added"):
         return None
     policy = empty_model(model.path, model.heads.num_heads)
     return None if missing(policy, model.path) else (policy, stored_in(model.path))
+
+
+def _grown_policy(source: str, heads: HeadsConfig) -> tuple[MTPModel, Fill] | None:
+    """The policy of a folder with fewer heads, without weights; None where it needs them at once."""
+    if heads.depth != "added":
+        return None  # the ordinary way says what is wrong
+    policy, new = grown_model(source, heads.num_heads, heads.init, heads.family)
+    return None if missing(policy, source, new) else (policy, stored_in(source, new))
 
 
 def _drawn_policy(

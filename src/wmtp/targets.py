@@ -41,13 +41,13 @@ def future_targets(tokens_BT: Tensor, trainable_BT: Tensor, document_BT: Tensor 
     return target_BTK
 
 
-def align_to_targets(per_token_BT: Tensor, num_heads: int, fill: float = 0.0) -> Tensor:
+def align_to_targets(per_token_BT: Tensor, num_heads: int) -> Tensor:
     """Turn a quantity of token j into one of the (position, head) that predicts it: `out[b,t,k] = u[b,t+k]`.
 
-    Positions past the end get `fill`; they have no target, so their value is never used.
+    0 where t+k is past the end: there is no target.
     """
     B, T = per_token_BT.shape
-    out_BTK = per_token_BT.new_full((B, T, num_heads), fill)
+    out_BTK = per_token_BT.new_zeros((B, T, num_heads))
     for k in range(1, min(num_heads, T - 1) + 1):
         out_BTK[:, :-k, k - 1] = per_token_BT[:, k:]
     return out_BTK

@@ -30,10 +30,10 @@ streamed: list[str] = []
 drawn: list[str] = []
 
 
-def counted(model: Any, source: str, device: torch.device) -> None:
+def counted(model: Any, source: str, device: torch.device, new: Any) -> None:
     """`fill`, noted."""
     streamed.append(source)
-    fill(model, source, device)
+    fill(model, source, device, new)
 
 
 def counted_rows(model: Any, rows: Any, device: torch.device) -> None:

@@ -37,7 +37,7 @@ def head_logits(model: MTPModel) -> list[Tensor]:
 def as_plain(model: MTPModel, k: int, base: Any) -> Any:
     """A copy of the plain `base` whose last layer holds the weights of head k (counted from 1)."""
     state = {model.hf_key(key): value for key, value in model.state_dict().items() if key.startswith("base.")}
-    last = model._last_layer
+    last = model.last_layer
     state |= {last + name: value for name, value in list(model.heads())[k - 1].state_dict().items()}
     plain = copy.deepcopy(base)
     plain.load_state_dict(state, strict=True)
@@ -74,10 +74,10 @@ def test_the_gradient_of_each_head_is_that_of_the_plain_model(family: str) -> No
         model.project(model(TOKENS)[k - 1]).square().sum().backward()
         expected = {name: p.grad for name, p in plain.named_parameters()}
         for name, p in layer.named_parameters():
-            torch.testing.assert_close(p.grad, expected[model._last_layer + name], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(p.grad, expected[model.last_layer + name], rtol=1e-5, atol=1e-5)
         for name, p in model.base.named_parameters():
             theirs = model.hf_key(f"base.{name}")
-            if not theirs.startswith(model._last_layer):
+            if not theirs.startswith(model.last_layer):
                 torch.testing.assert_close(p.grad, expected[theirs], rtol=1e-5, atol=1e-5)
 
 

@@ -68,6 +68,11 @@ ARMS: dict[str, list[str]] = {
     "critic_returns": ["objective={{kind: value, loss: lambda_return, backbone: frozen}}", "data.solutions=all"],
     "from_base": ["model.architecture=null", "model.path='{models}/base'"],
     "from_heads": ["model.architecture=null", "model.path='{models}/heads'"],
+    "from_fewer_heads": [
+        "model.architecture=null",
+        "model.path='{models}/heads'",
+        "model.heads={{num_heads: 4, init: fresh}}",
+    ],
     "bf16": ["precision=bf16", "train.micro_batch_size=2"],
     "bf16_tied": ["precision=bf16", "model.architecture.tie_word_embeddings=true"],
     "checkpointed": ["train.activation_checkpointing=true"],
@@ -101,7 +106,7 @@ CASES = {
 RARE = {
     "few_rows", "budget", "soft", "random_matched", "annealed", "from_base", "from_heads", "bf16_tied", "checkpointed",
     "critic_returns", "linear", "heads_only", "shuffled", "skip", "grpo", "one_head", "tied", "heads_and_norm",
-    "from_chain", "gradient",
+    "from_chain", "gradient", "from_fewer_heads",
 }  # fmt: skip
 """Arms that differ from others by what ranks have no part in: tried when all tests are asked for."""
 FIXED = {(2, "hybrid", "FULL_SHARD"), *((n, arm, "FULL_SHARD") for n in CASES for arm in ("baseline", "stored"))}
@@ -180,6 +185,7 @@ def results(
 
 
 STREAMED = {"from_base": 1, "from_heads": 1, "from_chain": 1, "verifiable": 1, "select": 1, "soft": 1, "running": 1} | {
+    "from_fewer_heads": 1,
     "hybrid": 2,
     "random_matched": 1,
     "shuffled": 1,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from wmtp.formats.drawn import Drawn
 from wmtp.formats.hf import without_parameters
+from wmtp.formats.native import load_model, save_model
+from wmtp.formats.streamed import fill, grown_model, missing
 from wmtp.model import MTPModel
 from wmtp.probing import without_weights
 from wmtp.testing import FAMILIES, tiny_base
@@ -60,3 +64,27 @@ def test_small_values_made_before_are_kept() -> None:
         module.weight = nn.Parameter(torch.arange(6.0))
     assert drawn.name(module)
     assert drawn.rows("weight", 1, 3).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("init", ["copy", "fresh", "zero"])
+@pytest.mark.parametrize(
+    ("stored", "family"), [("parallel", "parallel"), ("linear", "linear"), ("chain", "chain"), (None, "chain")]
+)
+def test_a_folder_with_fewer_heads_is_filled_with_what_is_loaded_whole(
+    stored: str | None, family: str, init: str, tmp_path: Path
+) -> None:
+    """Trained heads as they are stored, new ones as `init` says, from the same random numbers."""
+    torch.manual_seed(1)
+    saved = MTPModel(tiny_base("llama", 3), 3, "fresh", family=stored) if stored else MTPModel(tiny_base("llama", 3), 1)
+    save_model(saved, tmp_path)
+    torch.manual_seed(5)
+    whole = load_model(str(tmp_path), heads=family, num_heads=5, init=init)
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    model, new = grown_model(str(tmp_path), 5, init, family)
+    assert torch.get_rng_state().equal(after), "what is drawn next is the same too"
+    assert missing(model, str(tmp_path), new) == []
+    fill(model, str(tmp_path), torch.device("cpu"), new)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in whole.named_parameters()]
+    for name, parameter in whole.named_parameters():
+        assert model.get_parameter(name).equal(parameter), name

@@ -80,5 +80,5 @@ def test_shapes_that_differ_are_refused_by_name(wrong: str) -> None:
 
 
 def test_a_weight_of_a_token_is_the_weight_of_every_pair_that_predicts_it() -> None:
-    aligned = align_to_targets(tensor(0.0, 1.0, 2.0, 3.0), 2, fill=9.0)
-    assert aligned[0].T.tolist() == [[1.0, 2.0, 3.0, 9.0], [2.0, 3.0, 9.0, 9.0]]
+    aligned = align_to_targets(tensor(5.0, 1.0, 2.0, 3.0), 2)
+    assert aligned[0].T.tolist() == [[1.0, 2.0, 3.0, 0.0], [2.0, 3.0, 0.0, 0.0]]

@@ -117,11 +117,19 @@ class Drawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Remember the model's parameters by name, before they are sharded; False if one cannot be made again."""
         for name, parameter in model.named_parameters():
             if parameter.is_meta:
-                history = self._history(parameter)
-                decided = history.first is not None or (bool(history.deeds) and history.deeds[0].decides_all)
-                self.complete = self.complete and decided
-                self._named[name] = (parameter, history)
+                self._named[name] = (parameter, self._history(parameter))
+                self.complete = self.complete and self.decides(name)
         return self.complete
+
+    def decides(self, name: str) -> bool:
+        """Whether a parameter has none of its values from elsewhere."""
+        history = self._named[name][1]
+        return history.first is not None or (bool(history.deeds) and history.deeds[0].decides_all)
+
+    def touches(self, name: str) -> bool:
+        """Whether a parameter has some value that is written down here."""
+        history = self._named[name][1]
+        return history.first is not None or bool(history.deeds)
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a parameter as it was initialised."""

@@ -3,7 +3,7 @@
     1. build the model with parameters that have shapes only (meta device); buffers are real
     2. shard it
     3. each rank reads the rows of each tensor that it holds: the files are mapped, the rest of them is never read.
-       Random weights are drawn again, one tensor at a time (`formats.drawn`)
+       Random weights, and those of new heads, are drawn again, one tensor at a time (`formats.drawn`)
 
 Reading needs tensors that are stored under the names and shapes the model has. Where transformers renames or merges
 tensors on loading, `missing` says so, and the ordinary way (every rank loads, then keeps its share) has to do.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 
 from wmtp.distributed import rows_held
 from wmtp.errors import ModelError, first_line
+from wmtp.formats.drawn import Drawn
 from wmtp.formats.hf import causal_lm_of, folder_of, loading_errors, model_config, without_parameters
-from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, ValueCard, read_card
+from wmtp.formats.native import MTP_HEADS, VALUE_HEAD, MTPCard, ValueCard, read_card
 from wmtp.formats.remote import opened
 from wmtp.formats.scan import check_finite, check_safetensors
 from wmtp.model import MTPModel
@@ -64,6 +66,39 @@ def empty_model(source: str, num_heads: int | None = None) -> MTPModel | ValueMo
     if num_heads is not None:
         model.keep_heads(num_heads)
     return model
+
+
+@dataclass(frozen=True)
+class NewHeads:
+    """Heads that a folder does not have."""
+
+    first: int
+    """Their first place among `extra_heads`."""
+    drawn: Drawn
+    """What they start with, where they do not start as copies."""
+
+    def hold(self, name: str) -> bool:
+        """Whether a parameter is one of theirs."""
+        return name.startswith("extra_heads.") and int(name.split(".")[1]) >= self.first
+
+    def draw(self, name: str) -> bool:
+        """Whether it is, and no copy."""
+        return self.hold(name) and self.drawn.touches(name)
+
+
+def grown_model(source: str, num_heads: int, init: str, family: str) -> tuple[MTPModel, NewHeads]:
+    """What `load_model` would make of a folder with fewer heads, without its weights.
+
+    Raises:
+        ModelError: no such model.
+    """
+    card, base, drawn = read_card(source), empty_causal_lm(source), Drawn()
+    assert isinstance(card, MTPCard)
+    with drawn:
+        model = MTPModel(base, card.num_heads, family=card.heads)
+        model.add_heads(num_heads - card.num_heads, init, family=family)
+    drawn.name(model)
+    return model, NewHeads(card.num_heads - 1, drawn)
 
 
 Weights = Literal["now", "later", "never"]
@@ -126,26 +161,45 @@ class Stored:
         return rows
 
 
-def stored_name(model: MTPModel | ValueModel, name: str, stored: Stored) -> str:
-    """The name under which a parameter is stored; a head that is not stored starts as a copy of the last layer."""
-    if isinstance(model, MTPModel) and name.startswith("extra_heads.") and stored.shape(name) is None:
-        return model.hf_key("base." + model.last_layer + "layer." + name.split(".", 2)[2])
+def stored_name(model: MTPModel | ValueModel, name: str, stored: Stored, new: NewHeads | None = None) -> str:
+    """The name under which a parameter is stored; a head that is not stored starts as a copy."""
+    if isinstance(model, MTPModel) and name.startswith("extra_heads."):
+        plain = model.family == "parallel" and stored.shape(name) is None
+        if plain or (new is not None and new.hold(name)):
+            return model.hf_key(_copied_from(model, name))
     return model.hf_key(name)
 
 
-def missing(model: MTPModel | ValueModel, source: str) -> list[str]:
-    """Parameters that cannot be read by rows: not stored under the model's own names and shapes."""
+def _copied_from(model: MTPModel, name: str) -> str:
+    """The parameter of which a head's is a copy: one of the last layer; for a chain's norms, one of the final norm."""
+    part = name.split(".", 2)[2]
+    if model.family == "chain":
+        module, _, part = part.partition(".")
+        if module != "layer":
+            norm = next(path for path, found in model.named_modules() if found is model.final_norm)
+            return f"{norm}.{part}"
+    return f"base.{model.last_layer}layer.{part}"
+
+
+def missing(model: MTPModel | ValueModel, source: str, new: NewHeads | None = None) -> list[str]:
+    """Parameters that cannot be read by rows: not stored under the model's own names and shapes; of new heads, those
+    that start neither as a copy nor with values that can be drawn again."""
+
+    def found(name: str, parameter: Tensor) -> bool:
+        if new is not None and new.draw(name):
+            return new.drawn.decides(name)
+        return stored.shape(stored_name(model, name, stored, new)) == tuple(parameter.shape)
+
     with ExitStack() as held:
         stored = Stored(source, held)
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.is_meta and stored.shape(stored_name(model, name, stored)) != tuple(parameter.shape)
-        ]
+        return [name for name, p in model.named_parameters() if p.is_meta and not found(name, p)]
 
 
-def fill(model: MTPModel | ValueModel, source: str, device: torch.device) -> None:
+def fill(model: MTPModel | ValueModel, source: str, device: torch.device, new: NewHeads | None = None) -> None:
     """Give every parameter memory on this rank, and its rows of the stored tensor.
+
+    Args:
+        new: heads that are not stored, of `grown_model`.
 
     Raises:
         ModelError: a file that cannot be read, or numbers in it that are not finite.
@@ -155,7 +209,9 @@ def fill(model: MTPModel | ValueModel, source: str, device: torch.device) -> Non
             stored = Stored(source, held)
 
             def rows(name: str, start: int, stop: int) -> Tensor:
-                part = stored.rows(stored_name(model, name, stored), start, stop)
+                if new is not None and new.draw(name):
+                    return new.drawn.rows(name, start, stop)
+                part = stored.rows(stored_name(model, name, stored, new), start, stop)
                 check_finite(source, [(name, part)])
                 return part
 

@@ -57,8 +57,7 @@ def _check_gae(values_BT: Tensor, mask_BT: Tensor, rewards_B: Tensor, terminal: 
             f"expected values and mask [B, T] and rewards [B], got {tuple(values_BT.shape)}, "
             f"{tuple(mask_BT.shape)} and {tuple(rewards_B.shape)}"
         )
-    if terminal not in ("reward", "value"):
-        raise ValueError(f"terminal must be 'reward' or 'value', got {terminal!r}")
+    check_choice("terminal", terminal, ("value", "reward"))
     starts = (mask_BT[:, 1:] & ~mask_BT[:, :-1]).sum(1)
     if bool(mask_BT[:, 0].any()) or bool((starts > 1).any()):
         raise ValueError(
