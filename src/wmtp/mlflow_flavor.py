@@ -7,7 +7,6 @@ used without it: `mlflow.artifacts.download_artifacts`, then `wmtp.load_model`, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from threading import Lock
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ class Completer:
 
     def __init__(self, folder: str) -> None:
         self.model, self.tokenizer = load_model(folder), load_tokenizer(folder)
-        self._one_at_a_time = Lock()  # a server may ask in several threads; the model keeps what its trunk said last
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """One completion a text.
@@ -39,9 +37,8 @@ class Completer:
         if len(options) > 1:
             raise UsageError(f"params may hold only max_new_tokens, got {', '.join(sorted(options))}")
         ids = prompt_ids(_texts(model_input), self.tokenizer)
-        with self._one_at_a_time:
-            generations = generate_many(self.model, ids, max_new_tokens=int(options["max_new_tokens"]))
-            return [StopStrings(self.tokenizer, []).text(generation.tokens[0]) for generation in generations]
+        generations = generate_many(self.model, ids, max_new_tokens=int(options["max_new_tokens"]))
+        return [StopStrings(self.tokenizer, []).text(generation.tokens[0]) for generation in generations]
 
 
 class Judge:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 import wmtp
 from wmtp.decoding import Continuation, Generation, Sampling, StopStrings, eos_of, generate, generate_many
 from wmtp.decoding.attention import GROUPED, grouped, grouped_attention
-from wmtp.decoding.pace import Adaptive, Cost, Fixed
+from wmtp.decoding.cost import FLAT, Weights, drafting_cost
+from wmtp.decoding.drafting import ChainDrafter, LinearDrafter, ParallelDrafter
+from wmtp.decoding.pace import ROWS_THAT_DRAW, Adaptive, Fixed
 from wmtp.decoding.sampling import Drawn, Greedy, draw, uniform_numbers
 from wmtp.decoding.slots import attention_windows, select_rows
 from wmtp.decoding.trunk import check_cached
@@ -153,15 +155,23 @@ def test_greedy_accepts_up_to_the_first_draft_that_is_not_the_likeliest() -> Non
 # Draft length.
 
 
-def adaptive(longest: int, layers: int = 12) -> Adaptive:
-    """With heads that are layers, on a CPU."""
-    return Adaptive(longest, Cost(32.0, 1 / layers))
+HEADS = {"parallel": (ParallelDrafter, 10), "linear": (LinearDrafter, 1), "chain": (ChainDrafter, 12)}
+"""Families, and the weights of a head where a layer and the unembedding have 10 each."""
+every_family = pytest.mark.parametrize("family", HEADS)
 
 
-def spent(accepts: list[float], forwards: int, layers: int = 12, rows: int = 1) -> tuple[float, float]:
+def adaptive(longest: int, layers: int = 12, family: str = "parallel") -> Adaptive:
+    """Of a model on a CPU."""
+    drafter, head = HEADS[family]
+    return Adaptive(longest, drafting_cost(Weights(10 * layers, head, 10), drafter.passes, longest, FLAT["cpu"]))
+
+
+def spent(
+    accepts: list[float], forwards: int, layers: int = 12, rows: int = 1, family: str = "parallel"
+) -> tuple[float, float]:
     """Tokens and cost, in plain forwards, of rows that share a pace and accept drafts with these chances."""
     random = torch.Generator().manual_seed(0)
-    pace, tokens, cost = adaptive(len(accepts), layers), 0.0, 0.0
+    pace, tokens, cost = adaptive(len(accepts), layers, family), 0.0, 0.0
     for _ in range(forwards):
         length = pace.next(len(accepts), rows)
         taken = torch.rand(rows, length, generator=random) < torch.tensor(accepts)[:length]
@@ -171,11 +181,37 @@ def spent(accepts: list[float], forwards: int, layers: int = 12, rows: int = 1) 
     return tokens, cost
 
 
+def spent_apart(chances: list[float], forwards: int, family: str) -> tuple[float, float]:
+    """The same of rows that draw: each has a pace and a chance of its own, and the longest draft is what all pay."""
+    random = torch.Generator().manual_seed(0)
+    paces, tokens, cost = [adaptive(3, family=family) for _ in chances], 0.0, 0.0
+    for _ in range(forwards):
+        lengths = [pace.next(3, ROWS_THAT_DRAW) for pace in paces]
+        taken = torch.rand(len(chances), 3, generator=random) < torch.tensor(chances)[:, None]
+        right = taken.long().cumprod(1).sum(1).tolist()
+        for pace, length, most in zip(paces, lengths, right, strict=True):
+            kept = min(length, most)
+            pace.learn([(length, kept)])
+            tokens += (1 + kept) / len(chances)
+        cost += paces[0].cost.of(max(lengths), len(chances))
+    return tokens, cost
+
+
+@every_family
 @pytest.mark.parametrize("rows", [1, 16])
-def test_hopeless_heads_cost_little(rows: int) -> None:
+def test_hopeless_heads_cost_little(rows: int, family: str) -> None:
     for forwards, bound in ((64, 1.12), (256, 1.05), (2000, 1.02)):
-        tokens, cost = spent([0.0, 0.0, 0.0], forwards, rows=rows)
+        tokens, cost = spent([0.0, 0.0, 0.0], forwards, rows=rows, family=family)
         assert cost / tokens < bound
+
+
+@every_family
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.2, 0.2), (0.35, 0.35), (0.5, 0.5), (0.0, 0.6)])
+def test_rows_that_draw_do_not_pay_for_one_another(low: float, high: float, family: str) -> None:
+    """16 rows, which accept with these chances and those between."""
+    chances = [low + (high - low) * row / 15 for row in range(16)]
+    tokens, cost = spent_apart(chances, 100, family)
+    assert cost < 1.1 * tokens
 
 
 def test_perfect_heads_are_used_in_full() -> None:
@@ -183,9 +219,16 @@ def test_perfect_heads_are_used_in_full() -> None:
     assert tokens > 395
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(2, 40), st.sampled_from([1, 3, 16]))
-def test_no_acceptance_makes_it_much_slower_than_plain_decoding(accepts: list[float], layers: int, rows: int) -> None:
-    tokens, cost = spent(accepts, 300, layers, rows)
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    st.integers(2, 40),
+    st.sampled_from([1, 3, 16]),
+    st.sampled_from([*HEADS]),
+)
+def test_no_acceptance_makes_it_much_slower_than_plain_decoding(
+    accepts: list[float], layers: int, rows: int, family: str
+) -> None:
+    tokens, cost = spent(accepts, 300, layers, rows, family)
     assert cost < 1.15 * tokens
 
 

@@ -3,10 +3,10 @@
 slots        caches in which every row has its own length
 attention    several queries on keys that heads share
 trunk        the trunk and head 1 over new tokens only
-drafting     what a head family must say to draft        pace      how many tokens to draft
-sampling     which token follows, which drafts are kept  stopping  where a text ends
+drafting     what a head family must say to draft        cost      what that costs, from the sizes of matrices
+pace         how many tokens to draft                    sampling  which token follows, which drafts are kept
+stopping     where a text ends                           compiled  layers compiled for it
 batch        the loop                                    generation  one batch, or many prompts
-compiled     layers compiled for it
 """
 
 from __future__ import annotations

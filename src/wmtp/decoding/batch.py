@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wmtp.decoding.cost import FLAT, FLAT_ELSEWHERE, drafting_cost, weights_of
 from wmtp.decoding.drafting import Drafter, drafter_of
-from wmtp.decoding.pace import FLAT, FLAT_ELSEWHERE, Adaptive, Cost, Fixed, Pace
+from wmtp.decoding.pace import ROWS_THAT_DRAW, Adaptive, Fixed, Pace
 from wmtp.decoding.sampling import Choice, Drawn, Greedy, Sampling, uniform_numbers
 from wmtp.decoding.stopping import Stop
 from wmtp.decoding.trunk import CachedTrunk, decoding
@@ -143,17 +144,20 @@ class _Batch:
         return Row(prompt, min(options.max_new_tokens, room), [0] * longest, [0] * longest)
 
     def _groups(self) -> list[Group]:
-        """All rows together where tokens do not depend on drafts; each by itself where they are drawn, so that what it
+        """All rows together where tokens do not depend on how many are drafted; else each by itself, so that what it
         draws does not depend on the rows beside it."""
-        together = [[*self.rows]] if self.options.sampling is None else [[row] for row in self.rows]
-        return [Group(self._pace(), rows) for rows in together]
+        apart = self.options.sampling is not None and self.options.adaptive
+        together = [[row] for row in self.rows] if apart else [[*self.rows]]
+        return [Group(pace, rows) for pace, rows in zip(self._paces(len(together)), together, strict=True)]
 
-    def _pace(self) -> Pace:
+    def _paces(self, count: int) -> list[Pace]:
+        """So many, which know nothing yet."""
         longest = self.options.longest_draft
         if self.drafter is None or not self.options.adaptive:
-            return Fixed(longest)
+            return [Fixed(longest) for _ in range(count)]
         flat = FLAT.get(self.device.type, FLAT_ELSEWHERE)
-        return Adaptive(longest, Cost(flat, self.drafter.layers / self.model.num_layers))
+        cost = drafting_cost(weights_of(self.model), self.drafter.passes, longest, flat)
+        return [Adaptive(longest, cost) for _ in range(count)]
 
     def _choice(self, names: Sequence[tuple[int, int]]) -> Choice:
         options = self.options
@@ -190,7 +194,7 @@ class _Batch:
     def _forward(self, certain_B: Tensor) -> Tensor:
         """One forward of the trunk: one new token for every row, and the drafts that were right."""
         for group in self.groups:
-            group.set_drafts(1 if self.options.sampling else len(self.active))
+            group.set_drafts(ROWS_THAT_DRAW if self.options.sampling else len(self.active))
         longest = max(row.draft for row in self.active)
         length = [row.length for row in self.active]
         drafts_BJ = self._no_drafts()

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from wmtp.decoding.cost import Pass, Weights
 from wmtp.decoding.trunk import CachedTrunk, with_cache
 from wmtp.heads import TrunkOutput
 from wmtp.model import MTPModel
@@ -19,8 +20,10 @@ Choose = Callable[[Tensor], Tensor]
 class Drafter(Protocol):
     """The heads after the first, with what they remember of a batch."""
 
-    layers: float
-    """What one draft costs beside the trunk's own layers."""
+    @staticmethod
+    def passes(weights: Weights, length: int) -> list[Pass]:
+        """What the heads use to draft so many tokens for each row, at least one: a `Drafting`."""
+        ...
 
     def fill(self, length: Sequence[int]) -> None:
         """See the first `length[b]` tokens of each row, of which the last is looked at again by the next `draft`."""
@@ -45,13 +48,16 @@ class Drafter(Protocol):
 class ParallelDrafter:
     """`parallel` heads: each is one layer on the trunk's output, with a cache of its own (docs/math.md (3))."""
 
-    layers = 1.0
-
     def __init__(self, trunk: CachedTrunk, rows: int) -> None:
         self.trunk = trunk
         heads = trunk.model.num_heads - 1
         self.caches = [trunk.cache_beside() for _ in range(heads)]
         self.seen = [[0] * rows for _ in range(heads)]
+
+    @staticmethod
+    def passes(weights: Weights, length: int) -> list[Pass]:
+        """Each head sees what the trunk saw in its last forward; one product makes the logits of all."""
+        return [Pass(weights.head, 1 + length)] * length + [Pass(weights.unembedding, length)]
 
     def fill(self, length: Sequence[int]) -> None:
         """See `Drafter`."""
@@ -80,10 +86,13 @@ class ParallelDrafter:
 class LinearDrafter:
     """`linear` heads: they read one position and remember nothing."""
 
-    layers = 0.25
-
     def __init__(self, trunk: CachedTrunk) -> None:
         self.trunk = trunk
+
+    @staticmethod
+    def passes(weights: Weights, length: int) -> list[Pass]:
+        """Each head sees one position; one product makes the logits of all."""
+        return [Pass(weights.head, 1)] * length + [Pass(weights.unembedding, length)]
 
     def fill(self, length: Sequence[int]) -> None:
         """Nothing to see."""
@@ -107,14 +116,18 @@ class ChainDrafter:
     the trunk, and all start where the one furthest behind does, since each reads the states of the one before.
     """
 
-    layers = 1.0
-
     def __init__(self, trunk: CachedTrunk, rows: int) -> None:
         self.trunk = trunk
         heads = trunk.model.num_heads - 1
         self.caches = [trunk.cache_beside() for _ in range(heads)]
         self.certain = [[0] * rows for _ in range(heads)]
         """Positions that each head has seen with tokens that stay."""
+
+    @staticmethod
+    def passes(weights: Weights, length: int) -> list[Pass]:
+        """Each head sees `length` positions again and those of accepted drafts, at most `length`; each token needs its
+        own logits."""
+        return [Pass(weights.head, 2 * length), Pass(weights.unembedding, 1)] * length
 
     def fill(self, length: Sequence[int]) -> None:
         """See `Drafter`."""

@@ -90,6 +90,7 @@ def generate(
 
     Both modes give the same: the same tokens where `sampling` is None (in fp32 up to ties within rounding), the same
     distribution otherwise (docs/math.md (6)). A row's tokens do not depend on the rows beside it.
+    Several threads may ask one model: they take turns, batch by batch.
 
     Args:
         tokens: prompts as ids, of any lengths; or `[B, T]`.

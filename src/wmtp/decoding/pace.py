@@ -6,32 +6,15 @@ It counts and never looks at a clock, so that the same seed gives the same token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from wmtp.decoding.cost import Cost
 
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256
 WINDOW = 32
 """Forwards whose tests an estimate remembers."""
-FLAT = {"cpu": 32.0}
-FLAT_ELSEWHERE = 128.0
-"""Positions whose arithmetic takes as long as what a forward costs however many there are."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a draft costs. docs/math.md (6.4), decision 0037.
-
-    Args:
-        flat: see `FLAT`.
-        head: a head's share of a forward.
-    """
-
-    flat: float
-    head: float
-
-    def of(self, length: int, rows: int) -> float:
-        """A forward of so many rows with so many drafts in each, to one without drafts."""
-        return (1 + self.head * length) * (self.flat + rows * (1 + length)) / (self.flat + rows)
+ROWS_THAT_DRAW = 32
+"""As many rows share a forward, for all that a row which draws its tokens may know. Decision 0044."""
 
 
 class Pace(Protocol):
@@ -68,8 +51,9 @@ class Adaptive:
     """The length d that makes (expected tokens) / (cost of the forward) largest; 0 is plain decoding.
 
     With a_j the chance that draft j is accepted if those before it are, a forward gives 1 + a_1 + a_1 a_2 + ... tokens
-    a row. What is not drafted is not learnt about, so now and then one draft more is tried: after 16 forwards, and
-    after twice as many each time that fewer than half of the rows accept it.
+    a row. What is not drafted is not learnt about, so now and then one draft more is tried: at every 16th forward,
+    and half as often each time that fewer than half of the rows accept it. Rows that began together try together, even
+    if they do not share a pace: a forward is as wide as its longest draft.
 
     Args:
         longest: K - 1.
@@ -79,7 +63,7 @@ class Adaptive:
     def __init__(self, longest: int, cost: Cost) -> None:
         self.cost = cost
         self.accepted, self.tested = [1.0] * longest, [2.0] * longest
-        self.pause, self.waited = FIRST_PAUSE, 0
+        self.pause, self.forwards = FIRST_PAUSE, 0
         self._trial = 0
 
     def _best(self, rows: int) -> int:
@@ -95,7 +79,8 @@ class Adaptive:
     def next(self, most: int, rows: int) -> int:
         """See `Pace`."""
         best = self._best(rows)
-        tried = self.waited >= self.pause and best < min(most, len(self.tested))
+        due = self.forwards % self.pause == 0 and self.forwards > 0
+        tried = due and best < min(most, len(self.tested))
         self._trial = best + 1 if tried else 0
         return min(best + tried, most)
 
@@ -107,9 +92,8 @@ class Adaptive:
                 kept = min(1.0, (WINDOW * len(outcomes) - len(asked)) / self.tested[j])
                 self.accepted[j] = kept * self.accepted[j] + sum(asked)
                 self.tested[j] = kept * self.tested[j] + len(asked)
-        self.waited += 1
+        self.forwards += 1
         if self._trial:
             tried = [accepted for drafted, accepted in outcomes if drafted == self._trial]
             right = sum(accepted == self._trial for accepted in tried)
-            self.waited = 0
             self.pause = FIRST_PAUSE if 2 * right >= len(tried) else min(2 * self.pause, LONGEST_PAUSE)

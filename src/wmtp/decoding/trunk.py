@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
@@ -27,6 +28,10 @@ _CHECKED: WeakSet[nn.Module] = WeakSet()
 
 COMPILED: WeakSet[nn.Module] = WeakSet()
 """Models whose layers were compiled for decoding."""
+
+_ONE_AT_A_TIME = RLock()
+"""Held while a thread decodes: a module has one mode, a config one name of its attention, a model one place where the
+last layer's arguments are handed over, and a process one stance of the compiler. Calls share them."""
 
 
 class CachedTrunk:
@@ -150,6 +155,8 @@ def with_cache(trunk: TrunkOutput, old: Cache, new: Cache) -> TrunkOutput:
 def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
     """Evaluation mode, no gradients, attention without copies, and compiled code only where `compile_layers` made it.
 
+    Threads take turns: one that decodes waits until another's batch has ended.
+
     Layers that were compiled for training are one program per place in the cache: more than torch keeps, and each would
     be compiled while decoding waits.
 
@@ -157,7 +164,7 @@ def decoding(model: MTPModel, *, eager: bool = False) -> Iterator[None]:
         eager: no compiled code at all.
     """
     config = model.base.config.get_text_config()
-    with evaluating(model), torch.inference_mode(), grouped(config), ExitStack() as held:
+    with _ONE_AT_A_TIME, evaluating(model), torch.inference_mode(), grouped(config), ExitStack() as held:
         if eager or model not in COMPILED:
             held.enter_context(torch.compiler.set_stance("force_eager"))
         else:  # a layer's number and sizes that happen to be equal are not part of a program
