@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,15 @@ def test_the_quickstart_trains_four_arms_prints_a_table_and_writes_the_page(
     for result in results:
         assert f'"label":"{result["arm"]}"' in page
         assert (out / result["arm"] / "eval" / "tokens.json").is_file()
-    assert wmtp_command("quickstart", "--out", out)[0] == 2
+    assert wmtp_command("quickstart", "--out", out)[0] == 2  # of other overrides
+    shutil.rmtree(out / "rho1")
+    (out / "report.html").unlink()
+    assert wmtp_command("quickstart", "--out", out, *small)[0] == 0
+    again = json.loads((out / "quickstart.json").read_text())
+    assert again[:3] == results[:3]  # not trained again
+    assert again[3]["validation"] == results[3]["validation"]
+    (out / "mine.txt").write_text("")
+    assert wmtp_command("quickstart", "--out", out, *small)[0] == 2
 
 
 def test_json_output_is_one_object_and_nothing_else(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def quickstart(
     overrides: Overrides = None,
-    out: Annotated[str, typer.Option(help="Folder for the four runs; must be empty or new.")] = "wmtp-quickstart",
+    out: Annotated[str, typer.Option(help="Folder for the four runs: new, empty, or to go on in.")] = "wmtp-quickstart",
     as_json: AsJson = False,
 ) -> None:
     """Train all four arms on embedded problems. No network.
 
-    Compares them in two tables and writes report.html.
+    Compares them in two tables and writes report.html. Run it again and it goes on.
 
     Example: wmtp quickstart --out runs/first-look
     """
