@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +274,19 @@ def test_a_part_that_takes_longer_than_a_time_out_arrives(s3: ObjectPath, monkey
             stream.write(content)
     through(direct, monkeypatch)
     assert (s3 / "x").read_bytes() == content
+
+
+@pytest.mark.parametrize(("codes", "code"), [(["SlowDown", "InternalError"], 0), (["SlowDown", "AccessDenied"], 2)])
+def test_an_object_that_could_not_be_removed_is_tried_again_where_that_can_help(
+    codes: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [{"Errors": [{"Key": "b", "Code": name}]} for name in codes] + [{}]
+    removing = SimpleNamespace(meta=Answers.meta, delete_objects=lambda **_: answers.pop(0))
+    monkeypatch.setattr(client, "_client", lambda pid: removing)
+    with nullcontext() if not code else pytest.raises(StorageError, match=codes[-1]) as told:
+        client.S3Store("bucket").remove(["a", "b"])
+    assert len(answers) == bool(code)
+    assert not code or told.value.exit_code == code
 
 
 def test_what_fails_late_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

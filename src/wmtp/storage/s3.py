@@ -157,10 +157,18 @@ class S3Store:
 
     def remove(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), PAGE):
-            some = [{"Key": key} for key in keys[start : start + PAGE]]
-            answer = self._ask("remove", keys[start], "delete_objects", Delete={"Objects": some, "Quiet": True})
-            for failed in answer.get("Errors", ()):
-                raise StorageError(f"cannot remove {self._named(failed['Key'])}: {failed.get('Code')}")
+            self._remove(keys[start : start + PAGE])
+
+    def _remove(self, keys: Sequence[str]) -> None:
+        from botocore.exceptions import ClientError
+
+        def work(client: Any) -> None:
+            objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            answer = client.delete_objects(Bucket=self.bucket, Delete=objects)
+            for failed in answer.get("Errors", ()):  # of one object, in an answer that is good: it may pass like others
+                raise ClientError({"Error": failed}, "DeleteObjects")
+
+        self._try("remove", keys[0], work)
 
     def abandon(self, prefix: str) -> None:
         marks: dict[str, str] = {}
