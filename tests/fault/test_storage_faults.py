@@ -289,6 +289,19 @@ def test_an_object_that_could_not_be_removed_is_tried_again_where_that_can_help(
     assert not code or told.value.exit_code == code
 
 
+def test_an_upload_that_somebody_dropped_is_told_and_leaves_no_object(
+    s3: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule of the bucket, or another process, while this one slept."""
+    upload = s3.store.upload((s3 / "x").key)
+    upload.write(bytes(client.PART))
+    s3.store.abandon(s3.prefix)
+    with pytest.raises(StorageError, match=r"the upload of s3://.*/x was dropped by the server"):
+        upload.write(bytes((1 + client.PARTS_AT_ONCE) * client.PART))
+    upload.abort()
+    assert not (s3 / "x").exists()
+
+
 def test_what_fails_late_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that takes a minute has as many attempts as any other."""
     now, pieces = [0.0], [b"all of it", b""]
