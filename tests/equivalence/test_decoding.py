@@ -74,7 +74,7 @@ def all_learnt(learnt: tuple[MTPModel, list[list[int]]]) -> dict[str, tuple[MTPM
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts that cost as little as in a model of many layers, so that those of three layers are drafted for too."""
-    monkeypatch.setattr(Cost, "of", lambda self, length, rows: 1 + 0.02 * length * rows)
+    monkeypatch.setattr(Cost, "of", lambda self, length, rows: 1 + 0.005 * length * rows)
 
 
 drafting = pytest.mark.usefixtures("cheap")
