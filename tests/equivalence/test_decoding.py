@@ -241,7 +241,9 @@ def test_every_continuation_is_drawn_as_often_as_the_model_says(mode: str, name:
     assert len(generation.rows) == DRAWS
     assert abs(chi_square(generation, expected, 4)) < 4
     if mode != "plain":
-        assert all(0.1 < share < 0.95 for share in generation.acceptance[:2])
+        assert 0.1 < generation.acceptance[0] < 0.95
+    if mode == "speculative":
+        assert generation.accepted[1] > 0
 
 
 def test_rows_that_choose_how_many_drafts_draw_as_often_as_the_model_says(cheap: None) -> None:
