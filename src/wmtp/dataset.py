@@ -122,6 +122,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
     if not questions:
         _check_rows(config, rows.train)
+        rows.notes.extend(_heads_without_targets(config, rows.train))
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
     validation, held_out = None, None
     if len(rows.validation):
@@ -129,6 +130,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         held_out, place_N = _held_out(config, rows)
         sequence = Sequential(place_N[:, None], config.train.batch_size)
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
+        rows.notes.extend(_trained_on_too(config, rows))
     return Data(batches, validation, identity, rows.notes, task, held_out, questions)
 
 
@@ -232,6 +234,27 @@ def _check_rows(config: Config, rows: Sequence[Row]) -> None:
                 _require_labels(facts, "objective.weighting.terminal = reward")
         if isinstance(scheme, GRPOConfig):
             _require_labels(facts, "objective.weighting.scheme = grpo")
+
+
+def _heads_without_targets(config: Config, rows: Sequence[Row]) -> list[str]:
+    """What is said of heads that look past the end of every row: head k predicts the token k places on."""
+    if isinstance(config.objective, ValueObjectiveConfig):
+        return []
+    longest, last = int(facts_of(rows).length_R.max()), config.model.heads.num_heads
+    if last < longest:
+        return []
+    which = f"head {last} has" if last == longest else f"heads {longest} to {last} have"
+    return [f"{which} no target in any training row: the longest has {counted(longest, 'token')}"]
+
+
+def _trained_on_too(config: Config, rows: _Rows) -> list[str]:
+    """What is said of problems on both sides. Rows on a disk are not read through for it."""
+    if config.data.validation is None or isinstance(rows.train, StoredRows):
+        return []
+    held = {row.name for row in rows.validation}
+    seen = len(held & {row.name for row in rows.train})
+    which = f"{seen:,} of {counted(len(held), 'validation problem')} {'is' if seen == 1 else 'are'}"
+    return [f"{which} also trained on: what is measured there is no held-out figure"] if seen else []
 
 
 def require_prompts(facts: RowFacts) -> None:
