@@ -334,7 +334,7 @@ class _Side:
             DataError: the file or a row is wrong, or nothing is left.
         """
         data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
-        report = SourceReport(str(path))
+        report = SourceReport(str(path), skip="data.on_bad_row=skip")
         for record in stream_records(
             path, report, role=self.role, split=self.source.split, fields=self.source.fields,
             on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
