@@ -123,6 +123,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
     if not questions:
         _check_rows(config, rows.train)
+        rows.notes.extend(_heads_without_targets(config, rows.train))
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
     validation, held_out = None, None
     if len(rows.validation):
@@ -130,6 +131,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         held_out, place_N = _held_out(config, rows)
         sequence = Sequential(place_N[:, None], config.train.batch_size)
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
+        rows.notes.extend(_trained_on_too(config, rows))
     return Data(batches, validation, identity, rows.notes, task, held_out, questions)
 
 
@@ -235,6 +237,27 @@ def _check_rows(config: Config, rows: Sequence[Row]) -> None:
             _require_labels(facts, "objective.weighting.scheme = grpo")
 
 
+def _heads_without_targets(config: Config, rows: Sequence[Row]) -> list[str]:
+    """What is said of heads that look past the end of every row: head k predicts the token k places on."""
+    if isinstance(config.objective, ValueObjectiveConfig):
+        return []
+    longest, last = int(facts_of(rows).length_R.max()), config.model.heads.num_heads
+    if last < longest:
+        return []
+    which = f"head {last} has" if last == longest else f"heads {longest} to {last} have"
+    return [f"{which} no target in any training row: the longest has {counted(longest, 'token')}"]
+
+
+def _trained_on_too(config: Config, rows: _Rows) -> list[str]:
+    """What is said of problems on both sides. Rows on a disk are not read through for it."""
+    if config.data.validation is None or isinstance(rows.train, StoredRows):
+        return []
+    held = {row.name for row in rows.validation}
+    seen = len(held & {row.name for row in rows.train})
+    which = f"{seen:,} of {counted(len(held), 'validation problem')} {'is' if seen == 1 else 'are'}"
+    return [f"{which} also trained on: what is measured there is no held-out figure"] if seen else []
+
+
 def require_prompts(facts: RowFacts) -> None:
     """Raise `DataError` if a row has no token before its response, where a critic's advantages would begin."""
     merged = int((facts.response_R == facts.length_R).sum())
@@ -317,10 +340,28 @@ class _Side:
         Raises:
             DataError: the file or a row is wrong, or nothing is left.
         """
+<<<<<<< HEAD
         apart, counts, kept, own = self._apart(), GroupCounts(), 0, 0
         report = SourceReport(str(place(self.source.path)))
         for record in _stream(self.config, self.source, self.role, report):
             if (record.problem_id in apart) != self.is_held_out:
+||||||| 5738cf0
+        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
+        report = SourceReport(str(path))
+        for record in stream_records(
+            path, report, role=self.role, split=self.source.split, fields=self.source.fields,
+            on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
+        ):  # fmt: skip
+            if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
+=======
+        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
+        report = SourceReport(str(path), skip="data.on_bad_row=skip")
+        for record in stream_records(
+            path, report, role=self.role, split=self.source.split, fields=self.source.fields,
+            on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
+        ):  # fmt: skip
+            if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
+>>>>>>> 1f0ef24134f1e3f1a626d313cfb44f473ecadd11
                 continue
             own += 1
             counts.add(record.problem_id, record.is_correct)

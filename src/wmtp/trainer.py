@@ -547,7 +547,7 @@ class Loop:
         self.reporter.note(
             f"step {step}: the gradient norm is {result.grad_norm}; step skipped ({self._rows(step, step)})"
         )
-        if self.progress.nonfinite >= self.config.train.max_nonfinite:
+        if self.progress.nonfinite >= min(self.config.train.max_nonfinite, self.parts.steps):
             first = step - self.progress.nonfinite + 1
             saved = checkpoint.list_steps(self.checkpoints) if self.checkpoints.is_dir() else []
             raise NonFiniteError(

@@ -98,6 +98,15 @@ def test_several_in_a_row_stop_the_run_naming_step_rows_and_checkpoint(
     assert "step_00000004" in message
 
 
+def test_a_run_that_ends_having_skipped_every_step_has_failed_and_writes_no_model(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {1, 2})
+    with pytest.raises(NonFiniteError, match="steps 1 to 2 all had"):
+        run(load([recipe], ["train.steps=2"]), out=tmp_path / "run")
+    assert not (tmp_path / "run" / "final").exists()
+
+
 def test_bf16_trains_close_to_fp32_and_keeps_fp32_weights(recipe: Path, tmp_path: Path) -> None:
     full = run(load([recipe]), out=tmp_path / "fp32")
     half = run(load([recipe], ["precision=bf16"]), out=tmp_path / "bf16")

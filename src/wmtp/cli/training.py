@@ -156,7 +156,10 @@ def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: boo
 
 
 def _plain(result: RunResult) -> dict[str, Any]:
-    return {name: finite(value) for name, value in (asdict(result) | {"folder": str(result.folder)}).items()}
+    figures = asdict(result) | {"folder": str(result.folder)}
+    if result.validation is not None:  # its tokens are those trained on until then
+        figures["validation"] = {name: figure for name, figure in result.validation.items() if name != "tokens"}
+    return {name: finite(value) for name, value in figures.items()}
 
 
 def doctor(

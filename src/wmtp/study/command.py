@@ -76,7 +76,9 @@ def run_only(study: Study, number: int, options: Options, say: Say, launch: Laun
 
 
 def check(study: Study) -> None:
-    """Raise `UsageError` if a run's config cannot be, or the folder is not where samples can be written."""
+    """Raise `UsageError` if a run's config cannot be, or the folder is a run's, or not where samples can be written."""
+    if (study.folder / "provenance.json").exists():
+        raise UsageError(f"{study.folder} is the folder of a run; name another with --out")
     if isinstance(study.folder, ObjectPath) and study.config.evaluate:
         raise UsageError(
             f"evaluate needs the study's folder on a local disk, where samples are written to; got {study.folder}: "
