@@ -340,28 +340,10 @@ class _Side:
         Raises:
             DataError: the file or a row is wrong, or nothing is left.
         """
-<<<<<<< HEAD
         apart, counts, kept, own = self._apart(), GroupCounts(), 0, 0
-        report = SourceReport(str(place(self.source.path)))
+        report = _report(self.source)
         for record in _stream(self.config, self.source, self.role, report):
             if (record.problem_id in apart) != self.is_held_out:
-||||||| 5738cf0
-        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
-        report = SourceReport(str(path))
-        for record in stream_records(
-            path, report, role=self.role, split=self.source.split, fields=self.source.fields,
-            on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
-        ):  # fmt: skip
-            if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
-=======
-        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
-        report = SourceReport(str(path), skip="data.on_bad_row=skip")
-        for record in stream_records(
-            path, report, role=self.role, split=self.source.split, fields=self.source.fields,
-            on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
-        ):  # fmt: skip
-            if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
->>>>>>> 1f0ef24134f1e3f1a626d313cfb44f473ecadd11
                 continue
             own += 1
             counts.add(record.problem_id, record.is_correct)
@@ -375,6 +357,11 @@ class _Side:
         if self.is_held_out:
             return [f"held out {own:,} rows whose problems are not trained on"]
         return [f"{self.role}: {report.summary()}"]
+
+
+def _report(source: SourceConfig) -> SourceReport:
+    """What reading a file left out, told in the config's words."""
+    return SourceReport(str(place(source.path)), skip="data.on_bad_row=skip")
 
 
 def _stream(config: Config, source: SourceConfig, role: Role, report: SourceReport) -> Iterator[Record]:
@@ -391,7 +378,7 @@ def _held_out_names(config: Config) -> frozenset[str]:
     if fraction is None:
         return frozenset()
     file = _file_of(config)
-    read = _stream(config, file, "train", SourceReport(str(place(file.path))))
+    read = _stream(config, file, "train", _report(file))
     return held_out((record.problem_id for record in read), fraction)
 
 
