@@ -56,7 +56,8 @@ class MTPModel(nn.Module):
 
     Raises:
         ModelError: the architecture's layers, final norm or unembedding cannot be told apart, or the logits that come
-            of them are not the model's own (Cohere's and Granite's, for one, are scaled).
+            of them are not the model's own. Soft caps and scales that the config names (Gemma 2's; Cohere's and
+            Granite's) are known.
     """
 
     def __init__(

@@ -117,6 +117,26 @@ def test_every_link_within_the_docs_leads_to_a_file_in_them(page: str) -> None:
         assert there.resolve().is_relative_to(DOCS), f"{page} links out of docs/: {target}"
 
 
+TESTS = re.compile(r"`?((?:tests/)?[\w/]*test_\w+\.py|tests/[\w./*]+)?(?:::(test_\w+))?")
+
+
+def named_tests(page: Path) -> Iterator[tuple[str, str]]:
+    """The files of tests that a page names, and the functions; `::test_more` goes on with the file before it."""
+    file = ""
+    for given, name in TESTS.findall(page.read_text()):
+        file = given.rstrip(".") or file
+        if given or name:
+            yield file, name
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_every_test_that_a_page_names_is_there(page: Path) -> None:
+    for file, name in named_tests(page):
+        found = list(ROOT.glob(file)) if file.startswith("tests/") else list((ROOT / "tests").glob(f"*/{file}"))
+        assert found, f"{page.name} names {file}"
+        assert not name or any(f"def {name}(" in one.read_text() for one in found), f"{page.name} names {file}::{name}"
+
+
 @pytest.mark.skipif(shutil.which("zensical") is None, reason="zensical (wmtp[docs]) is not installed")
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs")
