@@ -20,7 +20,7 @@ from wmtp.decoding import batch as loop
 from wmtp.decoding import sampling as rules
 from wmtp.decoding.cost import FLAT, Cost, drafting_cost, weights_of
 from wmtp.decoding.drafting import ParallelDrafter, drafter_of
-from wmtp.decoding.pace import Adaptive
+from wmtp.decoding.pace import ROWS_THAT_DRAW, Adaptive
 from wmtp.decoding.slots import SlotLayer
 from wmtp.decoding.trunk import CachedTrunk
 from wmtp.families import FAMILIES as HEADS
@@ -609,6 +609,23 @@ def test_greedy_rows_share_a_draft_length_and_rows_that_draw_do_not(monkeypatch:
         generate(model, prompts, 3, eos=NEVER, sampling=sampling)
         assert len(made) == paces
         made.clear()
+
+
+def test_a_row_that_draws_alone_decides_for_one_row_and_among_others_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts, asked = tiny_model("llama", 3, noise=0.02), prompts_of(2), []
+
+    class Noted(Adaptive):
+        def next(self, most: int, rows: int) -> int:
+            asked.append(rows)
+            return super().next(most, rows)
+
+    monkeypatch.setattr(loop, "Adaptive", Noted)
+    options: dict[str, Any] = {"eos": NEVER, "sampling": Sampling()}
+    for rows, supposed in ((prompts[:1], 1), (prompts, ROWS_THAT_DRAW)):
+        generate(model, rows, 3, **options)
+        list(generate_many(model, rows, max_new_tokens=3, batch_rows=1, **options))
+        assert set(asked) == {supposed}
+        asked.clear()
 
 
 def everything(model: MTPModel, learnt_prompts: list[list[int]]) -> list[Any]:

@@ -35,6 +35,8 @@ class Options:
     stop: Stop | None
     context: int | None
     """Positions that the model knows."""
+    only_row: bool
+    """Nothing else is decoded in this call."""
 
 
 @dataclass
@@ -193,8 +195,9 @@ class _Batch:
 
     def _forward(self, certain_B: Tensor) -> Tensor:
         """One forward of the trunk: one new token for every row, and the drafts that were right."""
+        supposed = ROWS_THAT_DRAW if self.options.sampling and not self.options.only_row else None
         for group in self.groups:
-            group.set_drafts(ROWS_THAT_DRAW if self.options.sampling else len(self.active))
+            group.set_drafts(supposed or len(self.active))
         longest = max(row.draft for row in self.active)
         length = [row.length for row in self.active]
         drafts_BJ = self._no_drafts()

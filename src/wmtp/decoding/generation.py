@@ -89,7 +89,8 @@ def generate(
     """Continue a batch of prompts.
 
     Both modes give the same: the same tokens where `sampling` is None (in fp32 up to ties within rounding), the same
-    distribution otherwise (docs/math.md (6)). A row's tokens do not depend on the rows beside it.
+    distribution otherwise (docs/math.md (6)). A row's tokens do not depend on which rows are beside it; where tokens
+    are drawn, a row that is the only one drafts more, and may get others than among several.
     Several threads may ask one model: they take turns, batch by batch.
 
     Args:
@@ -98,8 +99,8 @@ def generate(
         seed: row r draws from the numbers of (seed, r).
         eos: ids that end a row; None takes the model's own, `()` none.
         stop: ends rows on their text, see `StopStrings`.
-        draft_length: tokens to draft each time, at most K - 1; None adapts it to what is accepted, and
-            for rows that draw supposes a large batch: a few of them gain from a number.
+        draft_length: tokens to draft each time, at most K - 1; None adapts it to what is accepted, and for several rows
+            that draw supposes a large batch: a few of them gain from a number.
 
     Raises:
         UsageError: no prompt, an empty one, one that fills the model's context, ids it does not have, a number or mode
@@ -109,7 +110,7 @@ def generate(
     prompts: list[list[int]] = tokens.tolist() if isinstance(tokens, Tensor) else [list(prompt) for prompt in tokens]
     if not prompts:
         raise UsageError("there is no prompt to continue; give at least one")
-    options = _options(model, max_new_tokens, mode, sampling, seed, eos, stop, draft_length)
+    options = _options(model, len(prompts), max_new_tokens, mode, sampling, seed, eos, stop, draft_length)
     _check_prompts(model, prompts, options.context)
     check_cached(model)
     rows = decode_batch(model, prompts, [(i, i, 0) for i in range(len(prompts))], options)
@@ -148,7 +149,7 @@ def generate_many(
         raise UsageError(f"samples and batch_rows must be at least 1, got {samples} and {batch_rows}")
     if samples > 1 and sampling is None:
         raise UsageError(f"{samples} samples without sampling would all be the same: give sampling, or ask for one")
-    options = _options(model, max_new_tokens, mode, sampling, seed, eos, stop, None)
+    options = _options(model, len(prompts) * samples, max_new_tokens, mode, sampling, seed, eos, stop, None)
     _check_prompts(model, prompts, options.context)
     check_cached(model)
     return _many(model, prompts, samples, batch_rows, first, range(len(prompts)) if names is None else names, options)
@@ -186,6 +187,7 @@ def _continuation(row: Row) -> Continuation:
 
 def _options(
     model: MTPModel,
+    rows: int,
     max_new_tokens: int,
     mode: str,
     sampling: Sampling | None,
@@ -213,6 +215,7 @@ def _options(
         eos=frozenset(eos_of(model) if eos is None else eos),
         stop=stop,
         context=context_of(model),
+        only_row=rows == 1,
     )
 
 
