@@ -9,6 +9,9 @@ from typing import Any
 
 from wmtp.errors import ConfigError, first_line
 
+MAX_NAMES = 12
+"""So many of a module's are shown."""
+
 
 def made_by(key: str, builder: str, options: Mapping[str, Any], kind: str, parts: Collection[str], page: str) -> Any:
     """What a builder makes of its options.
@@ -29,12 +32,16 @@ def made_by(key: str, builder: str, options: Mapping[str, Any], kind: str, parts
         raise ConfigError(f"{where}: {first_line(problem)}; {_way_to(module, problem)}") from problem
     make = getattr(found, attribute, None)
     if make is None:
-        own = ", ".join(name for name in vars(found) if not name.startswith("_"))
-        raise ConfigError(f"{where}: module {module!r} has no attribute {attribute!r}; name one of: {own}")
+        own = [name for name, value in vars(found).items() if callable(value) and not name.startswith("_")]
+        names = ", ".join(own[:MAX_NAMES]) + (", ..." if len(own) > MAX_NAMES else "")
+        raise ConfigError(f"{where}: module {module!r} has no attribute {attribute!r}; name one of: {names}")
     try:
         made = make(**options)
-    except (TypeError, ValueError) as problem:
-        raise ConfigError(f"{where} refuses the options {dict(options)}: {first_line(problem)}; mend them") from problem
+    except Exception as problem:
+        text = f"{type(problem).__name__}: {first_line(problem)}"
+        raise ConfigError(
+            f"{where} refuses the options {dict(options)}: {text}; mend them, or what it does"
+        ) from problem
     lacking = [name for name in parts if not hasattr(made, name)]
     if lacking:
         raise ConfigError(

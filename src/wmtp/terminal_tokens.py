@@ -17,6 +17,8 @@ COLUMNS = {"value": "{:7.3f}", "advantage": "{:+7.3f}", "weight": "{:7.2f}"}
 """What a critic's view says of each line, and how: 21 cells, and 3 for the mark, so that tabs end where they would."""
 FIGURES = {"value": "{:7.3f}", "advantage": "{:+7.3f}", "weight": "{:7.2f}", "nll": "{:7.3f}", "excess": "{:+7.3f}"}
 """What any run's view says of each line where there are no colours."""
+SHORT = {"advantage": "adv."}
+"""What stands above a column, where it is not the figure's name."""
 CHANGED, AS_IT_WAS = " ~ ", "   "
 HOW = (
     "Beside a line: the value at its end, mean advantage and mean weight of its tokens; ~ and underlining: what "
@@ -57,7 +59,8 @@ def token_view(result: dict[str, Any]) -> None:
                 console.print(_coloured(variant, first_head(variant[name]), scale), soft_wrap=True)
                 continue
             told = {figure: form for figure, form in FIGURES.items() if figure in variant}
-            console.print("".join(f"{figure[:6]:>7}" for figure in told) + AS_IT_WAS + _verdict(variant))
+            head = "".join(f"{SHORT.get(figure, figure):>7}" for figure in told)
+            console.print(Text(head + AS_IT_WAS + _verdict(variant)))
             scales = {figure: _scale(problem, figure) for figure in told}
             for line in _lines(variant, scales, name, told):
                 console.print(line, soft_wrap=True)
@@ -78,7 +81,7 @@ def critic_view(result: dict[str, Any], by: str) -> None:
         console.print(Text(shown(problem["prompt"].strip()), style="italic"))
         scales = {name: _scale(problem, name) for name in COLUMNS}
         for variant in problem["variants"]:
-            head = f"{'value':>7}{'adv.':>7}{'weight':>7}{AS_IT_WAS}"
+            head = "".join(f"{SHORT.get(name, name):>7}" for name in COLUMNS) + AS_IT_WAS
             told = f"{_verdict(variant)}, mean value {fmean(variant['value']):.4f}"
             console.print(Text.assemble("\n", (head, "dim"), (told, "bold")), soft_wrap=True)
             for line in _lines(variant, scales, by, COLUMNS):

@@ -198,9 +198,10 @@ def test_people_get_a_table(run: Path, tmp_path: Path, wmtp_command: Command, su
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--out FOLDER is needed"),
-        (["--out", "OUT"], "--data FILE is needed"),
-        (["--out", "OUT", "--benchmark", "embedded"], "either a model or a file of samples is needed"),
+        ([], "--model MODEL is missing"),
+        (["--out", "OUT", "--benchmark", "embedded"], "--model MODEL is missing"),
+        (["--from", "OUT"], "--out FOLDER is needed"),
+        (["--from", "OUT", "--out", "OUT"], "--data FILE is needed"),
         (["--model", "RUN/final", "--benchmark", "humanevil"], "--benchmark must be one of"),
         (["--model", "RUN/final", "--benchmark", "embedded", "--k", "x"], "--k must be numbers"),
         (["--model", "RUN/final", "--benchmark", "embedded", "--k", "0"], "--k must be positive"),

@@ -87,6 +87,13 @@ def test_without_colours_nothing_but_text_is_printed_and_the_mark_is_still_there
     assert out.count(" ~ ") == 2 + 1  # a line of each solution, and what it means
 
 
+def test_any_runs_solutions_have_figures_where_there_are_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    token_view(RESULT)
+    lines = capsys.readouterr().out.splitlines()
+    assert "  value   adv. weight   correct" in lines
+    assert "  0.400 -0.050   1.25 ~     return '値'" in lines
+
+
 @pytest.mark.usefixtures("coloured")
 def test_colours_change_with_what_they_are_of_and_the_text_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (printed(capsys, by) for by in ("value", "advantage"))

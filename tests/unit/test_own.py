@@ -17,6 +17,7 @@ from wmtp.own import made_by
         ("nowhere_at_all:Hard", "install its package, or put its folder on PYTHONPATH"),
         ("lies_here:Hard", "lies_here is in the current folder, which is not searched: put PYTHONPATH=. before"),
         ("json:Hard", "module 'json' has no attribute 'Hard'; name one of: "),
+        ("good:refuses", "refuses the options {}: KeyError: 'size'; mend them"),
         ("on_path:Hard", "name 'undefined' is not defined; it is raised while on_path is imported: mend it"),
     ],
 )
@@ -28,6 +29,7 @@ def test_a_builder_that_cannot_be_had_says_what_helps(
     (tmp_path / "lies_here.py").touch()
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "on_path.py").write_text("undefined\n")
+    (tmp_path / "there" / "good.py").write_text("def refuses():\n    return {}['size']\n")
     monkeypatch.syspath_prepend(str(tmp_path / "there"))
     with pytest.raises(ConfigError) as caught:
         made_by("objective.weighting.builder", builder, {}, "scheme", [], "docs/schemes/own.md")

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from wmtp import progress, terminal
 from wmtp.cli import app
+from wmtp.cli.training import _plain
 from wmtp.trainer import RunResult
 
 FIGURES = {
@@ -174,3 +175,9 @@ def test_the_shell_completes_commands_and_options_without_torch() -> None:
     out, modules = imported(RUN.format(""), **words)
     assert "--recipe" in out.split()
     assert "torch" not in modules
+
+
+def test_the_tokens_trained_on_are_no_figure_of_the_validation() -> None:
+    result = RunResult(Path("run"), 2, {"tokens": 9}, {"tokens": 9, "loss/nll": 1.0}, False, 1.0, 0)
+    found = _plain(result)
+    assert (found["train"], found["validation"]) == ({"tokens": 9}, {"loss/nll": 1.0})
