@@ -70,13 +70,14 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def product(down: Tensor, up: Tensor, scale: float, *, transposed: bool) -> Tensor:
-    """`scale * B A` in fp32, `[out, in]`.
+    """`scale * B A` in fp32, or fp64 where the adapter is, `[out, in]`.
 
     Args:
         down, up: A `[rank, in]` and B `[out, rank]`.
         transposed: for weights that are stored `[in, out]`, as GPT-2's are.
     """
-    delta = scale * (up.float() @ down.float())
+    wide = torch.promote_types(down.dtype, torch.float32)
+    delta = scale * (up.to(wide) @ down.to(wide))
     return delta.T if transposed else delta
 
 

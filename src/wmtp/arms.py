@@ -27,6 +27,7 @@ from wmtp.own import made_by
 from wmtp.schedule import Schedule, value_at
 from wmtp.value_stats import HeldOut
 from wmtp.weighting import SCHEMES, Hybrid, Scheme
+from wmtp.weighting.watched import Watched
 
 
 def build_objective(
@@ -100,7 +101,7 @@ def build_scheme(weighting: WeightingConfig, seed: int, steps: int) -> Scheme:
     if isinstance(weighting, OwnConfig):
         page, key = "docs/schemes/own.md", "objective.weighting.builder"
         made: Scheme = made_by(key, weighting.builder, weighting.options, "scheme", SCHEME_PARTS, page)
-        return made
+        return Watched(made, f"{key} = {weighting.builder!r}")
     return SCHEMES[weighting.scheme](**scheme_options(weighting, steps))
 
 

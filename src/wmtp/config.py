@@ -43,7 +43,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-Builder = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+def _builder(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    module, dot, attribute = name.rpartition(".")
+    near = f"; did you mean {module}:{attribute}?" if dot and ":" not in name else ""
+    raise ValueError(f"expected MODULE:NAME, such as my_schemes:Hard{near}")
+
+
+Builder = Annotated[str, AfterValidator(_builder)]
 """`package.module:attribute`, which is imported and run."""
 
 Positive = Annotated[int, Field(ge=1)]

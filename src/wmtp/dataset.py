@@ -10,8 +10,9 @@ from `data.cache`, whoever comes first makes them and the others wait for its lo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -122,6 +123,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         rows.notes.append(f"data.sampling: {order.count:,} {'pairs' if _in_pairs(config) else 'rows'} an epoch")
     if not questions:
         _check_rows(config, rows.train)
+        rows.notes.extend(_heads_without_targets(config, rows.train))
     batches = Batches.ordered(rows.train, order, pad_id=pad_id, place_R=place_R)
     validation, held_out = None, None
     if len(rows.validation):
@@ -129,6 +131,7 @@ def build_data(config: Config, tokenizer: Any) -> Data:
         held_out, place_N = _held_out(config, rows)
         sequence = Sequential(place_N[:, None], config.train.batch_size)
         validation = Batches.ordered(rows.validation, sequence, pad_id=pad_id)
+        rows.notes.extend(_trained_on_too(config, rows))
     return Data(batches, validation, identity, rows.notes, task, held_out, questions)
 
 
@@ -234,6 +237,27 @@ def _check_rows(config: Config, rows: Sequence[Row]) -> None:
             _require_labels(facts, "objective.weighting.scheme = grpo")
 
 
+def _heads_without_targets(config: Config, rows: Sequence[Row]) -> list[str]:
+    """What is said of heads that look past the end of every row: head k predicts the token k places on."""
+    if isinstance(config.objective, ValueObjectiveConfig):
+        return []
+    longest, last = int(facts_of(rows).length_R.max()), config.model.heads.num_heads
+    if last < longest:
+        return []
+    which = f"head {last} has" if last == longest else f"heads {longest} to {last} have"
+    return [f"{which} no target in any training row: the longest has {counted(longest, 'token')}"]
+
+
+def _trained_on_too(config: Config, rows: _Rows) -> list[str]:
+    """What is said of problems on both sides. Rows on a disk are not read through for it."""
+    if config.data.validation is None or isinstance(rows.train, StoredRows):
+        return []
+    held = {row.name for row in rows.validation}
+    seen = len(held & {row.name for row in rows.train})
+    which = f"{seen:,} of {counted(len(held), 'validation problem')} {'is' if seen == 1 else 'are'}"
+    return [f"{which} also trained on: what is measured there is no held-out figure"] if seen else []
+
+
 def require_prompts(facts: RowFacts) -> None:
     """Raise `DataError` if a row has no token before its response, where a critic's advantages would begin."""
     merged = int((facts.response_R == facts.length_R).sum())
@@ -256,19 +280,20 @@ def _require_labels(facts: RowFacts, who: str) -> None:
 # Records
 
 
-def held_out(problem_id: str, fraction: float | None, seed: int) -> bool:
-    """Whether a problem is held out for validation, all its rows with it: the hash of (seed, its id) says."""
-    if fraction is None:
-        return False
-    digest = hashlib.sha256(f"{seed}\0{problem_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+def held_out(problems: Iterable[str], fraction: float) -> frozenset[str]:
+    """The problems that are held out for validation, with all their rows: the share of them whose ids hash lowest, at
+    least one of several. The same in every run on these problems, whatever its seed, so that no run is judged by what a
+    critic or a reference of another seed was trained on."""
+    ordered = sorted(set(problems), key=lambda name: hashlib.sha256(name.encode()).digest())
+    return frozenset(ordered[: min(max(1, round(fraction * len(ordered))), len(ordered) - 1)])
 
 
 def _sides(config: Config, task: Task | None) -> list[_Side | _TaskSide]:
     """Training, and validation where the run has one."""
     names: tuple[Role, ...] = ("train", "validation") if config.data.has_validation else ("train",)
     if task is None:
-        return [_Side(config, name) for name in names]
+        apart = cache(partial(_held_out_names, config))
+        return [_Side(config, name, apart) for name in names]
     return [_TaskSide(config, task, name) for name in names]
 
 
@@ -280,13 +305,18 @@ def _file_of(config: Config) -> SourceConfig:
 
 
 class _Side:
-    """The records of one side, training or validation, as a file gives them."""
+    """The records of one side, training or validation, as a file gives them.
 
-    def __init__(self, config: Config, name: str) -> None:
+    Args:
+        apart: problems of the training file that are held out; asked when records are.
+    """
+
+    def __init__(self, config: Config, name: str, apart: Callable[[], frozenset[str]] = frozenset) -> None:
         own = config.data.validation if name == "validation" else None
+        self._apart = apart
         self.config, self.name = config, name
         self.source: SourceConfig = own or _file_of(config)
-        self.role = "validation" if own is not None else "train"
+        self.role: Role = "validation" if own is not None else "train"
         self.is_held_out = self.name != self.role
         self.notes: list[str] = []
         self.groups: Groups = {}
@@ -310,13 +340,10 @@ class _Side:
         Raises:
             DataError: the file or a row is wrong, or nothing is left.
         """
-        data, path, counts, kept, own = self.config.data, place(self.source.path), GroupCounts(), 0, 0
-        report = SourceReport(str(path))
-        for record in stream_records(
-            path, report, role=self.role, split=self.source.split, fields=self.source.fields,
-            on_bad_row=data.on_bad_row, allow_evaluation=data.allow_evaluation_data,
-        ):  # fmt: skip
-            if held_out(record.problem_id, data.validation_fraction, self.config.train.seed) != self.is_held_out:
+        apart, counts, kept, own = self._apart(), GroupCounts(), 0, 0
+        report = _report(self.source)
+        for record in _stream(self.config, self.source, self.role, report):
+            if (record.problem_id in apart) != self.is_held_out:
                 continue
             own += 1
             counts.add(record.problem_id, record.is_correct)
@@ -330,6 +357,29 @@ class _Side:
         if self.is_held_out:
             return [f"held out {own:,} rows whose problems are not trained on"]
         return [f"{self.role}: {report.summary()}"]
+
+
+def _report(source: SourceConfig) -> SourceReport:
+    """What reading a file left out, told in the config's words."""
+    return SourceReport(str(place(source.path)), skip="data.on_bad_row=skip")
+
+
+def _stream(config: Config, source: SourceConfig, role: Role, report: SourceReport) -> Iterator[Record]:
+    """The records of a file."""
+    return stream_records(
+        place(source.path), report, role=role, split=source.split, fields=source.fields,
+        on_bad_row=config.data.on_bad_row, allow_evaluation=config.data.allow_evaluation_data,
+    )  # fmt: skip
+
+
+def _held_out_names(config: Config) -> frozenset[str]:
+    """Problems of the training file that are held out: none, or found in a pass of its own over the file."""
+    fraction = config.data.validation_fraction
+    if fraction is None:
+        return frozenset()
+    file = _file_of(config)
+    read = _stream(config, file, "train", _report(file))
+    return held_out((record.problem_id for record in read), fraction)
 
 
 class _TaskSide:
@@ -407,8 +457,9 @@ class _Plan:
             index.require_measured_by(hf.backend_fingerprint(tokenizer), config.data.template)
         facts = index.facts_in_tokens(config.data.max_length) if index.in_tokens else index.facts
         fraction = config.data.validation_fraction
-        names = index.names() if fraction is not None else ()
-        out_P = np.fromiter((held_out(name, fraction, config.train.seed) for name in names), bool)
+        names = list(index.names()) if fraction is not None else []
+        apart = held_out(names, fraction) if fraction is not None else frozenset[str]()
+        out_P = np.fromiter((name in apart for name in names), bool)
         self._held_R = out_P[facts.problem_R] if fraction is not None else np.zeros(len(facts), bool)
         taking_part = self._taking_part()
         candidates = np.flatnonzero(taking_part & ~self._held_R)
@@ -554,7 +605,6 @@ def _rows(config: Config, tokenizer: Any, sides: Sequence[_Side | _TaskSide | _I
         "max_length": data.max_length, "on_long_row": data.on_long_row, "on_bad_row": data.on_bad_row,
         "solutions": config.solutions, "allow_evaluation_data": data.allow_evaluation_data,
         "validation_fraction": data.validation_fraction,
-        "seed": config.train.seed if data.validation_fraction is not None else None,
         "judge": None if judge is None else [hf.backend_fingerprint(judge.tokenizer), judge.template, judge.context],
         "sides": {side.name: side.identity() for side in sides},
     }  # fmt: skip

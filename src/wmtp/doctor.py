@@ -73,7 +73,10 @@ def examine(config: WhereConfig | None = None, out: str | None = None) -> list[F
 def _software() -> Iterator[Finding]:
     facts = collect([])
     for name, version in facts["versions"].items():
-        yield Finding("software", name, "ok" if version else "failed", version or "not installed", "install wmtp again")
+        if version:
+            yield Finding("software", name, "ok", version)
+        else:
+            yield Finding("software", name, "failed", "not installed", "install wmtp again")
     yield Finding("software", "system", "ok", f"{facts['machine']['system']}, {facts['machine']['cores']} cores")
 
 

@@ -58,6 +58,10 @@ class NonFiniteError(WmtpError):
     """Training met too many non-finite gradients in a row."""
 
 
+class SchemeError(WmtpError):
+    """A weighting scheme of the user's own breaks what a scheme promises, or raises."""
+
+
 class OutOfMemory(WmtpError):
     """The machine or the device has no memory for an allocation."""
 

@@ -104,7 +104,6 @@ def estimate(parts: Parts, ranks: int = 1) -> Estimate:
     per_epoch = train.tokens_per_epoch
     shape = (rows, length)
     kept, recomputed = (rehearsed(parts, shape, ranks, recomputed=choice) for choice in (False, True))
-    state = weight_bytes(units, 1) + optimiser_bytes(units, 1)
     return Estimate(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(elements(unit.trained) for unit in units),
@@ -121,8 +120,14 @@ def estimate(parts: Parts, ranks: int = 1) -> Estimate:
         ),
         activation_bytes={"kept": _most(kept), "recomputed": _most(recomputed)},
         process_bytes=devices.resident_memory(),
-        checkpoint_bytes=state,
+        checkpoint_bytes=checkpoint_bytes(model),
     )
+
+
+def checkpoint_bytes(model: Model) -> int:
+    """Weights and the optimiser's state, of all ranks together."""
+    units = units_of(model)
+    return weight_bytes(units, 1) + optimiser_bytes(units, 1)
 
 
 def _most(passes: Passes) -> int:

@@ -41,6 +41,7 @@ from wmtp.value import ValueModel
 from wmtp.weighting.base import SchemeInput, ask
 from wmtp.weighting.critic import Critic
 from wmtp.weighting.rho1 import Rho1
+from wmtp.weighting.watched import unwatched
 from wmtp.wording import counted
 
 ABOUT = (
@@ -183,7 +184,7 @@ def _policy_figures(parts: Parts, batch: Batch) -> dict[str, Tensor]:
     assert isinstance(objective, MTPObjective)
     objective.begin(parts.steps)
     seen = objective.look(model, batch)
-    known, scheme = seen.scheme_input, objective.scheme
+    known, scheme = seen.scheme_input, unwatched(objective.scheme)
     figures = {"weight": seen.weight_BTK, "nll": known.nll_BTK, "value": known.values_BT}
     if isinstance(scheme, Critic):
         figures["advantage"] = scheme.advantages(known)
@@ -228,7 +229,7 @@ def _check_critic(folder: Place, parts: Parts, would_be: CriticConfig | None, we
             "run of a critic"
         )
     objective = parts.objective
-    if not isinstance(objective, MTPObjective) or not isinstance(objective.scheme, Critic):
+    if not isinstance(objective, MTPObjective) or not isinstance(unwatched(objective.scheme), Critic):
         raise UsageError(
             f"{folder} is the arm {parts.config.arm}, in which no critic gives the weights; name a run with "
             "objective.kind = value, or one with objective.weighting.scheme = critic. wmtp inspect shows any run"

@@ -1,4 +1,4 @@
-"""The embedded default: all four arms on the problems that ship with the package, and one table.
+"""The embedded default: all four arms on the problems that ship with the package, two tables and a page.
 
 The arms share seed, initial weights, rows and order. The critic is trained first, then `baseline`; `verifiable` reads
 the critic's advantages and `rho1` takes the finished baseline as its reference.
@@ -14,7 +14,7 @@ from typing import Any
 
 from wmtp import __version__, devices
 from wmtp.config import Config, load
-from wmtp.errors import UsageError
+from wmtp.errors import Interrupted, UsageError
 from wmtp.inspection import inspect_run
 from wmtp.report import write_page
 from wmtp.runfolder import check_writable
@@ -23,7 +23,7 @@ from wmtp.trainer import Reporter, RunResult, run
 
 RECIPE = "embedded://recipes/quickstart.yaml"
 
-PAGE = "report.html"
+PAGE, TABLE = "report.html", "quickstart.json"
 
 PROBLEMS_SHOWN = 3
 """Held-out problems that are looked at token by token."""
@@ -61,14 +61,15 @@ def configs(out: Path, overrides: list[str]) -> dict[str, Config]:
 
 
 def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Reporter]) -> list[ArmResult]:
-    """Train, evaluate and compare; writes `quickstart.json` and `report.html` beside the four run folders.
+    """Train, evaluate and compare; writes `quickstart.json` and `report.html` beside the four run folders. One that was
+    interrupted goes on where it was.
 
     Raises:
-        UsageError: `out` is not empty.
+        UsageError: `out` holds something else, or arms of other overrides.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is not an empty folder; name another one with --out")
     settings = configs(out.absolute(), overrides)
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*settings, PAGE, TABLE}):
+        raise UsageError(f"{out} is neither new, empty, nor a quickstart's folder; name another one with --out")
     check_writable(out)
     for config in settings.values():
         if config.data.validation is None or not config.checkpoint.save_final:
@@ -76,8 +77,14 @@ def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Rep
     results = []
     for arm, config in settings.items():
         devices.reset_peak_memory(devices.pick(config.device))
-        results.append(_summary(arm, run(config, out=out / arm, reporter=reporter_of(arm))))
-    write_atomic(out / "quickstart.json", json.dumps([asdict(result) for result in results], indent=2) + "\n")
+        try:
+            result = run(config, out=out / arm, resume="auto", reporter=reporter_of(arm))
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"{stopped}. Or run the same quickstart again: it goes on", stopped.exit_code - 128
+            ) from stopped
+        results.append(_summary(arm, result))
+    write_atomic(out / TABLE, json.dumps([asdict(result) for result in results], indent=2) + "\n")
     for arm in settings:
         inspect_run(out / arm, PROBLEMS_SHOWN)
     write_page([out / arm for arm in settings], out / PAGE, __version__)
@@ -92,6 +99,6 @@ def _summary(arm: str, result: RunResult) -> ArmResult:
         validation={k: v for k, v in metrics.items() if not k.startswith(("weight/", "time/"))},
         weights={k: v for k, v in metrics.items() if k.startswith("weight/")},
         tokens_per_s=result.tokens_per_s,
-        peak_bytes=result.peak_bytes,
+        peak_bytes=result.train["mem/peak_bytes"],
         steps=result.steps,
     )

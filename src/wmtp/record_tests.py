@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 from wmtp.data.records import Record
+from wmtp.errors import DataError
 from wmtp.sandbox import FunctionTests, Limits, StdinTests, Tests
 
 _FENCED = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
@@ -16,6 +18,15 @@ def tests_of(record: Record) -> Tests | None:
     if record.cases:
         return StdinTests(record.cases)
     return FunctionTests(record.tests) if record.tests else None
+
+
+def check_any(records: Iterable[Record], source: object) -> None:
+    """Raise `DataError` unless one of the records of a source can be judged; none after it is read."""
+    if all(tests_of(record) is None for record in records):
+        raise DataError(
+            f"no row of {source} has tests (Python statements) or cases (inputs and outputs), by which responses are "
+            "judged: `wmtp data prepare --problems FILE` adds them by problem_id (docs/data.md)"
+        )
 
 
 def limits_of(record: Record, limits: Limits) -> Limits:

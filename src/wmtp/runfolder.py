@@ -17,6 +17,7 @@ from wmtp.config import Config, DataConfig, load
 from wmtp.errors import CheckpointError, ConfigError, UsageError
 from wmtp.formats.hf import folder_of
 from wmtp.storage import ObjectPath, Place, held, place
+from wmtp.wording import counted, size
 
 MAY_CHANGE = (
     "device",
@@ -52,16 +53,19 @@ def check_writable(folder: Place) -> None:
 
 
 def check_disk(folder: Place, config: Config, checkpoint_bytes: int) -> None:
-    """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making."""
+    """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making, beside those
+    that are there."""
     if isinstance(folder, ObjectPath):
         return
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    kept = config.checkpoint.keep_last + 1 if config.checkpoint.every is not None else 1
+    there = len(checkpoint.list_steps(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else 0
+    kept = config.checkpoint.keep_last if config.checkpoint.every is not None else 0
+    wanted = max(kept - there, 0) + 1
     free = shutil.disk_usage(nearest).free
-    if kept * checkpoint_bytes > free:
+    if wanted * checkpoint_bytes > free:
         raise UsageError(
-            f"{kept} checkpoints of {checkpoint_bytes / 2**30:.1f} GiB do not fit on the disk of {folder}: "
-            f"{free / 2**30:.1f} GiB are free; free some, choose another --out, or lower checkpoint.keep_last"
+            f"{counted(wanted, 'checkpoint')} of {size(checkpoint_bytes)} do not fit on the disk of {folder}: "
+            f"{size(free)} are free; free some, choose another --out, or lower checkpoint.keep_last"
         )
 
 

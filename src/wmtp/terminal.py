@@ -26,7 +26,7 @@ from wmtp.estimate import Estimate
 from wmtp.progress import is_live
 from wmtp.quickstart import PAGE, ArmResult
 from wmtp.trainer import Reporter, RunResult, Silent
-from wmtp.wording import counted
+from wmtp.wording import counted, size
 
 LINES = 20
 """Progress lines per run where there is no terminal."""
@@ -136,15 +136,6 @@ def _short(metrics: dict[str, Any]) -> str:
     heads = [v for k, v in metrics.items() if k.startswith("loss/nll_head_")]
     loss = f"nll {heads[0]:.2f}..{heads[-1]:.2f}" if heads else f"loss {metrics['loss/weighted']:.3f}"
     return f"{loss} {metrics['time/tokens_per_s']:,.0f} tok/s {size(metrics['mem/peak_bytes'])}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:,.0f} {unit}" if unit in ("B", "KiB") else f"{count:,.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ MIDDLE = {"weight": 1.0, "advantage": 0.0}
 """The figure that has no colour; else the lowest."""
 COLUMNS = {"value": "{:7.3f}", "advantage": "{:+7.3f}", "weight": "{:7.2f}"}
 """What a critic's view says of each line, and how: 21 cells, and 3 for the mark, so that tabs end where they would."""
+FIGURES = {"value": "{:7.3f}", "advantage": "{:+7.3f}", "weight": "{:7.2f}", "nll": "{:7.3f}", "excess": "{:+7.3f}"}
+"""What any run's view says of each line where there are no colours."""
 CHANGED, AS_IT_WAS = " ~ ", "   "
 HOW = (
     "Beside a line: the value at its end, mean advantage and mean weight of its tokens; ~ and underlining: what "
@@ -39,15 +41,26 @@ class Scale(NamedTuple):
 
 
 def token_view(result: dict[str, Any]) -> None:
-    """Every solution, coloured by the first head's weight; by nll where all weigh the same, by value for a critic."""
+    """Every solution, coloured by the first head's weight; by nll where all weigh the same, by value for a critic.
+
+    Where no terminal shows colours, each line of code has its figures before it, those of head 1: the value at its end,
+    means of the others.
+    """
     console = Console()
     name = telling(result)
     for problem in result["problems"]:
         console.print(Text(shown(problem["prompt"].strip()), style="italic"))
         scale = _scale(problem, name)
         for variant in problem["variants"]:
-            console.print(Text(_verdict(variant), style="bold"))
-            console.print(_coloured(variant, first_head(variant[name]), scale), soft_wrap=True)
+            if console.is_terminal:
+                console.print(Text(_verdict(variant), style="bold"))
+                console.print(_coloured(variant, first_head(variant[name]), scale), soft_wrap=True)
+                continue
+            told = {figure: form for figure, form in FIGURES.items() if figure in variant}
+            console.print("".join(f"{figure[:6]:>7}" for figure in told) + AS_IT_WAS + _verdict(variant))
+            scales = {figure: _scale(problem, figure) for figure in told}
+            for line in _lines(variant, scales, name, told):
+                console.print(line, soft_wrap=True)
         head = " of head 1" if result["heads"] and name in ("weight", "nll") else ""
         console.print(Text.assemble(_legend(name + head, scale), "; changed tokens are underlined\n"))
     _weight_tables(console, result)
@@ -68,7 +81,7 @@ def critic_view(result: dict[str, Any], by: str) -> None:
             head = f"{'value':>7}{'adv.':>7}{'weight':>7}{AS_IT_WAS}"
             told = f"{_verdict(variant)}, mean value {fmean(variant['value']):.4f}"
             console.print(Text.assemble("\n", (head, "dim"), (told, "bold")), soft_wrap=True)
-            for line in _critic_lines(variant, scales, by):
+            for line in _lines(variant, scales, by, COLUMNS):
                 console.print(line, soft_wrap=True)
         good, bad = (fmean(variant["value"]) for variant in problem["variants"])
         ranked = f"; margin {good - bad:+.4f}, ranked {'right' if good > bad else 'wrong'}\n"
@@ -115,13 +128,13 @@ def lines_of(tokens: Sequence[str]) -> list[tuple[list[tuple[int, str]], list[in
     return lines if any(text for _, text in lines[-1][0]) else lines[:-1]
 
 
-def _critic_lines(variant: dict[str, Any], scales: dict[str, Scale], by: str) -> list[Text]:
-    figures = {name: first_head(variant[name]) for name in COLUMNS}
+def _lines(variant: dict[str, Any], scales: dict[str, Scale], by: str, columns: Mapping[str, str]) -> list[Text]:
+    figures = {name: first_head(variant[name]) for name in columns}
     pieces = _styles(variant, figures[by], scales[by])
     found = []
     for parts, own in lines_of(variant["tokens"]):
         line = Text()
-        for name, form in COLUMNS.items():
+        for name, form in columns.items():
             known = [figure for figure in (figures[name][place] for place in own) if figure is not None]
             figure = (known[-1] if name == "value" else fmean(known)) if known else None
             line.append(*((" " * 7, "") if figure is None else (form.format(figure), scales[name].style(figure))))

@@ -46,7 +46,7 @@ from wmtp.errors import (
     WmtpError,
     first_line,
 )
-from wmtp.estimate import Estimate, estimate
+from wmtp.estimate import Estimate, checkpoint_bytes, estimate
 from wmtp.faults import fault
 from wmtp.formats.code import remote_code
 from wmtp.formats.native import copy_model, save_model
@@ -205,6 +205,7 @@ def _train(
             raise Interrupted("stopped before the first step; nothing was written", received)
 
         def occupy() -> None:
+            check_disk(folder, config, checkpoint_bytes(parts.model))
             lock.enter_context(only_trainer(folder))
             since = _saved(folder) - before
             if since:
@@ -546,7 +547,7 @@ class Loop:
         self.reporter.note(
             f"step {step}: the gradient norm is {result.grad_norm}; step skipped ({self._rows(step, step)})"
         )
-        if self.progress.nonfinite >= self.config.train.max_nonfinite:
+        if self.progress.nonfinite >= min(self.config.train.max_nonfinite, self.parts.steps):
             first = step - self.progress.nonfinite + 1
             saved = checkpoint.list_steps(self.checkpoints) if self.checkpoints.is_dir() else []
             raise NonFiniteError(

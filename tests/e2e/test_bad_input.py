@@ -70,6 +70,21 @@ def test_training_on_humaneval_is_refused_and_told_how_to_force_it(refused: Call
     assert "data.train.split=test data.allow_evaluation_data=true" in message
 
 
+def test_what_makes_a_figure_worth_nothing_is_said_before_the_run(
+    recipe: Path, tmp_path: Path, wmtp_command: Command
+) -> None:
+    """Heads that look past the end of every row, and problems on both sides of the split."""
+    path = write(tmp_path / "rows.jsonl", b"".join(b'{"prompt": "p%d", "response": "r"}\n' % i for i in range(9)))
+    command = ["train", "--recipe", recipe, "--out", tmp_path / "out", "--dry-run", "--json"]
+    both = [f"data.train.path={path}", f"data.validation.path={path}", "model.heads.num_heads=64"]
+    code, out, err = wmtp_command(*command, *both)
+    assert code == 0, err
+    notes = json.loads(out)["notes"]
+    longest = next(int(note.split("longest ")[1]) for note in notes if note.startswith("train: 9 rows"))
+    assert f"heads {longest} to 64 have no target in any training row: the longest has {longest} tokens" in notes
+    assert "9 of 9 validation problems are also trained on: what is measured there is no held-out figure" in notes
+
+
 def test_skipped_rows_are_counted_and_said(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:
     rows = "".join(json.dumps({"prompt": f"p{i}", "response": f"r{i}"}) + "\n" for i in range(20))
     path = write(tmp_path / "rows.jsonl", rows.encode() + b'{"prompt": "p"}\n')

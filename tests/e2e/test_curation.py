@@ -96,6 +96,16 @@ def test_mutants_are_wrong_by_their_tests_and_say_where(source: Path, tmp_path: 
     assert json.loads(out)["verdict_differs_from_label"] == 0
 
 
+@pytest.mark.parametrize("command", ["label", "mutate"])
+def test_rows_none_of_which_has_tests_are_refused_and_nothing_is_written(
+    command: str, tmp_path: Path, wmtp_command: Command
+) -> None:
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "p", "response": "r"}] * 3)
+    code, _, err = wmtp_command("data", command, "--data", source, "--out", tmp_path / "out.jsonl")
+    assert (code, f"no row of {source} has tests" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 ADD = {
     "problem_id": "add",
     "prompt": "Print the sum of two numbers.",

@@ -11,14 +11,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import wmtp
-from wmtp import checkpoint, objective, trainer
+from wmtp import checkpoint, objective, runfolder, trainer
 from wmtp.config import load
 from wmtp.errors import CheckpointError, Interrupted, ModelError, UsageError, WmtpError
+from wmtp.estimate import checkpoint_bytes
+from wmtp.parts import build
 from wmtp.tracking import read_journal
 from wmtp.trainer import Silent, run
 
@@ -109,6 +112,19 @@ def test_an_out_that_cannot_be_written_is_refused_before_training(
         assert code == 2
         assert "Traceback" not in message
     assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_first_step(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, needed = tmp_path / "run", checkpoint_bytes(build(load([recipe]), weights=False).model)
+    free = needed * 2 - 1
+    monkeypatch.setattr(runfolder.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(UsageError, match=r"2 checkpoints of [\d.]+ [KM]iB do not fit .* lower checkpoint.keep_last"):
+        train(recipe, folder, "checkpoint.every=5", "checkpoint.keep_last=1")
+    assert not folder.exists() or not (folder / "metrics.jsonl").exists()
+    train(recipe, folder, "checkpoint.every=null")
+    assert train(recipe, folder, "checkpoint.every=5", "checkpoint.keep_last=1", resume="auto").steps == 10
 
 
 def test_an_out_that_is_a_file_or_below_one_is_refused(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:

@@ -191,6 +191,17 @@ def test_what_is_no_scheme_is_refused_with_its_reason(
     assert told in message
 
 
+def test_a_scheme_that_goes_wrong_while_it_trains_ends_the_run_with_one_message_and_saves_nothing(
+    my_schemes: Path, recipe: Path, wmtp_command: Command
+) -> None:
+    (my_schemes / "wrong.py").write_text(page()["scheme"].replace("** self.power", "* -self.power"))
+    objective = "objective={weighting: {scheme: own, builder: 'wrong:Hard'}}"
+    code, _, told = wmtp_command("train", "--recipe", recipe, "--out", my_schemes / "run", objective)
+    assert code == 1
+    assert "objective.weighting.builder = 'wrong:Hard': weights() returned weights from -" in told
+    assert not list(my_schemes.glob("run/checkpoints/*"))
+
+
 # Alarms
 
 SMALL = ["train.steps=12", "train.batch_size=1", "train.eval_every=null", "data.validation=null"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -97,6 +98,23 @@ def test_the_table_holds_the_runs_last_evaluation(done: tuple[Study, Any]) -> No
             assert value == last["loss/nll_head_1"]
     assert [run["state"] for run in found["runs"]] == ["done"] * 4
     assert json.loads((study.folder / "study.json").read_text()) == found
+
+
+def test_a_figure_that_no_run_has_is_told_after_the_first_run_with_those_that_it_has(
+    done: tuple[Study, Any], tmp_path: Path
+) -> None:
+    study = make(tmp_path, metric={"name": "loss/nll_hed_1"})
+    ran: list[str] = []
+
+    def launch(arguments: Sequence[str], log: Path, progress: Any, options: Any) -> int:
+        out = Path(arguments[arguments.index("--out") + 1])
+        ran.append(out.name)
+        copytree(done[0].run_folder(out.name), out)
+        return 0
+
+    with pytest.raises(UsageError, match=r"loss/nll_hed_1.*did you mean loss/nll_head_1\. It has .*loss/weighted"):
+        finish(study, launch)
+    assert ran == ["baseline-seed0"]
 
 
 def test_the_table_of_what_there_is_is_made_without_running(

@@ -49,12 +49,16 @@ def of_transformers(family: str, prompts: Sequence[Sequence[int]], count: int, e
     return [base.generate(torch.tensor([p]), **options)[0, len(p) :].tolist() for p in prompts]
 
 
+STEPS = {"parallel": 24, "linear": 60, "chain": 32}
+"""Until heads of a family know the rows."""
+
+
 def learn(heads: str) -> tuple[MTPModel, list[list[int]]]:
     """A model that knows eight rows by heart, and the beginnings of these rows."""
     model, batch = tiny_model("llama", 4, heads=heads), random_batch(8, 40, seed=3)
     batch.trainable_BT[:, 1:] |= batch.tokens_BT[:, 1:] > EOS
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(STEPS[heads]):
         train_step(model, optimizer, MTPObjective(Uniform()), [batch])
     return model, [row[: 3 + i % 3].tolist() for i, row in enumerate(batch.tokens_BT)]
 
@@ -74,7 +78,7 @@ def all_learnt(learnt: tuple[MTPModel, list[list[int]]]) -> dict[str, tuple[MTPM
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts that cost as little as in a model of many layers, so that those of three layers are drafted for too."""
-    monkeypatch.setattr(Cost, "of", lambda self, length, rows: 1 + 0.02 * length * rows)
+    monkeypatch.setattr(Cost, "of", lambda self, length, rows: 1 + 0.005 * length * rows)
 
 
 drafting = pytest.mark.usefixtures("cheap")
@@ -237,7 +241,9 @@ def test_every_continuation_is_drawn_as_often_as_the_model_says(mode: str, name:
     assert len(generation.rows) == DRAWS
     assert abs(chi_square(generation, expected, 4)) < 4
     if mode != "plain":
-        assert all(0.1 < share < 0.95 for share in generation.acceptance[:2])
+        assert 0.1 < generation.acceptance[0] < 0.95
+    if mode == "speculative":
+        assert generation.accepted[1] > 0
 
 
 def test_rows_that_choose_how_many_drafts_draw_as_often_as_the_model_says(cheap: None) -> None:

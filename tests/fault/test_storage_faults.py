@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +274,32 @@ def test_a_part_that_takes_longer_than_a_time_out_arrives(s3: ObjectPath, monkey
             stream.write(content)
     through(direct, monkeypatch)
     assert (s3 / "x").read_bytes() == content
+
+
+@pytest.mark.parametrize(("codes", "code"), [(["SlowDown", "InternalError"], 0), (["SlowDown", "AccessDenied"], 2)])
+def test_an_object_that_could_not_be_removed_is_tried_again_where_that_can_help(
+    codes: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [{"Errors": [{"Key": "b", "Code": name}]} for name in codes] + [{}]
+    removing = SimpleNamespace(meta=Answers.meta, delete_objects=lambda **_: answers.pop(0))
+    monkeypatch.setattr(client, "_client", lambda pid: removing)
+    with nullcontext() if not code else pytest.raises(StorageError, match=codes[-1]) as told:
+        client.S3Store("bucket").remove(["a", "b"])
+    assert len(answers) == bool(code)
+    assert not code or told.value.exit_code == code
+
+
+def test_an_upload_that_somebody_dropped_is_told_and_leaves_no_object(
+    s3: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule of the bucket, or another process, while this one slept."""
+    upload = s3.store.upload((s3 / "x").key)
+    upload.write(bytes(client.PART))
+    s3.store.abandon(s3.prefix)
+    with pytest.raises(StorageError, match=r"the upload of s3://.*/x was dropped by the server"):
+        upload.write(bytes((1 + client.PARTS_AT_ONCE) * client.PART))
+    upload.abort()
+    assert not (s3 / "x").exists()
 
 
 def test_what_fails_late_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

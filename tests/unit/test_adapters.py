@@ -75,7 +75,7 @@ def test_the_saved_model_has_no_adapters_and_computes_what_the_adapted_one_does(
     again = load_model(str(tmp_path / "m"), dtype=torch.float64).eval()
     assert not any(is_adapter(name) for name in again.state_dict())
     for got, wanted, without in zip(again(TOKENS), expected, plain, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
         assert (wanted - without).abs().max() > 0.1
     merge_adapters(model)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())

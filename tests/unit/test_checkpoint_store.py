@@ -11,8 +11,9 @@ import torch
 
 from wmtp import checkpoint
 from wmtp.checkpoint import saving
+from wmtp.checkpoint.folder import prune
 from wmtp.errors import CheckpointError, StorageError
-from wmtp.storage import ObjectPath, write_atomic
+from wmtp.storage import ObjectPath, remove_objects, write_atomic
 from wmtp.testing import MemoryStore, memory_storage
 
 
@@ -121,6 +122,26 @@ def test_a_damaged_one_is_passed_over_and_replaced_and_a_whole_one_is_not_overwr
     assert checkpoint.newest(folder, on_bad=no_bad) == folder / "step_00000002"
     with pytest.raises(CheckpointError, match="there and whole"):
         checkpoint.save(folder, 2, parts(3), {})
+
+
+@pytest.mark.parametrize("late", [(), (3,), (2, 3), (1,)])
+def test_what_a_listing_that_lags_hides_or_still_shows_costs_no_checkpoint_that_should_stay(
+    late: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with memory_storage() as bucket:
+        store, shown = bucket.store, MemoryStore()
+        assert isinstance(store, MemoryStore)
+        for step in range(5):
+            checkpoint.save(bucket, step, {"model": {"x": step}}, {}, keep_last=9)
+        for key, content in store.objects.items():
+            if not any(key.startswith(f"step_{step:08}") for step in late):
+                shown.put(key, content)
+        remove_objects(bucket / "step_00000000")
+        for name in ("status", "listed", "children"):
+            monkeypatch.setattr(store, name, getattr(shown, name))
+        prune(bucket, bucket / "step_00000004", 2)
+        left = {key.partition("/")[0] for key in store.objects}
+    assert {"step_00000003", "step_00000004"} <= left
 
 
 def test_parts_of_an_upload_that_nobody_finished_are_dropped_by_the_next_save(

@@ -206,12 +206,12 @@ def test_hopeless_heads_cost_little(rows: int, family: str) -> None:
 
 
 @every_family
-@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.2, 0.2), (0.35, 0.35), (0.5, 0.5), (0.0, 0.6)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.35, 0.35), (0.5, 0.5), (0.2, 0.8), (0.9, 0.9)])
 def test_rows_that_draw_do_not_pay_for_one_another(low: float, high: float, family: str) -> None:
     """16 rows, which accept with these chances and those between."""
     chances = [low + (high - low) * row / 15 for row in range(16)]
     tokens, cost = spent_apart(chances, 100, family)
-    assert cost < 1.1 * tokens
+    assert cost < 1.15 * tokens
 
 
 def test_perfect_heads_are_used_in_full() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import wmtp
+from wmtp.config import CriticConfig
 from wmtp.data.text import Row
 from wmtp.errors import DataError
-from wmtp.inspection import after_a_prompt, changed_tokens, solution_pairs, token_texts, weight_groups
+from wmtp.inspection import _about, after_a_prompt, changed_tokens, solution_pairs, token_texts, weight_groups
 
 Sequence = st.lists(st.integers(0, 4), max_size=12)
 
@@ -60,6 +61,8 @@ def test_a_problem_shows_the_correct_and_incorrect_rows_that_differ_least_and_ot
 def test_rows_that_start_with_their_response_are_left_out_of_a_critics_view_and_refused_if_all_do() -> None:
     first, second = a_row([1, 2], 0, 1.0, start=0), a_row([1, 2], 0, 0.0)
     assert after_a_prompt([first, second], Path("run")) == [second]
+    told = _about(CriticConfig(scheme="critic", critic="run/final"), problems=1, left_out=1)
+    assert told.endswith("Left out: 1 held-out row without a token before the response.")
     with pytest.raises(DataError, match=r"all held-out rows of run start with a response token.*train the critic anew"):
         after_a_prompt([first], Path("run"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from wmtp.cli import run_command
 from wmtp.config import Config, load
-from wmtp.errors import ConfigError
+from wmtp.errors import ConfigError, UsageError
 from wmtp.migration import Migration, migrate
 from wmtp.migration.conversion import _leaves
 from wmtp.migration.keys import CHANGED, DROPPED, RENAMED
@@ -124,6 +124,19 @@ def test_a_critic_s_two_stages_are_two_recipes(tmp_path: Path, monkeypatch: pyte
     scheme = second.schemes[0]
     assert scheme.critic == f"{first.runs}/{first.name}/final"  # type: ignore[union-attr]
     assert (scheme.gamma, scheme.lam, scheme.beta) == (0.99, 0.9, 0.7)  # type: ignore[union-attr]
+    assert first.objective.reward.model == "s3://team/models/rm"  # type: ignore[union-attr]
+    assert second.objective.aux_value_loss == 0.1  # type: ignore[union-attr]
+
+
+def test_a_critic_of_labels_has_no_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = migrated(tmp_path, "critic-wmtp", PRETRAIN.replace("rm_sequence", "labels"))
+    assert loaded(found, "critic.yaml", monkeypatch).objective.reward is None  # type: ignore[union-attr]
+    assert {"critic.target", "paths.models.rm"} <= found.without.keys()
+
+
+def test_a_recipe_without_an_arm_is_told_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the recipe has no train.algo.* add one of baseline-mtp"):
+        migrated(tmp_path, "null")
 
 
 @pytest.mark.exhaustive

@@ -13,6 +13,7 @@ import torch
 from custom_models import allowed_base, change, custom_model, custom_tokenizer, own_modules
 from hub_server import client_of, serving
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from wmtp.cli import run_command
 from wmtp.config import load
@@ -316,6 +317,8 @@ def test_exports_carry_the_code_and_are_read_back_with_it(
     refused(lambda: load_model(str(out)))
     with remote_code(str(out)):
         again = load_model(str(out), num_heads=2 if target == "wmtp" else 1)
+    theirs = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert torch.equal(logits(theirs), again.project(again.eval()(TOKENS)[0]))
     expected = original(TOKENS)[1:] if target == "head:2" else original(TOKENS)
     assert all(torch.equal(x, y) for x, y in zip(again(TOKENS), expected, strict=False))
 

@@ -80,8 +80,14 @@ def test_a_bad_row_is_an_error_with_file_line_and_reason(file: Path, row: bytes,
     told = refused(file, GOOD + b"\n\n" + row + b"\n" + GOOD)
     assert told.startswith(f"{file}:3: ")
     assert message in told
-    assert "on_bad_row=skip" in told
+    assert told.endswith("(mend the row)")
     assert len(told) < 500
+
+
+@pytest.mark.parametrize("skip", ["data.on_bad_row=skip", "--on-bad-row skip"])
+def test_bad_rows_can_be_left_out_in_the_words_of_the_command(skip: str) -> None:
+    with pytest.raises(DataError, match=f"or {skip} leaves such rows out"):
+        SourceReport("rows.jsonl", skip=skip).bad_row("it is bad", "error")
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS, ids=IDS)

@@ -118,6 +118,11 @@ def test_an_object_that_is_a_folder_too_is_both_and_listed_once(folder: ObjectPa
     assert list(folder.files()) == [folder / "a"]
 
 
+@pytest.mark.parametrize("folder", ["memory", "s3", MOTO, RCLONE], indirect=True)
+def test_of_uploads_that_nobody_began_none_is_dropped(folder: ObjectPath) -> None:
+    folder.store.abandon(folder.prefix)
+
+
 def test_a_place_is_a_value_that_sorts_and_travels(folder: Place) -> None:
     one, other = folder / "a", folder / "b"
     assert sorted([other, one]) == [one, other]  # type: ignore[type-var]

@@ -145,7 +145,9 @@ def mutate(
 @app.command(name="index")
 def index_records(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Records, as JSON Lines that are not compressed.")],
-    out: Annotated[str | None, typer.Option(help="Folder to write; default FILE.index, beside it.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder to write; default FILE.index, beside it. One that is there is made anew.")
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="A model folder or hub id: lengths in its tokens too, for training with it.")
     ] = None,
@@ -171,7 +173,10 @@ def index_records(
     path = place(file)
     folder = place(out) if out is not None else default_folder(path)
     measure = None if tokenizer is None else _measure(tokenizer, template, workers, ids, remote_code or [])
+    replaced = folder.exists()
     counts = build_index(path, folder, measure)
+    if replaced:
+        typer.echo(f"{folder} was there: the index in it is made anew", err=True)
     with Index(path, folder) as index:
         found = {"folder": str(folder), **counts, **describe(index)}
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wmtp.errors import UsageError
+from wmtp.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from wmtp.config import Config
@@ -37,8 +37,12 @@ def settings_of(
 ) -> Config:
     """The config that files, overrides and options make; without files that of the run to go on with."""
     from wmtp.config import load
+    from wmtp.config_files import top_keys
     from wmtp.storage import place
 
+    for text in overrides:
+        if "=" not in text and text.endswith((".yaml", ".yml")):
+            raise UsageError(f"{text!r} is no KEY=VALUE; did you mean --recipe {text}?")
     files = [place(file) for file in (config, recipe) if file is not None]
     if not files and resume not in (None, "auto"):
         files = [run_of(place(resume)) / "config.yaml"]
@@ -46,7 +50,13 @@ def settings_of(
         raise UsageError("nothing to train: give --recipe FILE (and --config FILE), or --resume RUN")
     named = [f"run_name={json.dumps(run_name)}"] if run_name is not None else []
     tagged = [f"tags={json.dumps([tag.strip() for tag in tags.split(',') if tag.strip()])}"] if tags is not None else []
-    return load(files, [*overrides, *named, *tagged])
+    try:
+        return load(files, [*overrides, *named, *tagged])
+    except ConfigError:
+        for file in files:
+            if {"arms", "baseline"} <= top_keys(file):
+                raise ConfigError(f"{file} is the file of a study: start it with wmtp study --study {file}") from None
+        raise
 
 
 def run_of(path: Place) -> Place:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 def quickstart(
     overrides: Overrides = None,
-    out: Annotated[str, typer.Option(help="Folder for the four runs; must be empty or new.")] = "wmtp-quickstart",
+    out: Annotated[str, typer.Option(help="Folder for the four runs: new, empty, or to go on in.")] = "wmtp-quickstart",
     as_json: AsJson = False,
 ) -> None:
     """Train all four arms on embedded problems. No network.
 
-    Compares them in two tables and writes report.html.
+    Compares them in two tables and writes report.html. Run it again and it goes on.
 
     Example: wmtp quickstart --out runs/first-look
     """
@@ -156,7 +156,10 @@ def _dry_run(settings: Config, out: str | None, resume: str | None, as_json: boo
 
 
 def _plain(result: RunResult) -> dict[str, Any]:
-    return {name: finite(value) for name, value in (asdict(result) | {"folder": str(result.folder)}).items()}
+    figures = asdict(result) | {"folder": str(result.folder)}
+    if result.validation is not None:  # its tokens are those trained on until then
+        figures["validation"] = {name: figure for name, figure in result.validation.items() if name != "tokens"}
+    return {name: finite(value) for name, value in figures.items()}
 
 
 def doctor(

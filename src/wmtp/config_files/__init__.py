@@ -19,9 +19,10 @@ from wmtp.config_files.nodes import Node, typed
 from wmtp.config_files.problems import raise_any
 from wmtp.config_files.references import Resolver
 from wmtp.config_files.writing import dump, render
+from wmtp.errors import ConfigError
 from wmtp.storage import Place
 
-__all__ = ["as_written", "dump", "load", "render"]
+__all__ = ["as_written", "dump", "load", "render", "top_keys"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -61,6 +62,14 @@ def as_written(path: Place) -> dict[str, Any]:
     """
     content = _unresolved(gathered([path], []))
     return content if isinstance(content, dict) else {}
+
+
+def top_keys(path: Place) -> set[str]:
+    """Return the top keys of one file; none of one that cannot be read."""
+    try:
+        return set(as_written(path))
+    except ConfigError:
+        return set()
 
 
 def _unresolved(node: Node) -> Any:

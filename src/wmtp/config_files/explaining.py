@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from wmtp.config_files.masking import secret_texts, shown
 from wmtp.config_files.nodes import Node
 from wmtp.config_files.problems import Key, KeyPath, Origin, Problem, dotted, located
-from wmtp.config_files.schema import Member, allowed_at, choices_of, fields_of, has_field, models_of
+from wmtp.config_files.schema import Member, allowed_at, choices_of, fields_of, has_field, members_of, models_of
 
 MAX_ROUTES = 64
 MAX_NAMES = 20
@@ -55,6 +55,9 @@ _EXPECTED = {
     "enum": "{expected}",
     "union_tag_invalid": "one of {expected_tags}",
 }
+
+_ELSEWHERE = {"gpu": "cuda"}
+"""What others call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ def _near(word: object, names: Sequence[str]) -> str:
     """Return `; did you mean ...?` for the name nearest to `word`, or nothing."""
     lower = {name.lower(): name for name in names}
     text = str(word).lower()
+    if _ELSEWHERE.get(text) in lower:
+        return f"; did you mean {lower[_ELSEWHERE[text]]!r}?"
     matches = difflib.get_close_matches(text, lower, n=1)
     matches += [name for name in lower if name == _initials(text) or text == _initials(name)]
     return f"; did you mean {lower[matches[0]]!r}?" if matches else ""
@@ -120,8 +125,17 @@ def _listed(names: Sequence[str]) -> str:
 def _unknown_key(place: _Place) -> str:
     names = sorted({name for model in models_of(place.parent) for name in fields_of(model)})
     valid = f"(valid keys: {_listed(names)})" if names else "(no keys are allowed here)"
-    near = _near(place.path[-1], names)
+    below = _one_level_down(place)
+    near = f"; did you mean {' or '.join(below)}?" if below else _near(place.path[-1], names)
     return f"unknown key{near} {valid}"
+
+
+def _one_level_down(place: _Place) -> list[str]:
+    """Where the key is known in a section of the section that it was given in."""
+    *above, key = place.path
+    sections = [section for model in models_of(place.parent) for section in fields_of(model).items()]
+    found = [name for name, kind in sections if has_field(members_of(kind), key)]
+    return [dotted((*above, name, key)) for name in dict.fromkeys(found)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +213,8 @@ class Explainer:
             message = str(error["msg"])
             return self._scrubbed(message.replace("Input should be ", "expected ", 1))
         choices = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
-        return "expected " + template.format_map(context) + _near(context.get("tag", error["input"]), choices)
+        rule = re.sub(r"\b(at (?:least|most) 1) (item|character)s\b", r"\1 \2", template.format_map(context))
+        return f"expected {rule}" + _near(context.get("tag", error["input"]), choices)
 
     def _scrubbed(self, message: str) -> str:
         """Return a foreign message on one line, with every secret of the configuration masked."""
@@ -209,7 +224,7 @@ class Explainer:
 
     def _line(self, path: KeyPath, value: Any, text: str) -> Problem:
         got = "" if value is ... else f" = {shown(path, value, self.secrets)}"
-        origin = self._origin(path)
+        origin = self._cited(path, text) or self._origin(path)
         text = f"{dotted(path)}{got}: {text}"
         if origin is None and not path:
             return Problem((math.inf, 0), text)
@@ -224,6 +239,11 @@ class Explainer:
             node = _child(node, key)
         return node
 
+    def _cited(self, path: KeyPath, text: str) -> Origin | None:
+        """Return the first override below a mapping whose key the text names; what is wrong came with it."""
+        leaves = _leaves(self._node(path), path)
+        return next((origin for key, origin in leaves if not origin.line and dotted(key) in text), None)
+
     def _origin(self, path: KeyPath) -> Origin | None:
         """Return where the key was written; for a mapping, where the first key under it was."""
         node = self._node(path)
@@ -233,6 +253,13 @@ class Explainer:
         if path:
             return first
         return Origin(first.source, first.order) if node.value else None
+
+
+def _leaves(node: Node | None, path: KeyPath) -> Iterator[tuple[KeyPath, Origin]]:
+    """Yield the key path and place of everything below a mapping."""
+    if node is not None and isinstance(node.value, dict):
+        for key, child in node.value.items():
+            yield from _leaves(child, (*path, key)) if isinstance(child.value, dict) else [((*path, key), child.origin)]
 
 
 def _child(node: Node | None, key: Key) -> Node | None:

@@ -13,7 +13,7 @@ from wmtp.curation.writing import Made, Report, RowFile, in_order, source_sha256
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import WmtpError
-from wmtp.record_tests import limits_of, tests_of
+from wmtp.record_tests import check_any, limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Verdict
 from wmtp.storage import Place
 
@@ -37,7 +37,7 @@ def label(
         The report: counts of statuses, and of verdicts that differ from a label that was there.
 
     Raises:
-        DataError: a row of the source is bad.
+        DataError: a row of the source is bad, or none has tests.
         WmtpError: the sandbox failed, which says nothing about the program; what is done is kept.
         SandboxError: the isolation that is required cannot be had.
     """
@@ -48,6 +48,7 @@ def label(
         "split": split,
         "limits": asdict(limits),
     }
+    check_any(stream_records(source, SourceReport(str(source)), fields=fields, split=split), source)
     file = RowFile(out, about)
     read = SourceReport(str(source))
     records = stream_records(source, read, fields=fields, split=split)

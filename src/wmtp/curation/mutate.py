@@ -18,7 +18,7 @@ from wmtp.data.mutate import Mutant, mutants, normalize
 from wmtp.data.records import Record
 from wmtp.data.sources import SourceReport, stream_records
 from wmtp.errors import DataError, UsageError, WmtpError
-from wmtp.record_tests import limits_of, tests_of
+from wmtp.record_tests import check_any, limits_of, tests_of
 from wmtp.sandbox import Limits, Requirement, Sandbox, Tests, Verdict
 from wmtp.storage import Place
 from wmtp.wording import counted
@@ -61,6 +61,7 @@ def mutate(
         "source_sha256": source_sha256(source), "fields": dict(fields or {}), "split": split, "variants": variants,
         "seed": seed, "limits": asdict(limits),
     }  # fmt: skip
+    check_any(stream_records(source, SourceReport(str(source)), fields=fields, split=split), source)
     file = RowFile(out, about)
     read = SourceReport(str(source))
     records = stream_records(source, read, fields=fields, split=split)

@@ -94,7 +94,7 @@ def prepare(sources: Sequence[Place], out: Path, plan: Plan, report: Report = la
         WmtpError: the disk does not take it.
     """
     file = RowFile(out, plan.about(sources))
-    reports = [SourceReport(str(path)) for path in sources]
+    reports = [SourceReport(str(path), skip="--on-bad-row skip") for path in sources]
     sieve = _Sieve(plan)
     problems = read_problems(plan.problems) if plan.problems else None
 

@@ -28,6 +28,10 @@ _START = 2**16
 _PEEK = 4096
 """Bytes of which the first tell what the file is."""
 _SPACE = " \t\r\n"
+_CONVERT = (
+    'pip install pyarrow, then python -c "import pyarrow.csv as c, pyarrow.parquet as p; '
+    "p.write_table(c.read_csv('IN.csv', parse_options=c.ParseOptions(newlines_in_values=True)), 'OUT.parquet')\""
+)
 
 Decode = Callable[[], Any]
 
@@ -52,6 +56,8 @@ def rows(path: Place) -> Iterator[tuple[int, Decode]]:
             yield from _arrow_rows(path, _parquet_batches)
         elif start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
             yield from _arrow_rows(path, _ipc_batches)
+        elif path.name.lower().endswith(".csv") and not start.lstrip().startswith((b"{", b"[", b"\x1f\x8b")):
+            raise DataError(f"{path}: CSV is not read, since it has no types; convert it to Parquet: {_CONVERT}")
         else:
             with _opened(path, start) as file:
                 yield from _json_rows(path, file)

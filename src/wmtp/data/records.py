@@ -12,6 +12,7 @@ from typing import Any
 
 from wmtp.errors import UsageError
 
+_MAP = "map others with data.*.fields, or with --field of wmtp data prepare"
 MESSAGE = ("role", "content")
 """What a message of a conversation has."""
 
@@ -67,13 +68,11 @@ def parse(row: Any) -> Record:
         raise BadRow(f"expected a JSON object, got {_kind(row)}")
     if not row.keys() <= _FIELDS.keys():
         unknown = min(row.keys() - _FIELDS.keys())
-        raise BadRow(
-            f"unknown field {_kind(unknown)}; a record has {', '.join(_FIELDS)} (map others with data.*.fields)"
-        )
+        raise BadRow(f"unknown field {_kind(unknown)}; a record has {', '.join(_FIELDS)} ({_MAP})")
     values: dict[str, Any] = {name: _FIELDS[name](value, name) for name, value in row.items()}
     for name in ("prompt", "response"):
         if name not in values:
-            raise BadRow(f"field {name!r} is missing; a record has prompt and response (map others with data.*.fields)")
+            raise BadRow(f"field {name!r} is missing; a record has prompt and response ({_MAP})")
     if values.get("tests") and values.get("cases"):
         raise BadRow(
             "a record has tests (Python statements) or cases (inputs and outputs of a program), not both; leave one out"

@@ -120,7 +120,8 @@ class Selection:
         problems = len(np.unique(self.facts.problem_R))
         pair = "a response with is_correct true and one with false"
         close = f", whose lengths lie in the same bin of ratio {RATIO}" if self.kind == "length" else ""
-        way = "set data.sampling.pairs=cycled, or `wmtp data label` and `wmtp data mutate` your rows"
+        cycled = "set data.sampling.pairs=cycled, or " if self.kind == "length" else ""
+        way = f"{cycled}label your rows by their tests (`wmtp data label`) or make wrong ones (`wmtp data mutate`)"
         return f"no pairs: none of {problems:,} problems has {pair}{close}; {way}"
 
 

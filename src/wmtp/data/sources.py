@@ -35,6 +35,8 @@ class SourceReport:
     """What good rows hold beside their records, by reason."""
     at: int = 0
     """The row that is read: its line in JSON Lines."""
+    skip: str = ""
+    """What its user sets to leave bad rows out, for messages; empty where nothing does."""
 
     def bad_row(self, problem: object, on_bad_row: str) -> None:
         """Count the row that is read as a bad one.
@@ -44,7 +46,8 @@ class SourceReport:
         """
         message = f"{self.path}:{self.at}: {problem}"
         if on_bad_row == "error":
-            raise DataError(f"{message}\n(mend the row; or on_bad_row=skip leaves such rows out, counted)")
+            way = f"; or {self.skip} leaves such rows out, counted" if self.skip else ""
+            raise DataError(f"{message}\n(mend the row{way})")
         self.num_bad += 1
         self.bad = [*self.bad, message][:20]
 

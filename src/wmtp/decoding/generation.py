@@ -98,7 +98,8 @@ def generate(
         seed: row r draws from the numbers of (seed, r).
         eos: ids that end a row; None takes the model's own, `()` none.
         stop: ends rows on their text, see `StopStrings`.
-        draft_length: tokens to draft each time, at most K - 1; None adapts it to what is accepted.
+        draft_length: tokens to draft each time, at most K - 1; None adapts it to what is accepted, and
+            for rows that draw supposes a large batch: a few of them gain from a number.
 
     Raises:
         UsageError: no prompt, an empty one, one that fills the model's context, ids it does not have, a number or mode

@@ -13,7 +13,7 @@ from wmtp.decoding.cost import Cost
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256
 WINDOW = 32
 """Forwards whose tests an estimate remembers."""
-ROWS_THAT_DRAW = 32
+ROWS_THAT_DRAW = 64
 """As many rows share a forward, for all that a row which draws its tokens may know. Decision 0044."""
 
 

@@ -63,7 +63,9 @@ def run(options: Options, report: Report) -> tuple[dict[str, Any], Path]:
     _one_of("--require", options.require, get_args(Requirement))
     if options.suite is not None:
         _one_of("--suite", options.suite, SUITES)
-        return _suite(options, _folder(options))
+        return _suite(options)
+    if options.model is None and options.samples is None:
+        raise UsageError("--model MODEL is missing: whose answers are judged; or --from FILE, with samples there are")
     return _benchmark(options, _folder(options), report)
 
 
@@ -98,9 +100,10 @@ def _benchmark(options: Options, folder: Path, report: Report) -> tuple[dict[str
     return result, folder / f"{benchmark.name}.json"
 
 
-def _suite(options: Options, folder: Path) -> tuple[dict[str, Any], Path]:
+def _suite(options: Options) -> tuple[dict[str, Any], Path]:
     if options.model is None:
         raise UsageError(f"--suite {options.suite} needs --model")
+    folder = _folder(options)
     subject = Subject.load(options.model, options.device)
     template = _template(options) or DEFAULT_TEMPLATE
     records = _records(options)

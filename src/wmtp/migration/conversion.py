@@ -25,6 +25,7 @@ ARMS = {
 }
 WHERE = ("device", "precision", "distributed", "runs", "tracking")
 """Sections of ours that go into `config.yaml`; the others are the recipe."""
+REWARD_MODELS = ("paths.models.rm", "paths.models.rm_local", "model.rm_id")
 VALIDATION_FRACTION = 0.05
 EVAL_EVERY = 500
 """What the earlier system took where a recipe said nothing."""
@@ -95,6 +96,9 @@ class _Old:
     def has(self, name: str) -> bool:
         return self._left.get(name) is not None
 
+    def is_value(self, name: str, value: Any) -> bool:
+        return bool(self._left.get(name) == value)
+
     def take(self, name: str, target: str, default: Any = None) -> Any:
         """Its value, converted to `target`; the default if it is not there."""
         if not self.has(name):
@@ -134,6 +138,8 @@ class _Old:
 
 def _arm(old: _Old) -> str:
     algo = old.take("train.algo", "objective")
+    if algo is None:
+        raise UsageError(f"the recipe has no train.algo, which names the arm: add one of {', '.join(ARMS)}")
     if algo not in ARMS:
         raise UsageError(f"train.algo of the recipe must be one of {', '.join(ARMS)}, got {algo!r}")
     return ARMS[algo]
@@ -146,9 +152,6 @@ def _model(old: _Old, new: dict[str, Any]) -> None:
         raise UsageError(f"the config names no base model: expected one of {', '.join(names)}, none is there")
     for name in reversed(found):
         _put(new, "model.path", location(old.take(name, "model.path")))
-    reward = "a reward model is no part of the conversion: labels (is_correct) are the reward"
-    for name in ("paths.models.rm", "paths.models.rm_local", "model.rm_id"):
-        old.drop(name, reward)
 
 
 def _data(old: _Old, new: dict[str, Any], out: Path) -> None:
@@ -265,6 +268,10 @@ def _stages(old: _Old, new: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "gamma": gamma,
         "lam": lam,
     }
+    reward = _reward(old)
+    if reward is not None:
+        critic["objective"]["reward"] = reward
+        old.todo.append("objective.reward.template: give it if the reward model's tokenizer has no chat template")
     _stage_1(old, critic)
     weighting = {
         "scheme": "critic",
@@ -275,8 +282,25 @@ def _stages(old: _Old, new: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "clip": _clip(old),
     }
     new["objective"] = {"kind": "mtp", "weighting": weighting}
-    old.todo.append("train critic.yaml first: recipe.yaml reads its final/. Rows of critic.yaml need is_correct")
+    following = float(old.number("critic.auxiliary_loss_coef", "objective.aux_value_loss", 0))
+    if following > 0:
+        new["objective"]["aux_value_loss"] = following
+    labels = "" if reward is not None else ". Rows of critic.yaml need is_correct"
+    old.todo.append(f"train critic.yaml first: recipe.yaml reads its final/{labels}")
     return {"critic.yaml": critic, "recipe.yaml": new}
+
+
+def _reward(old: _Old) -> dict[str, str] | None:
+    """What the critic foresees: a reward model's score where theirs named one; None for labels."""
+    found = [name for name in REWARD_MODELS if old.has(name)]
+    if not found or not old.is_value("critic.target", "rm_sequence"):
+        why = "labels (is_correct) are the reward; another takes critic.target = rm_sequence and a reward model"
+        for name in ("critic.target", *found):
+            old.drop(name, why)
+        return None
+    old.take("critic.target", "objective.reward")
+    models = [location(old.take(name, "objective.reward.model")) for name in found]
+    return {"model": models[0]}
 
 
 def _stage_1(old: _Old, critic: dict[str, Any]) -> None:
@@ -300,7 +324,7 @@ def _stage_1(old: _Old, critic: dict[str, Any]) -> None:
 def _dropped(name: str) -> str | None:
     """Why a key has no counterpart: of its own, or of what it stands below."""
     parts = name.split(".")
-    if parts[:2] == ["paths", "models"] or name == "model.ref_id":
+    if parts[:2] == ["paths", "models"] or name in ("model.ref_id", "model.rm_id"):
         return "no scheme of this arm asks that model"
     if parts[0] in ("loss", "critic", "rho1") and name not in DROPPED:
         return "does nothing in this arm" if name in ARM_KEYS else None
@@ -312,7 +336,7 @@ def _dropped(name: str) -> str | None:
 ARM_KEYS = frozenset(
     [
         *(f"loss.{name}" for name in ("temperature", "weight_temperature", "epsilon", "max_weight")),
-        *(f"critic.{name}" for name in ("gamma", "gae_lambda", "value_lr")),
+        *(f"critic.{name}" for name in ("gamma", "gae_lambda", "value_lr", "target", "auxiliary_loss_coef")),
         *(f"rho1.{name}" for name in ("selection_mode", "skip_threshold_percentile", "percentile_top_p")),
     ]
 )

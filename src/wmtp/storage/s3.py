@@ -157,15 +157,26 @@ class S3Store:
 
     def remove(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), PAGE):
-            some = [{"Key": key} for key in keys[start : start + PAGE]]
-            answer = self._ask("remove", keys[start], "delete_objects", Delete={"Objects": some, "Quiet": True})
-            for failed in answer.get("Errors", ()):
-                raise StorageError(f"cannot remove {self._named(failed['Key'])}: {failed.get('Code')}")
+            self._remove(keys[start : start + PAGE])
+
+    def _remove(self, keys: Sequence[str]) -> None:
+        from botocore.exceptions import ClientError
+
+        def work(client: Any) -> None:
+            objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+            answer = client.delete_objects(Bucket=self.bucket, Delete=objects)
+            for failed in answer.get("Errors", ()):  # of one object, in an answer that is good: it may pass like others
+                raise ClientError({"Error": failed}, "DeleteObjects")
+
+        self._try("remove", keys[0], work)
 
     def abandon(self, prefix: str) -> None:
         marks: dict[str, str] = {}
         while True:
-            page = self._ask("list uploads of", prefix, "list_multipart_uploads", Prefix=prefix, **marks)
+            try:
+                page = self._ask("list uploads of", prefix, "list_multipart_uploads", Prefix=prefix, **marks)
+            except FileNotFoundError:  # how some servers say that there are none
+                return
             for entry in page.get("Uploads", ()):
                 if entry["Key"].startswith(prefix):
                     self.abort(entry["Key"], entry["UploadId"])
@@ -177,6 +188,9 @@ class S3Store:
         """Give one part of an upload to the store; its tag.
 
         As a file, which goes in blocks, and not as bytes at once, which must have left within one time-out.
+
+        Raises:
+            StorageError: the store has dropped the upload, or does not take the part.
         """
 
         def work(client: Any) -> str:
@@ -184,7 +198,14 @@ class S3Store:
             answer = client.upload_part(Bucket=self.bucket, Key=key, UploadId=upload, PartNumber=number, Body=data)
             return str(answer["ETag"])
 
-        return self._try("write", key, work)
+        try:
+            return self._try("write", key, work)
+        except FileNotFoundError:
+            raise self.dropped(key) from None
+
+    def dropped(self, key: str) -> StorageError:
+        """What is said of an upload that the store no longer knows, though nobody here has ended it."""
+        return StorageError(f"the upload of {self._named(key)} was dropped by the server")
 
     def abort(self, key: str, upload: str) -> None:
         """Drop the parts of an upload; one that is over is dropped already."""
@@ -295,7 +316,7 @@ class _Upload:
             )  # fmt: skip
         except FileNotFoundError:  # no such upload: the answer to an attempt that had succeeded was lost
             if (self._store.status(self._key) or Status(-1)).st_size != self._size:
-                raise StorageError(f"the upload of {self._store._named(self._key)} was dropped by the server") from None
+                raise self._store.dropped(self._key) from None
 
     def abort(self) -> None:
         """Leave nothing behind; where even that fails, `abandon` finds it."""

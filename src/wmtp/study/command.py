@@ -12,7 +12,7 @@ from wmtp.storage import ObjectPath, write_atomic
 from wmtp.study.analysis import figures
 from wmtp.study.given import given_before
 from wmtp.study.results import Result, read_result
-from wmtp.study.running import Launch, Runner, in_child
+from wmtp.study.running import Launch, Runner, check_metric, in_child
 from wmtp.study.settings import Study
 from wmtp.supervisor import Options
 
@@ -62,18 +62,23 @@ def run_only(study: Study, number: int, options: Options, say: Say, launch: Laun
     """Run number `number` of the list, counted from 1, for a job array.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or it has no figure of the study's name.
         WmtpError: it failed.
     """
     _make(study)
     runs = study.runs
     if not 1 <= number <= len(runs):
         raise UsageError(f"--only must be from 1 to {len(runs)}, the runs of the study (--list); got {number}")
-    return Runner(study, options, say, launch).one(runs[number - 1])
+    run = runs[number - 1]
+    result = Runner(study, options, say, launch).one(run)
+    check_metric(study, run, result)
+    return result
 
 
 def check(study: Study) -> None:
-    """Raise `UsageError` if a run's config cannot be, or the folder is not where samples can be written."""
+    """Raise `UsageError` if a run's config cannot be, or the folder is a run's, or not where samples can be written."""
+    if (study.folder / "provenance.json").exists():
+        raise UsageError(f"{study.folder} is the folder of a run; name another with --out")
     if isinstance(study.folder, ObjectPath) and study.config.evaluate:
         raise UsageError(
             f"evaluate needs the study's folder on a local disk, where samples are written to; got {study.folder}: "

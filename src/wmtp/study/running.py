@@ -22,12 +22,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from wmtp.config import Config, dump
-from wmtp.errors import Interrupted, WmtpError
+from wmtp.errors import Interrupted, UsageError, WmtpError
 from wmtp.storage import Place, copy, place, sha256_file
 from wmtp.study.budget import spent, steps_in, steps_within, trial
 from wmtp.study.given import budget_of, give, given_before, write
@@ -60,6 +61,20 @@ def _append(output: int, text: str) -> None:
     os.write(output, text.encode())
 
 
+def check_metric(study: Study, run: Run, result: Result) -> None:
+    """Raise `UsageError` if a run of the baseline, from which differences are, has no such figure at all."""
+    name = study.config.metric.name
+    if run.arm.name != study.config.baseline or name in result.metrics:
+        return
+    known = sorted(result.metrics)
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}" if near else ""
+    raise UsageError(
+        f"metric.name = {name!r}: {run.name} has no such figure{hint}. It has {', '.join(known) or 'none'}: name one "
+        "of these, and go on; what was trained stays"
+    )
+
+
 @dataclass
 class Runner:
     """Runs the parts of a study.
@@ -81,17 +96,20 @@ class Runner:
 
         Raises:
             Interrupted: a signal; the state was saved.
+            UsageError: see `check_metric`.
         """
         runs = self.study.runs
         for number, run in enumerate(runs, 1):
             self.say(f"run {number} of {len(runs)}: {run.name}")
             try:
-                self.one(run)
+                result = self.one(run)
             except Interrupted:
                 raise
             except WmtpError as problem:
                 self.failed[run.name] = str(problem)
                 self.say(f"{run.name} failed: {problem}")
+            else:
+                check_metric(self.study, run, result)
 
     def one(self, run: Run) -> Result:
         """The result of a run: stored, or made now.

@@ -213,7 +213,12 @@ def read_study(file: Place, out: str | None) -> Study:
     Raises:
         ConfigError: the file, an arm's config, or arms that need one another in a circle.
     """
-    config = config_files.load(StudyConfig, [file])
+    try:
+        config = config_files.load(StudyConfig, [file])
+    except ConfigError:
+        if {"objective", "train"} <= config_files.top_keys(file):
+            raise ConfigError(f"{file} is a recipe, no study: train it with wmtp train --recipe {file}") from None
+        raise
     folder = (Path("runs") / config.name if out is None else place(out)).absolute()
     arms = {arm.name: arm for name, given in config.arms.items() for arm in _arms(name, given)}
     if len(arms) < sum(1 for name, given in config.arms.items() for _ in _arms(name, given)):

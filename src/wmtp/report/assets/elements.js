@@ -22,6 +22,7 @@ const known = (value) => typeof value === 'number' && Number.isFinite(value);
 const fixed = (digits) => (value) =>
   known(value) ? (Number(value.toFixed(digits)) || 0).toLocaleString('en-US', {minimumFractionDigits: digits, maximumFractionDigits: digits}) : MISSING;
 const whole = fixed(0);
+const counted = (count, noun) => `${whole(count)} ${noun}${count === 1 ? '' : 's'}`;
 const share = (value) => (known(value) ? fixed(1)(100 * value) + ' %' : MISSING);
 const short = (value) => {
   if (!known(value)) return MISSING;

@@ -59,7 +59,7 @@ function byHead(runs) {
       return table(`${text} of head ${state.head} by ${title}`, ['run', 'all', ...names], shown.map((one) => [{text: one.run.label, run: one.i},
         format(of(one)[value]), ...names.map((name) => {
           const part = (of(one)[group] || {})[name];
-          return part ? {text: format(part[value]), sub: `${whole(part.tokens)} tokens`, css: shade(part[value])} : MISSING;
+          return part ? {text: format(part[value]), sub: counted(part.tokens, 'token'), css: shade(part[value])} : MISSING;
         })]));
     };
     place.replaceChildren(grid('by_class', 'token class'), grid('by_position', 'position in the response'));

@@ -15,13 +15,13 @@ function facts({runs}) {
 function factList(run) {
   const of = run.facts || {};
   const versions = Object.entries(of.versions || {}).filter(([, version]) => version).map(([name, version]) => `${name} ${version}`).join(', ');
-  const machine = of.machine ? [of.machine.system, of.machine.processor, known(of.machine.cores) ? `${of.machine.cores} cores` : null].filter(Boolean).join(', ') : null;
+  const machine = of.machine ? [of.machine.system, of.machine.processor, known(of.machine.cores) ? counted(of.machine.cores, 'core') : null].filter(Boolean).join(', ') : null;
   const commit = of.git ? `${of.git.commit}${of.git.clean ? '' : ', with changes that were not committed'}` : null;
   const told = [['folder', run.folder], ['started', of.started && (of.starts > 1 ? `${of.started} (start ${of.starts})` : of.started)],
     ['command', of.argv && of.argv.map(quoted).join(' ')],
     ['repeat it', run.config === null ? null : `wmtp train --config ${quoted(run.folder + '/config.yaml')} --out NEW_FOLDER`],
     ['seed', known(of.seed) ? String(of.seed) : null], ['data', of.data], ['tokenizer', of.tokenizer], ['commit', commit],
-    ['device', of.device && `${of.device}${known(of.num_threads) ? `, ${of.num_threads} ${of.num_threads === 1 ? 'thread' : 'threads'}` : ''}`], ['machine', machine], ['versions', versions || null],
+    ['device', of.device && `${of.device}${known(of.num_threads) ? `, ${counted(of.num_threads, 'thread')}` : ''}`], ['machine', machine], ['versions', versions || null],
     ...(run.saved ? [['saved', run.saved]] : [])];
   const code = new Set(['folder', 'command', 'repeat it', 'data', 'tokenizer', 'commit']);
   return html('dl', {}, told.flatMap(([name, value]) => [html('dt', {}, name),
@@ -35,7 +35,7 @@ function limits({runs}) {
   if (!runs.some((run) => run.evaluations.speed)) missing.push('how fast decoding is (wmtp eval --suite speed)');
   if (!runs.some((run) => run.tokens)) missing.push('single tokens (wmtp inspect)');
   return section('limits', 'Not shown here', null, html('p', {},
-    `It shows ${runs.length} ${runs.length === 1 ? 'run' : 'runs'} and ${seeds.size} ${seeds.size === 1 ? 'seed' : 'seeds'}. `,
+    `It shows ${counted(runs.length, 'run')} and ${counted(seeds.size, 'seed')}. `,
     'Which arm is better takes several seeds, the controls, and a statistic over them; figures of single runs, however many digits they have, do not answer it.',
     missing.length ? ` Not measured for these runs: ${missing.join('; ')}.` : ''));
 }

@@ -2,7 +2,7 @@
 
 const TENTHS = 10;
 const tenth = (place) => `${fixed(1)(place / TENTHS)} to ${fixed(1)((place + 1) / TENTHS)}`;
-const foreseen = ({value, correct, tokens}) => `${fixed(3)(value)}, ${share(correct)} passed, ${whole(tokens)} tokens`;
+const foreseen = ({value, correct, tokens}) => `${fixed(3)(value)}, ${share(correct)} passed, ${counted(tokens, 'token')}`;
 const brief = ({value, correct, tokens}) => `${fixed(3)(value)} · ${share(correct)} · ${whole(tokens)}`;
 
 // The curve of each critic that has one: on held-out rows at the last evaluation, else on the last training step logged.

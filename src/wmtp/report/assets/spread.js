@@ -29,7 +29,7 @@ function spread(runs) {
     const highest = Math.max(...figures.flat().filter(known), 1);
     return table(`Mean weight of head ${head} by ${title}`, ['run', ...names], found.map(({run, i}, row) =>
       [{text: run.label, run: i}, ...figures[row].map((figure, at) => (known(figure)
-        ? {text: fixed(3)(figure), sub: `${whole(groups[row][names[at]].tokens)} tokens`, css: shaded(figure / highest)} : MISSING))]));
+        ? {text: fixed(3)(figure), sub: counted(groups[row][names[at]].tokens, 'token'), css: shaded(figure / highest)} : MISSING))]));
   }
 
   function update() {
