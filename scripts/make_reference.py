@@ -1,8 +1,8 @@
 """The reference pages of the docs, made from the code: `python scripts/make_reference.py` writes docs/reference/,
 `--check` only says whether it is what the code says now.
 
-commands.md comes from the command line's own parser, config.md from the config's classes and the texts under their
-fields, python.md from what the package exports, decisions.md from the titles of docs/decisions/.
+commands.md comes from the command line's own parser, config.md from the classes of configs and studies and the texts
+under their fields, python.md from what the package exports, decisions.md from the titles of docs/decisions/.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typer.main import get_command
 import wmtp
 from wmtp import config
 from wmtp.cli import app
+from wmtp.study import settings
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 MADE = "<!-- Made by scripts/make_reference.py; change the code, then run that. -->\n"
@@ -120,11 +121,11 @@ def _parameter(one: Any) -> list[str]:
 
 
 def config_page() -> str:
-    """Every key of a recipe or config, by section."""
+    """Every key of a recipe, config or study, by section."""
     intro = (
         "Every key of a recipe or config: `wmtp train --recipe FILE --config FILE [KEY=VALUE]...`. Later files and "
         "overrides win; keys merge into a section; an unknown key is an error. In a default, `null` means "
-        "that nothing is set."
+        "that nothing is set. The last sections are those of a study's file: `wmtp study --study FILE`."
     )
     return f"# Config keys\n\n{MADE}\n{intro}\n\n" + "".join(_section(*one) for one in _sections())
 
@@ -132,8 +133,12 @@ def config_page() -> str:
 @cache
 def _sections() -> list[tuple[str, type[BaseModel]]]:
     """Dotted path and class of every section, the outermost first, each class once."""
-    found: dict[type[BaseModel], str] = {config.Config: ""}
-    waiting: list[type[BaseModel]] = [config.Config]
+    return [*_sections_of(config.Config, ""), *_sections_of(settings.StudyConfig, "study")]
+
+
+def _sections_of(root: type[BaseModel], path: str) -> list[tuple[str, type[BaseModel]]]:
+    found: dict[type[BaseModel], str] = {root: path}
+    waiting: list[type[BaseModel]] = [root]
     while waiting:
         part = waiting.pop(0)
         for name, hint in get_type_hints(part, include_extras=True).items():
@@ -208,7 +213,8 @@ def _text(part: type[BaseModel], name: str, hint: Any) -> str:
 def _texts() -> dict[str, dict[str, str]]:
     """Class and field -> the text that stands under the field."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    nodes = [*ast.parse(inspect.getsource(config)).body, *ast.parse(inspect.getsource(settings)).body]
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             inherited = [found[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in found]
             found[node.name] = {name: text for texts in [*inherited, _own_texts(node)] for name, text in texts.items()}

@@ -82,13 +82,19 @@ class EvaluationConfig(_Part):
     """One `wmtp eval` of every compared arm's final model."""
 
     benchmark: str
+    """`embedded`, or the kind that `data` must be."""
     data: Location | None = None
+    """The benchmark's file."""
     split: str | None = None
     n: Positive = 1
+    """Samples of each problem."""
     k: Annotated[list[Positive], Field(min_length=1)] = [1]
+    """Of pass@k."""
     temperature: Annotated[float, Field(ge=0.0)] | None = None
+    """Null: 0 (greedy) for one sample, 0.8 for several."""
     max_new_tokens: Positive = 512
     require: Literal["strong", "best", "none"] = "best"
+    """Isolation of programs."""
 
 
 class StudyConfig(_Part):
