@@ -458,7 +458,8 @@ class _Plan:
         facts = index.facts_in_tokens(config.data.max_length) if index.in_tokens else index.facts
         fraction = config.data.validation_fraction
         names = list(index.names()) if fraction is not None else []
-        apart = held_out(names, fraction) if fraction is not None else frozenset[str]()
+        trainable_P = np.unique(facts.problem_R[index.trainable_R])
+        apart = held_out((names[p] for p in trainable_P), fraction) if fraction is not None else frozenset[str]()
         out_P = np.fromiter((name in apart for name in names), bool)
         self._held_R = out_P[facts.problem_R] if fraction is not None else np.zeros(len(facts), bool)
         taking_part = self._taking_part()
@@ -552,7 +553,8 @@ def _asked(config: Config, tokenizer: Any) -> tuple[_Rows, list[Question]]:
     """The problems that the policy is asked, their rows, and the rows of validation."""
     assert config.online is not None
     data, most = config.data, config.online.max_new_tokens
-    side = _Side(config, "train")
+    side, *others_of = _sides(config, None)
+    assert isinstance(side, _Side)
     questions, note = read_questions(
         side.records(),
         tokenizer,
@@ -561,7 +563,7 @@ def _asked(config: Config, tokenizer: Any) -> tuple[_Rows, list[Question]]:
         drop_long=data.on_long_row == "drop",
     )
     train = [question.row(number, most, tokenizer.eos_token_id) for number, question in enumerate(questions)]
-    others = _rows(config, tokenizer, _sides(config, None)[1:])
+    others = _rows(config, tokenizer, others_of)
     identity = hashlib.sha256(f"{fingerprint_of_questions(questions)} {others.fingerprint}".encode()).hexdigest()
     return _Rows(train, others.validation, identity, [*side.notes, note, *others.notes]), questions
 

@@ -68,7 +68,8 @@ def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Rep
         UsageError: `out` holds something else, or arms of other overrides.
     """
     settings = configs(out.absolute(), overrides)
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {*settings, PAGE, TABLE}):
+    there = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if (out.exists() and not out.is_dir()) or there - {*settings, PAGE, TABLE}:
         raise UsageError(f"{out} is neither new, empty, nor a quickstart's folder; name another one with --out")
     check_writable(out)
     for config in settings.values():
@@ -78,7 +79,8 @@ def quickstart(out: Path, overrides: list[str], reporter_of: Callable[[str], Rep
     for arm, config in settings.items():
         devices.reset_peak_memory(devices.pick(config.device))
         try:
-            result = run(config, out=out / arm, resume="auto", reporter=reporter_of(arm))
+            resume = "auto" if (out / arm).exists() else None
+            result = run(config, out=out / arm, resume=resume, reporter=reporter_of(arm))
         except Interrupted as stopped:
             raise Interrupted(
                 f"{stopped}. Or run the same quickstart again: it goes on", stopped.exit_code - 128

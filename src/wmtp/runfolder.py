@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 from wmtp import checkpoint
@@ -52,15 +53,16 @@ def check_writable(folder: Place) -> None:
         )
 
 
-def check_disk(folder: Place, config: Config, checkpoint_bytes: int) -> None:
-    """Raise `UsageError` if the disk cannot hold the checkpoints that are kept, and one in the making, beside those
-    that are there."""
+def check_disk(folder: Place, config: Config, steps: int, checkpoint_bytes: int) -> None:
+    """Raise `UsageError` if the disk cannot hold the checkpoints that a run of so many steps keeps, and one in the
+    making, beside those that are there."""
     if isinstance(folder, ObjectPath):
         return
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    there = len(checkpoint.list_steps(folder / "checkpoints")) if (folder / "checkpoints").is_dir() else 0
-    kept = config.checkpoint.keep_last if config.checkpoint.every is not None else 0
-    wanted = max(kept - there, 0) + 1
+    saved = checkpoint.list_steps(folder / "checkpoints")
+    ahead = steps - (int(saved[-1].name.removeprefix("step_")) if saved else 0)
+    to_make = ceil(ahead / (config.checkpoint.every or steps))
+    wanted = min(to_make, max(config.checkpoint.keep_last + 1 - len(saved), 1))
     free = shutil.disk_usage(nearest).free
     if wanted * checkpoint_bytes > free:
         raise UsageError(

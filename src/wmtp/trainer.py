@@ -205,13 +205,15 @@ def _train(
             raise Interrupted("stopped before the first step; nothing was written", received)
 
         def occupy() -> None:
-            check_disk(folder, config, checkpoint_bytes(parts.model))
             lock.enter_context(only_trainer(folder))
             since = _saved(folder) - before
             if since:
                 raise CheckpointError(
                     f"another process has saved {max(since)} of {folder} meanwhile; run it again, with --resume auto"
                 )
+            if (folder / "checkpoints").is_dir():
+                checkpoint.remove_litter(folder / "checkpoints")
+            check_disk(folder, config, parts.steps, checkpoint_bytes(parts.model))
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
         if rollouts is not None:
@@ -301,7 +303,7 @@ def dry_run(
         folder, _, parts = prepare(config, out, resume, reporter, World(), weights=False)
     needs = estimate(parts, ranks)
     tell(needs, [*parts.notes, *reporter.notes])
-    check_disk(folder, config, needs.checkpoint_bytes)
+    check_disk(folder, config, parts.steps, needs.checkpoint_bytes)
 
 
 def rollouts_of(parts: Parts, held: ExitStack) -> Rollouts | None:
@@ -441,8 +443,6 @@ class Loop:
     def _find_run_id(self) -> str:
         facts = self.folder / "provenance.json"
         found: str = provenance.read(facts)["run_id"] if facts.exists() else uuid.uuid4().hex
-        if self.checkpoints.is_dir():
-            checkpoint.remove_litter(self.checkpoints)
         best.clear_up(self.folder)
         return found
 

@@ -18,6 +18,7 @@ from tests_recipe import RECIPE
 from wmtp.cli import run_command
 from wmtp.config import load
 from wmtp.errors import ConfigError, ModelError
+from wmtp.parts import build
 from wmtp.sandbox import Sandbox
 from wmtp.study.budget import steps_within
 from wmtp.study.settings import BudgetConfig
@@ -196,3 +197,14 @@ def test_less_isolation_than_required_refuses_before_anything_is_written(
     assert code == 1
     assert "require='strong' needs isolation level 2" in err
     assert not (folder / "weak" / "metrics.jsonl").exists()
+
+
+def test_problems_that_are_held_out_are_not_asked(folder: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) | {"is_correct": True} for line in (folder / "problems.jsonl").read_text().splitlines()]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = arguments(tmp_path, "unused", GRPO, ONLINE, "data.validation_fraction=0.25")[5:]
+    data = build(load([folder / "recipe.yaml"], overrides)).data
+    assert data.validation is not None
+    asked, held = ({row.name for row in rows} for rows in (data.train.rows, data.validation.rows))
+    assert (len(asked), len(held)) == (9, 3)
+    assert not asked & held

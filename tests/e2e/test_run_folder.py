@@ -118,13 +118,14 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_first_step(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, needed = tmp_path / "run", checkpoint_bytes(build(load([recipe]), weights=False).model)
-    free = needed * 2 - 1
-    monkeypatch.setattr(runfolder.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    free = [needed * 2 - 1]
+    monkeypatch.setattr(runfolder.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
     with pytest.raises(UsageError, match=r"2 checkpoints of [\d.]+ [KM]iB do not fit .* lower checkpoint.keep_last"):
         train(recipe, folder, "checkpoint.every=5", "checkpoint.keep_last=1")
     assert not folder.exists() or not (folder / "metrics.jsonl").exists()
-    train(recipe, folder, "checkpoint.every=null")
-    assert train(recipe, folder, "checkpoint.every=5", "checkpoint.keep_last=1", resume="auto").steps == 10
+    train(recipe, folder, "checkpoint.every=10", "checkpoint.keep_last=9")
+    free[0] = 0
+    assert train(recipe, folder, "checkpoint.every=5", resume="auto").steps == 10  # saves no more
 
 
 def test_an_out_that_is_a_file_or_below_one_is_refused(recipe: Path, tmp_path: Path, wmtp_command: Command) -> None:

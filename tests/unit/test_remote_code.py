@@ -21,6 +21,7 @@ from wmtp.errors import ModelError, UsageError
 from wmtp.export import export
 from wmtp.formats.code import remote_code
 from wmtp.formats.hf import load_causal_lm, load_tokenizer, model_config
+from wmtp.formats.identity import model_fingerprint
 from wmtp.formats.native import load_model, load_value_model, save_model
 from wmtp.formats.reward import load_reward_model
 from wmtp.formats.streamed import empty_causal_lm
@@ -154,12 +155,46 @@ def test_code_of_another_repository_must_be_named_too(custom: Path, sprung: Path
         load_causal_lm(str(mine))
 
 
-@pytest.mark.parametrize("reference", ["/elsewhere/file.Class", "../file.Class", "Class", "a.b.C", ""])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "/elsewhere/file.Class",
+        "../file.Class",
+        "Class",
+        "a.b.C",
+        "",
+        "src--/elsewhere/file.Class",
+        "a---file.Class",
+        "a--b--file.Class",
+        "--file.Class",
+    ],
+)
 def test_a_class_outside_of_the_folder_or_without_a_file_is_refused(reference: str, custom: Path, sprung: Path) -> None:
     change(custom / "config.json", auto_map={"AutoConfig": reference})
     with remote_code(str(custom)):
         assert "names no class" in refused(lambda: load_causal_lm(str(custom)))
     assert not sprung.exists()
+
+
+def test_another_config_in_the_place_of_the_one_that_was_looked_at_is_refused(custom: Path, sprung: Path) -> None:
+    change(custom / "config.json", configuration_files=["config.4.0.0.json"])
+    for named in ([], [str(custom)]):
+        with remote_code(*named):
+            assert "configuration_files" in refused(lambda: load_causal_lm(str(custom)))
+    assert not sprung.exists()
+
+
+def test_a_model_and_an_adapter_in_one_folder_are_refused(custom: Path) -> None:
+    (custom / "adapter_config.json").write_text("{}")
+    with remote_code(str(custom)):
+        assert "holds a model and an adapter" in refused(lambda: load_causal_lm(str(custom)))
+
+
+def test_a_model_whose_code_changed_is_another_model(custom: Path) -> None:
+    before = model_fingerprint(str(custom))
+    with (custom / "modeling_own.py").open("a") as code:
+        code.write("# changed")
+    assert model_fingerprint(str(custom)) != before
 
 
 @pytest.mark.parametrize("code", ["def", "undefined_name", "raise ValueError('no')", "import no_such_package", ""])

@@ -92,6 +92,24 @@ def test_a_run_on_an_index_that_knows_tokens_has_the_batches_of_a_run_on_the_who
     assert content(part.train, range(8)) == content(whole.train, range(8))
 
 
+def test_problems_of_another_split_do_not_decide_which_are_held_out(
+    config: Callable[..., Config], records: Path
+) -> None:
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    numbers = {name: 601 + number for number, name in enumerate(dict.fromkeys(line["problem_id"] for line in lines))}
+    own = [json.dumps(line | {"source": "mbpp", "problem_id": f"mbpp/{numbers[line['problem_id']]}"}) for line in lines]
+    more = [json.dumps(json.loads(own[0]) | {"problem_id": f"mbpp/{11 + number}"}) for number in range(9)]
+    records.write_text("\n".join([*own, *more]))
+    build_index(records, default_folder(records), measure())
+    overrides = ("data.validation=null", "data.validation_fraction=0.3")
+    held = []
+    for given in ((), (indexed(records),)):
+        validation = build_data(config(*overrides, *given), TOKENIZER).validation
+        assert validation is not None
+        held.append({row.name for row in validation.rows})
+    assert held[0] == held[1] != set()
+
+
 def test_an_index_that_knows_only_characters_makes_other_batches_and_says_so(
     config: Callable[..., Config], records: Path
 ) -> None:

@@ -75,6 +75,18 @@ def test_a_value_that_is_no_weight_ends_the_step_whether_it_was_done_or_not(valu
         end(scheme)  # another step begins with nothing seen
 
 
+def test_weights_of_an_evaluation_are_looked_at_at_once() -> None:
+    scheme = watched(lambda batch: -ones(batch))
+    with pytest.raises(SchemeError, match="returned weights from -1 to -0"):
+        scheme.weights(draw_step(0), alone, False)
+
+
+def test_a_state_that_the_scheme_cannot_take_is_told_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "load_state_dict", lambda self, state: state["mean"].item())
+    with pytest.raises(SchemeError, match=r"load_state_dict\(\) raised AttributeError"):
+        watched(ones).load_state_dict({"mean": 1.0})
+
+
 def test_an_exception_of_the_schemes_code_says_its_type_its_text_and_where_it_stands() -> None:
     def fails(batch: SchemeInput) -> Tensor:
         return batch.values_BT + "a"  # type: ignore[operator]

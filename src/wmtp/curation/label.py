@@ -30,7 +30,8 @@ def label(
 ) -> dict[str, Any]:
     """Write the records of `source` with `is_correct` as their tests found it, and why, in `about.verdict`.
 
-    A record without tests keeps what it had. Where the tests cannot judge any program, `is_correct` is left unknown.
+    A record without tests keeps what it had; a file without any is refused. Where the tests cannot judge any program,
+    `is_correct` is left unknown.
     The order is that of the source; an interrupted call goes on where it was.
 
     Returns:

@@ -1,8 +1,8 @@
 """Which token follows: the likeliest, or one drawn; and which drafts are kept. docs/math.md (6).
 
 Both ways answer the same three questions (`Choice`), so the loop that asks them does not know which it has. Random
-numbers belong to a row and to the place of a new token in it: what a row draws depends neither on its batch mates nor
-on how often a place was drafted before it was decided.
+numbers belong to a row and to the place of a new token in it: what a row draws depends neither on which rows are
+beside it nor on how often a place was drafted before it was decided.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ OF_TOKENIZER = "tokenizer_config.json"
 LOADED = ("AutoConfig", "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoTokenizer")
 """The classes of an `auto_map` that are ever asked for here."""
 ATTENTION = ("attn_implementation", "_attn_implementation")
-_REFERENCE = re.compile(r"(?:(?P<repository>[^-].*?)--)?(?P<file>\w[\w/-]*)\.(?P<name>\w+)")
+_CLASS = re.compile(r"(?P<file>\w[\w-]*(/\w[\w-]*)*)\.\w+")
 _REFUSED = "trust_remote_code"
 """What transformers says it would have to be given."""
 
@@ -66,9 +66,10 @@ def code_of(source: str, folder: Path) -> Iterator[bool]:
 
     Raises:
         ModelError: code is needed, and it or a repository that it is in was not named; or it does not run. Also where a
-            config asks for compiled attention of the hub, which transformers would run for anybody.
+            config asks for compiled attention of the hub, which transformers would run for anybody, or for another
+            config, which nobody has looked at.
     """
-    _check_attention(folder / CONFIG)
+    _check_config(folder / CONFIG)
     may_run = _may_run(source, folder)
     try:
         if may_run:
@@ -84,20 +85,24 @@ def code_of(source: str, folder: Path) -> Iterator[bool]:
         ) from problem
 
 
-def _check_attention(path: Path) -> None:
-    asked = [one for one in _attention(read_json(path)) if "/" in one] if path.is_file() else []
+def _check_config(path: Path) -> None:
+    config = read_json(path) if path.is_file() else {}
+    if "configuration_files" in config:
+        raise ModelError(f"{path} has configuration_files, other configs in its place: leave them out, give the one")
+    asked = [one for one in _attention(config) if "/" in one]
     if asked:
         raise ModelError(
             f"{path} asks for attention by code of {asked[0]}, which is never run: leave attn_implementation out there"
         )
 
 
-def _attention(config: dict[str, Any]) -> Iterator[str]:
+def _attention(config: Any) -> Iterator[str]:
     """What a config, and configs in it, say of how attention is computed."""
-    for part in (config, *config.values()):
-        for name in ATTENTION if isinstance(part, dict) else ():
-            value = part.get(name)
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if name in ATTENTION:
             yield from map(str, value.values() if isinstance(value, dict) else [value])
+        else:
+            yield from _attention(value)
 
 
 def _may_run(source: str, folder: Path) -> bool:
@@ -135,10 +140,11 @@ def _repositories(source: str, folder: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in (folder / CONFIG, folder / OF_TOKENIZER):
         for reference in _references(read_json(path).get("auto_map")) if path.is_file() else ():
-            parts = _REFERENCE.fullmatch(reference)
-            if parts is None:
+            *repositories, name = reference.split("--")  # as transformers splits it
+            parts = _CLASS.fullmatch(name)
+            if parts is None or len(repositories) > 1 or "" in repositories:
                 raise ModelError(f"{path}: {reference!r} in its auto_map names no class; expected FILE.CLASS")
-            found.setdefault(parts["repository"] or source, set()).add(f"{parts['file']}.py")
+            found.setdefault(*(repositories or [source]), set()).add(f"{parts['file']}.py")
     return found
 
 
@@ -154,10 +160,17 @@ def _references(auto_map: Any) -> Iterator[str]:
             yield from _references(found) if not isinstance(found, dict) else ()
 
 
+def _beside(folder: Path) -> set[str]:
+    """All Python files of a folder: what is imported from it, or run because it is there."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+
+
 def _refusal(source: str, folder: Path) -> ModelError:
     found = _repositories(source, folder)
     files = "; ".join(
-        ", ".join(sorted(names)) + ("" if where == source else f" of {where}") for where, names in found.items()
+        ", ".join(sorted(names | (_beside(folder) if where == source else set())))
+        + ("" if where == source else f" of {where}")
+        for where, names in found.items()
     )
     if isinstance(place(source), ObjectPath):
         return ModelError(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,7 @@ from wmtp.errors import ModelError, first_line
 from wmtp.formats import hub
 from wmtp.formats.adapter import add_stored, read_adapter
 from wmtp.formats.code import code_of
-from wmtp.formats.kind import kind_of
+from wmtp.formats.kind import CONFIG, check_alone, kind_of
 from wmtp.formats.remote import at_hand, tensors_of
 from wmtp.formats.scan import check_finite, check_floating, check_folder, weight_files
 from wmtp.formats.sums import check_sum
@@ -126,7 +128,13 @@ def from_folder(auto_class: Any, source: str, folder: Path, dtype: torch.dtype) 
 
     Args:
         source: the model as it was given.
+
+    Raises:
+        ModelError: no config, or an adapter too, which transformers would follow to another model.
     """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{source} has no {CONFIG}; a whole model folder was expected: copy it again")
+    check_alone(folder)
     with code_of(source, folder) as may_run:
         model, info = auto_class.from_pretrained(folder, trust_remote_code=may_run, dtype=dtype, **STRICT)
     return model, info
@@ -454,8 +462,14 @@ def backend_fingerprint(tokenizer: Any) -> str:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     rules = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
     ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer("")["input_ids"]]
-    described = json.dumps([rules, ends, tokenizer.chat_template], sort_keys=True)
+    described = json.dumps([rules, ends, tokenizer.chat_template], sort_keys=True) + _own_code(tokenizer)
     return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _own_code(tokenizer: Any) -> str:
+    """The source of a tokenizer's class where that came with it (`formats.code`)."""
+    named = getattr(tokenizer, "_auto_class", None) is not None
+    return inspect.getsource(sys.modules[type(tokenizer).__module__]) if named else ""
 
 
 def check_same_tokenizer(policy: Any, other: Any, what: str) -> None:

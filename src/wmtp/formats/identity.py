@@ -8,7 +8,7 @@ from wmtp.formats import hub
 from wmtp.formats.hf import base_of, folder_of, locate
 from wmtp.storage import sha256_file
 
-_CONTENT = ("config.json", "wmtp.json", "adapter_config.json", "*.safetensors")
+_CONTENT = ("config.json", "wmtp.json", "adapter_config.json", "*.safetensors", "*.py")
 
 
 def model_fingerprint(source: str) -> str:

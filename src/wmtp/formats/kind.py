@@ -29,9 +29,18 @@ def kind_of(folder: Place) -> Kind:
             return "meta"
         if (folder / ADAPTER).is_file():
             return "adapter"
+    check_alone(folder)
     if (folder / CONFIG).is_file() and _classifies(folder):
         return "classifier"
     return "causal"
+
+
+def check_alone(folder: Place) -> None:
+    """Raise `ModelError` if a folder has a model and an adapter: transformers would take both for one."""
+    if (folder / CONFIG).is_file() and (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} holds a model and an adapter ({CONFIG}, {ADAPTER}): move one of them to a folder of its own"
+        )
 
 
 def _classifies(folder: Place) -> bool:

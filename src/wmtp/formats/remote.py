@@ -166,7 +166,7 @@ def _replacing(folder: ObjectPath) -> Iterator[list[ObjectPath]]:
 
     What an earlier write had sent when it was killed is dropped.
     """
-    folder.store.abandon(folder.prefix)
+    folder.store.abandon(folder.prefix, below=False)
     before, written = list(folder.files()), list[ObjectPath]()
     folder.store.put((folder / WRITING).key, b"")
     folder.store.remove([(folder / name).key for name in CONFIGS])

@@ -76,8 +76,8 @@ class Store(Protocol):
     def remove(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are not there are gone already."""
 
-    def abandon(self, prefix: str) -> None:
-        """Drop what interrupted uploads of such keys have left."""
+    def abandon(self, prefix: str, *, below: bool = True) -> None:
+        """Drop what interrupted uploads of such keys have left; `below` says whether also of those in folders there."""
 
 
 def _s3(bucket: str) -> Store:

@@ -170,7 +170,7 @@ class S3Store:
 
         self._try("remove", keys[0], work)
 
-    def abandon(self, prefix: str) -> None:
+    def abandon(self, prefix: str, *, below: bool = True) -> None:
         marks: dict[str, str] = {}
         while True:
             try:
@@ -178,7 +178,7 @@ class S3Store:
             except FileNotFoundError:  # how some servers say that there are none
                 return
             for entry in page.get("Uploads", ()):
-                if entry["Key"].startswith(prefix):
+                if entry["Key"].startswith(prefix) and (below or "/" not in entry["Key"][len(prefix) :]):
                     self.abort(entry["Key"], entry["UploadId"])
             if not page.get("IsTruncated"):
                 return

@@ -62,9 +62,12 @@ def _append(output: int, text: str) -> None:
 
 
 def check_metric(study: Study, run: Run, result: Result) -> None:
-    """Raise `UsageError` if a run of the baseline, from which differences are, has no such figure at all."""
-    name = study.config.metric.name
-    if run.arm.name != study.config.baseline or name in result.metrics:
+    """Raise `UsageError` if no run of the baseline so far, from which differences are, has such a figure at all."""
+    name, baseline = study.config.metric.name, study.config.baseline
+    if run.arm.name != baseline:
+        return
+    others = (read_result(study.file("results", one.name)) for one in study.runs if one.arm.name == baseline)
+    if name in result.metrics or any(one is not None and name in one.metrics for one in others):
         return
     known = sorted(result.metrics)
     near = get_close_matches(name, known, n=1)

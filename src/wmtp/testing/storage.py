@@ -89,7 +89,7 @@ class MemoryStore:
         for key in keys:
             self.objects.pop(key, None)
 
-    def abandon(self, prefix: str) -> None:
+    def abandon(self, prefix: str, *, below: bool = True) -> None:
         """Nothing is left behind here."""
 
     def _keep(self, key: str, data: bytes) -> None:

@@ -6,6 +6,7 @@ telemetry is off. Whatever mlflow raises becomes a `TrackingError` without crede
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -230,10 +231,13 @@ class MlflowStore:
 
 def _name(name: str) -> str:
     """As MLflow allows it, which wants a plain relative path: what it does not would have a whole batch refused, again
-    and again."""
-    parts = re.sub(r"[^\w.\- :/]", "_", name)[:MAX_NAME_LENGTH].split("/")
-    path = "/".join(part for part in parts if part not in ("", ".", ".."))
-    return re.sub(r"^\.\.", "__", path) or "_"
+    and again. A name that loses more than characters ends with a hash of itself, so that no two become one."""
+    parts = re.sub(r"[^\w.\- :/]", "_", name).split("/")
+    path = re.sub(r"^\.\.", "__", "/".join(part for part in parts if part not in ("", ".", "..")))
+    if path and len(path) <= MAX_NAME_LENGTH and path.count("/") == name.count("/"):
+        return path
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{path[: MAX_NAME_LENGTH - 9].rstrip('/')}_{digest}"
 
 
 def _param(name: str, value: str) -> Any:

@@ -22,7 +22,8 @@ class Watched:
     """Asks a scheme, and looks at what it says.
 
     Shape, data type and graph are looked at with every answer. Values are looked at where a step ends, since an
-    accelerator would have to be waited for before: done (`observe`) or undone (`load_state_dict`).
+    accelerator would have to be waited for before: done (`observe`) or undone (`load_state_dict`). An evaluation waits
+    for its figures anyway: there they are looked at at once.
 
     Args:
         scheme: that is asked.
@@ -66,6 +67,8 @@ class Watched:
         for weight_BTK, batch in zip(given, step, strict=True):
             if weight_BTK is not None:
                 self._look(weight_BTK, tuple(batch.target_BTK.shape))
+        if not training:
+            self._settle()
         return list(given)
 
     def observe(self, totals: Mapping[str, Tensor]) -> None:
@@ -82,7 +85,8 @@ class Watched:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The step's weights are looked at, and the scheme remembers what it did before."""
         self._settle()
-        self.scheme.load_state_dict(state)
+        with self._blamed("load_state_dict"):
+            self.scheme.load_state_dict(state)
 
     def _look(self, weight_BTK: Any, shape: tuple[int, ...]) -> None:
         if not isinstance(weight_BTK, Tensor):
