@@ -144,7 +144,8 @@ def _repositories(source: str, folder: Path) -> dict[str, set[str]]:
             parts = _CLASS.fullmatch(name)
             if parts is None or len(repositories) > 1 or "" in repositories:
                 raise ModelError(f"{path}: {reference!r} in its auto_map names no class; expected FILE.CLASS")
-            found.setdefault(*(repositories or [source]), set()).add(f"{parts['file']}.py")
+            (repository,) = repositories or [source]
+            found.setdefault(repository, set()).add(f"{parts['file']}.py")
     return found
 
 
