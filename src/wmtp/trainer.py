@@ -205,15 +205,18 @@ def _train(
             raise Interrupted("stopped before the first step; nothing was written", received)
 
         def occupy() -> None:
+            has_saves, needed = (folder / "checkpoints").is_dir(), checkpoint_bytes(parts.model)
+            if not has_saves:  # before anything is made
+                check_disk(folder, config, parts.steps, needed)
             lock.enter_context(only_trainer(folder))
             since = _saved(folder) - before
             if since:
                 raise CheckpointError(
                     f"another process has saved {max(since)} of {folder} meanwhile; run it again, with --resume auto"
                 )
-            if (folder / "checkpoints").is_dir():
+            if has_saves:
                 checkpoint.remove_litter(folder / "checkpoints")
-            check_disk(folder, config, parts.steps, checkpoint_bytes(parts.model))
+                check_disk(folder, config, parts.steps, needed)
 
         rollouts = world.together(lambda: rollouts_of(parts, held))
         if rollouts is not None:
