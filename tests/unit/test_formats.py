@@ -484,7 +484,7 @@ def test_a_file_an_empty_folder_and_a_missing_place_are_named(folder: Path, tmp_
     for path, message in (
         (folder / "config.json", "is a file; a model folder"),
         (tmp_path / "nowhere", "no model folder at"),
-        (tmp_path / "empty", "cannot load a causal language model from"),
+        (tmp_path / "empty", "has no config.json; a whole model folder was expected"),
     ):
         told = refused(lambda path=path: load_model(str(path)))
         assert message in told
